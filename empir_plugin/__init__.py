@@ -1,0 +1,32 @@
+"""EMPIR's mixed-precision ensembles and DoReFa-quantized networks inside an unmodified RobustBench.
+
+Importing this package makes RobustBench importable, and registers the models with timm, where RobustBench's own
+``load_model`` finds them. Import it before ``robustbench``.
+"""
+
+from empir_plugin import _compat
+from empir_plugin.attacks.threat import Threat as Threat
+from empir_plugin.errors import CompatibilityError as CompatibilityError
+from empir_plugin.errors import DataError as DataError
+from empir_plugin.errors import EmpirError as EmpirError
+from empir_plugin.errors import EvaluationError as EvaluationError
+from empir_plugin.errors import InputError as InputError
+from empir_plugin.errors import WeightsError as WeightsError
+from empir_plugin.evaluation.data import ImageSet as ImageSet
+from empir_plugin.evaluation.data import load_images as load_images
+from empir_plugin.models.architectures import AlexNet as AlexNet
+from empir_plugin.models.architectures import CIFARConv as CIFARConv
+from empir_plugin.models.architectures import MNISTConv as MNISTConv
+from empir_plugin.models.ensemble import Ensemble as Ensemble
+from empir_plugin.models.ensemble import MaxVote as MaxVote
+from empir_plugin.models.ensemble import MeanProbability as MeanProbability
+from empir_plugin.models.layers import QuantConv2d as QuantConv2d
+from empir_plugin.models.layers import QuantLinear as QuantLinear
+from empir_plugin.models.precision import Precision as Precision
+from empir_plugin.zoo import registry
+from empir_plugin.zoo.builders import ModelBuilder as ModelBuilder
+from empir_plugin.zoo.registry import load_model as load_model
+
+_compat.install()
+registry.register()
+_compat.on_robustbench_import(registry.mirror_into_robustbench)

@@ -1,0 +1,212 @@
+"""AutoAttack, part by part: on any surrogate, judged by the model's own decision, its warnings kept as data."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import pyautoattack
+import torch
+from pyautoattack.checks import check_square_sr
+from torch import Tensor
+
+from empir_plugin._compat import autoattack_state_kept_clean, collect_autoattack_flags, contiguous_gradient
+from empir_plugin.attacks.batch import Batch, parameters_frozen
+from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import InputError
+
+_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+        "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+        "rand": ("apgd-ce", "apgd-dlr"),
+    }
+)
+# Fewest classes with which a part's loss is defined.
+_CLASSES: Mapping[str, int] = MappingProxyType(
+    {"apgd-ce": 2, "apgd-dlr": 3, "fab": 2, "square": 2, "apgd-t": 4, "fab-t": 2}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AutoAttackResult:
+    """What a run of AutoAttack found.
+
+    Args:
+        images: Adversarial images ``(N, C, H, W)``; an image that withstood all parts is unchanged.
+        robust: For ``"clean"`` and then for each part, which images ``(N,)`` were still classified correctly after it.
+        flags: AutoAttack's warnings about the model or the evaluation, each once.
+    """
+
+    images: Tensor
+    robust: Mapping[str, Tensor]
+    flags: tuple[str, ...]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Share of images still classified correctly, ``"clean"`` and after each part."""
+        return {part: robust.double().mean().item() for part, robust in self.robust.items()}
+
+
+@dataclass(frozen=True)
+class AutoAttackSuite:
+    """AutoAttack, https://arxiv.org/abs/2003.01690, each part on the images the parts before it left.
+
+    With the same seed, images and batch size it gives what pyautoattack's ``run_standard_evaluation`` gives. Its random
+    numbers belong to a batch and not to an image: shards of other sizes give other, equally valid, results.
+
+    Args:
+        version: ``"standard"`` (as on the RobustBench leaderboard), ``"plus"`` or ``"rand"`` (for randomised models).
+        attacks: Only these parts, in this order, under the version's settings; all parts of the version if empty.
+        surrogate: What supplies logits and gradients. Success is the model's own decision everywhere: the class the
+            model decides for is raised, by a constant, above the surrogate's other logits.
+        batch_size: Images per batch.
+        queries: Of the Square attack.
+
+    Raises:
+        InputError: If the version or a part is unknown.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+        >>> x = torch.rand(2, 3, 2, 2)
+        >>> suite = AutoAttackSuite(attacks=("apgd-ce",))
+        >>> suite.run(model, x, model(x).argmax(1), Threat.parse("Linf:8/255")).accuracy["clean"]
+        1.0
+    """
+
+    version: str = "standard"
+    attacks: tuple[str, ...] = ()
+    surrogate: Surrogate = plain
+    batch_size: int = 250
+    queries: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.version not in _PARTS:
+            raise InputError(f"version must be one of {', '.join(_PARTS)}, got {self.version!r}")
+        unknown = [part for part in self.attacks if part not in _CLASSES]
+        if unknown:
+            raise InputError(f"attacks must be some of {', '.join(_CLASSES)}, got {', '.join(unknown)}")
+        if self.batch_size < 1 or self.queries < 1:
+            raise InputError(f"batch_size and queries must be 1 or more, got {self.batch_size} and {self.queries}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that run, in order."""
+        return self.attacks or _PARTS[self.version]
+
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Attack a batch as every attack does; ``run`` tells more.
+
+        Returns:
+            Adversarial images ``(N, C, H, W)``; an image that withstood is returned unchanged.
+        """
+        return self.run(model, x, y, threat, seed=seed).images
+
+    def run(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> AutoAttackResult:
+        """Attack a batch and keep what each part achieved.
+
+        Args:
+            model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
+            x: Images ``(N, C, H, W)``, float32, in [0, 1].
+            y: True labels ``(N,)``.
+            threat: How far to go.
+            seed: Of every part.
+
+        Raises:
+            InputError: If a tensor is not what it must be, the radius is infinite, or there are too few classes.
+            EvaluationError: If a logit is NaN.
+        """
+        batch = Batch.of(x, y)
+        _check(batch, threat)
+        attacked = _attacked(model, self.surrogate)
+        with parameters_frozen(model), _left_clean(x.device) as flags:
+            robust = self._clean(attacked, batch)
+            found = x.detach().clone(memory_format=torch.contiguous_format)
+            after = {"clean": robust.clone()}
+            adversary = self._adversary(attacked, batch, threat, seed) if robust.any() else None
+            for part in self.parts:
+                if robust.any():
+                    self._run_part(part, adversary, batch, robust, found)
+                after[part] = robust.clone()
+            result = AutoAttackResult(found, MappingProxyType(after), ())
+            check_square_sr(result.accuracy, logger=logging.getLogger("auto-attack"))
+        return AutoAttackResult(found, result.robust, tuple(dict.fromkeys(flags)))
+
+    @torch.no_grad()
+    def _clean(self, attacked: Model, batch: Batch) -> Tensor:
+        robust = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)
+        for rows in batch.rows.split(self.batch_size):
+            chunk = batch.keep(rows)
+            logits = attacked(chunk.x)
+            chunk.check_logits(logits)
+            robust[rows] = ~chunk.fooled(logits.argmax(1))
+        return robust
+
+    def _adversary(self, attacked: Model, batch: Batch, threat: Threat, seed: int) -> Any:
+        names: dict[str, Any] = {"version": self.version, "norm": str(threat.norm)}
+        model: Any = attacked
+        adversary = pyautoattack.AutoAttack(model, device=batch.x.device, eps=threat.eps, seed=seed, **names)
+        adversary.square.n_queries = self.queries
+        with torch.no_grad():
+            classes = attacked(batch.x[:1]).shape[1]
+        for part in self.parts:
+            if classes < _CLASSES[part]:
+                raise InputError(f"{part} needs at least {_CLASSES[part]} classes, got {classes}: leave it out")
+        # With fewer classes than targets AutoAttack would index beyond the last one.
+        for targeted in (adversary.apgd_targeted, adversary.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+        return adversary
+
+    def _run_part(self, part: str, adversary: Any, batch: Batch, robust: Tensor, found: Tensor) -> None:
+        """Attack the images of ``robust`` and take those that fell out of it."""
+        adversary.attacks_to_run = [part]
+        left = batch.keep(robust)
+        adv, decision = adversary.run_standard_evaluation(left.x.contiguous(), left.y, batch_size=self.batch_size)
+        fell = left.fooled(decision)
+        found[left.rows[fell]] = adv[fell]
+        robust[left.rows[fell]] = False
+
+
+def _check(batch: Batch, threat: Threat) -> None:
+    if batch.x.dtype != torch.float32:
+        raise InputError(f"AutoAttack computes in float32, got images of {batch.x.dtype}: convert images and model")
+    if math.isinf(threat.eps):
+        raise InputError(f"AutoAttack needs a budget, got {threat}: name a finite eps")
+
+
+def _attacked(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
+    """The model as AutoAttack shall see it."""
+
+    def forward(x: Tensor) -> Tensor:
+        view = surrogate(model, contiguous_gradient(x))
+        # Square overwrites the logits it is given, and they may be memory of the model.
+        return view.logits.clone() if surrogate == plain else _decided(view)
+
+    return forward
+
+
+def _decided(view: View) -> Tensor:
+    """The surrogate's logits, the class the model decides for raised to the top by a constant."""
+    decision = view.decide()[:, None]
+    with torch.no_grad():
+        best, top = view.logits.max(1, keepdim=True)
+        above = torch.nextafter(best, torch.full_like(best, math.inf))
+        raised = torch.zeros_like(view.logits, dtype=torch.bool).scatter_(1, decision, top != decision)
+    # Adding the difference instead would round back to a tie.
+    return torch.where(raised, above + (view.logits - view.logits.detach()), view.logits)
+
+
+@contextmanager
+def _left_clean(device: torch.device) -> Iterator[list[str]]:
+    """Collect AutoAttack's flags; leave no trace in the process, its random numbers included."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), autoattack_state_kept_clean(), collect_autoattack_flags() as flags:
+        yield flags

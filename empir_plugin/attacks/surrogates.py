@@ -1,0 +1,249 @@
+"""What an attacker may differentiate in place of the model.
+
+A surrogate supplies the gradients, the model keeps the decision: nothing counts unless the model itself is fooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from empir_plugin.attacks.member_rules import MeanLogits, Reweighted, SharpenedVote, Weighted
+from empir_plugin.errors import InputError
+from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
+
+Model = Callable[[Tensor], Tensor]
+"""Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``."""
+
+
+@runtime_checkable
+class HasMemberLogits(Protocol):
+    """An ensemble, as far as an attacker looks into it."""
+
+    @property
+    def members(self) -> Iterable[Model]:
+        """The networks that decide together."""
+        ...
+
+    @property
+    def rule(self) -> Rule:
+        """How they decide."""
+        ...
+
+    @property
+    def leader(self) -> int | None:
+        """The index of the first full-precision member."""
+        ...
+
+    def member_logits(self, x: Tensor) -> Tensor:
+        """Logits ``(M, N, K)`` of all members."""
+        ...
+
+
+class View(NamedTuple):
+    """What an attack sees at one point.
+
+    Args:
+        logits: What it climbs, ``(N, K)``, differentiable.
+        decide: Gives the classes ``(N,)`` the model itself decides for, computed when called.
+    """
+
+    logits: Tensor
+    decide: Callable[[], Tensor]
+
+
+class Surrogate(Protocol):
+    """What a surrogate must offer."""
+
+    def __call__(self, model: Model, x: Tensor) -> View:
+        """Look at images ``(N, C, H, W)``."""
+        ...
+
+
+def _ensemble(model: Model, surrogate: object) -> HasMemberLogits:
+    if not isinstance(model, HasMemberLogits):
+        raise InputError(
+            f"the surrogate {surrogate} reads the members of an ensemble, but {type(model).__name__} has none: "
+            "attack it with the surrogate 'plain', or unwrap the ensemble"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The model's own output: no surrogate at all.
+
+    Example:
+        >>> plain(lambda x: x.flatten(1), torch.tensor([[[[0.2, 0.7]]]])).decide()
+        tensor([1])
+    """
+
+    def __call__(self, model: Model, x: Tensor) -> View:
+        """Look at images ``(N, C, H, W)``."""
+        logits = model(x)
+        return View(logits, lambda: logits.detach().argmax(1))
+
+    def __str__(self) -> str:
+        return "plain"
+
+
+@dataclass(frozen=True)
+class OverMembers:
+    """Any rule over the members' logits: what the ensemble would say if it decided by that rule.
+
+    Args:
+        rule: From member logits ``(M, N, K)`` and the leader's index to ``(N, K)``; its text names the surrogate.
+
+    Raises:
+        InputError: When called with a model that has no members.
+
+    Example:
+        >>> from torch import nn
+        >>> from empir_plugin.models.ensemble import Ensemble
+        >>> ensemble = Ensemble([nn.Flatten(), nn.Flatten()])
+        >>> mean_logits(ensemble, torch.tensor([[[[0.2, 0.7]]]])).logits
+        tensor([[0.2000, 0.7000]])
+    """
+
+    rule: Rule
+
+    def __call__(self, model: Model, x: Tensor) -> View:
+        """Look at images ``(N, C, H, W)``."""
+        ensemble = _ensemble(model, self)
+        logits = ensemble.member_logits(x)
+        leader = ensemble.leader
+        return View(self.rule(logits, leader), lambda: ensemble.rule(logits.detach(), leader).argmax(1))
+
+    def __str__(self) -> str:
+        return _RULE_NAMES.get(self.rule) or str(self.rule)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member alone; the others are asked for their vote only.
+
+    Args:
+        index: Which member, from 0; negative numbers count from the end.
+
+    Raises:
+        InputError: When called with a model that has no such member.
+
+    Example:
+        >>> from torch import nn
+        >>> from empir_plugin.models.ensemble import Ensemble
+        >>> ensemble = Ensemble([nn.Flatten(), nn.Flatten()])
+        >>> member(1)(ensemble, torch.tensor([[[[0.2, 0.7]]]])).logits
+        tensor([[0.2000, 0.7000]])
+    """
+
+    index: int
+
+    def __call__(self, model: Model, x: Tensor) -> View:
+        """Look at images ``(N, C, H, W)``."""
+        ensemble = _ensemble(model, self)
+        members = list(ensemble.members)
+        if not -len(members) <= self.index < len(members):
+            raise InputError(f"member must be 0 to {len(members) - 1}, got {self.index}")
+        own = members[self.index]
+        logits = own(x)
+
+        def decide() -> Tensor:
+            with torch.no_grad():
+                everybody = torch.stack([logits.detach() if other is own else other(x) for other in members])
+                return ensemble.rule(everybody, ensemble.leader).argmax(1)
+
+        return View(logits, decide)
+
+    def __str__(self) -> str:
+        return f"member:{self.index}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another model, from images ``(N, C, H, W)`` to logits ``(N, K)``, whose gradients are hoped to transfer.
+
+    Example:
+        >>> view = Source(lambda x: x.flatten(1))(lambda x: -x.flatten(1), torch.tensor([[[[0.2, 0.7]]]]))
+        >>> view.logits.argmax(1), view.decide()
+        (tensor([1]), tensor([0]))
+    """
+
+    model: Model
+
+    def __call__(self, model: Model, x: Tensor) -> View:
+        """Look at images ``(N, C, H, W)``."""
+
+        def decide() -> Tensor:
+            with torch.no_grad():
+                return model(x).argmax(1)
+
+        return View(self.model(x), decide)
+
+
+plain = Plain()
+voters = OverMembers(MaxVote())
+mean_probability = OverMembers(MeanProbability())
+mean_logits = OverMembers(MeanLogits())
+
+
+def member(index: int) -> Member:
+    """The member of this number alone, as a surrogate."""
+    return Member(index)
+
+
+def sharpened_vote(temperature: float) -> OverMembers:
+    """The mean of the members' probabilities at a temperature, as a surrogate."""
+    return OverMembers(SharpenedVote(temperature))
+
+
+def weighted(weights: Iterable[float]) -> OverMembers:
+    """The mean of the members' probabilities under fixed weights, as a surrogate."""
+    return OverMembers(Weighted(tuple(weights)))
+
+
+def reweighted(temperature: float = 1.0) -> OverMembers:
+    """The winner's weakest voters first, as a surrogate."""
+    return OverMembers(Reweighted(temperature))
+
+
+_RULE_NAMES: Mapping[Rule, str] = MappingProxyType(
+    {MaxVote(): "voters", MeanProbability(): "mean_probability", MeanLogits(): "mean_logits"}
+)
+_NAMED: Mapping[str, Surrogate] = MappingProxyType(
+    {str(surrogate): surrogate for surrogate in (plain, voters, mean_probability, mean_logits)}
+)
+_WITH_NUMBER: Mapping[str, Callable[[str], Surrogate]] = MappingProxyType(
+    {
+        "member": lambda text: member(int(text)),
+        "sharpened_vote": lambda text: sharpened_vote(float(text)),
+        "weighted": lambda text: weighted(map(float, text.split(","))),
+        "reweighted": lambda text: reweighted(float(text)),
+    }
+)
+
+
+def parse_surrogate(text: str) -> Surrogate:
+    """Read a surrogate's text form, the one ``str`` gives.
+
+    Args:
+        text: ``plain``, ``voters``, ``mean_probability``, ``mean_logits``, ``member:0``, ``sharpened_vote:0.1``,
+            ``weighted:0.5,0.5,1`` or ``reweighted:1``.
+
+    Raises:
+        InputError: If the text has another form.
+
+    Example:
+        >>> print(parse_surrogate("weighted:1,1,2"))
+        weighted:1,1,2
+    """
+    name, _, number = text.partition(":")
+    try:
+        return _WITH_NUMBER[name](number) if number else _NAMED[name]
+    except (KeyError, ValueError) as error:
+        forms = ", ".join([*_NAMED, "member:0", "sharpened_vote:0.1", "weighted:0.5,0.5,1", "reweighted:1"])
+        raise InputError(f"a surrogate is written as one of {forms}, got {text!r}") from error

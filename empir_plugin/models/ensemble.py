@@ -1,0 +1,123 @@
+"""Several networks as one: EMPIR's vote, and the mean probability.
+
+Source: Sen et al., "EMPIR", ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH, Sections 3 and 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.layers import is_full_precision
+
+Rule = Callable[[Tensor, "int | None"], Tensor]
+"""Member logits ``(M, N, K)`` and the index of the first full-precision member to log-probabilities ``(N, K)``."""
+
+
+def _log_mean(log_probabilities: Tensor, count: Tensor | int) -> Tensor:
+    """Log of the sum over members of ``exp(log_probabilities)`` ``(M, N, K)`` divided by ``count``."""
+    total = log_probabilities.logsumexp(0)
+    return total - (math.log(count) if isinstance(count, int) else count.log())
+
+
+@dataclass(frozen=True)
+class MeanProbability:
+    """The class of the highest mean probability wins.
+
+    Example:
+        >>> MeanProbability()(torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]]), None).exp()
+        tensor([[0.5749, 0.4251]])
+    """
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Log of the members' mean probability ``(N, K)``."""
+        return _log_mean(logits.log_softmax(-1), len(logits))
+
+
+@dataclass(frozen=True)
+class MaxVote:
+    """The class with most votes wins; among equals the one of the first full-precision member, if it is one of them.
+
+    Otherwise, the one of highest mean probability among the equals. So with two low-precision members and a
+    full-precision one, three different votes fall to the full-precision member, as in EMPIR's release.
+
+    The output is the log of the mean probability of the members that voted for the winner: its argmax is the vote, and
+    its gradient is the one Section 4.2 of the paper attacks (outvoted members contribute none).
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 0.0, 2.0]]])
+        >>> MaxVote()(logits, leader=2).argmax(1)
+        tensor([2])
+    """
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Log of the winning voters' mean probability ``(N, K)``."""
+        log_p = logits.log_softmax(-1)
+        votes = log_p.detach().argmax(-1)  # (M, N)
+        winner = _winner(votes, log_p.detach(), leader)  # (N,)
+        voted = votes == winner  # (M, N)
+        mean = _log_mean(log_p.masked_fill(~voted.unsqueeze(-1), -math.inf), voted.sum(0).unsqueeze(-1))
+        return _lift(mean, winner)
+
+
+def _winner(votes: Tensor, log_p: Tensor, leader: int | None) -> Tensor:
+    """The class ``(N,)`` that votes ``(M, N)`` elect."""
+    counts = nn.functional.one_hot(votes, log_p.shape[-1]).sum(0)  # (N, K)
+    tied = counts == counts.amax(1, keepdim=True)  # (N, K)
+    by_probability = log_p.logsumexp(0).masked_fill(~tied, -math.inf).argmax(1)
+    if leader is None:
+        return by_probability
+    choice = votes[leader]
+    return torch.where(tied.gather(1, choice.unsqueeze(1)).squeeze(1), choice, by_probability)
+
+
+def _lift(log_p: Tensor, winner: Tensor) -> Tensor:
+    """Raise the winner's entry where rounding made it equal to one of lower index, so that it is the argmax."""
+    with torch.no_grad():
+        best, index = log_p.max(1, keepdim=True)
+        own = nn.functional.one_hot(winner, log_p.shape[1]).bool()  # (N, K)
+        raised = own & (index != winner.unsqueeze(1))
+        above = torch.nextafter(best, torch.full_like(best, math.inf))
+    return torch.where(raised, above + (log_p - log_p.detach()), log_p)
+
+
+class Ensemble(nn.Module):
+    """Networks that decide together, for any number of full- and low-precision members.
+
+    Args:
+        members: Networks from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
+        rule: How the members' logits become one decision.
+
+    Raises:
+        InputError: If there is no member.
+
+    Example:
+        >>> ensemble = Ensemble([nn.Flatten(), nn.Flatten()], MeanProbability())
+        >>> ensemble(torch.rand(4, 1, 1, 3)).shape, ensemble.member_logits(torch.rand(4, 1, 1, 3)).shape
+        (torch.Size([4, 3]), torch.Size([2, 4, 3]))
+    """
+
+    def __init__(self, members: Sequence[nn.Module], rule: Rule | None = None) -> None:
+        super().__init__()
+        if not members:
+            raise InputError("an ensemble needs at least one member, got none")
+        self.members = nn.ModuleList(members)
+        self.rule = MaxVote() if rule is None else rule
+
+    @property
+    def leader(self) -> int | None:
+        """Index of the first full-precision member, which decides when no class has a majority."""
+        return next((i for i, member in enumerate(self.members) if is_full_precision(member)), None)
+
+    def member_logits(self, x: Tensor) -> Tensor:
+        """Logits ``(M, N, K)`` of every member for images ``(N, C, H, W)``."""
+        return torch.stack([member(x) for member in self.members])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log-probabilities ``(N, K)`` whose argmax is the ensemble's decision."""
+        return self.rule(self.member_logits(x), self.leader)

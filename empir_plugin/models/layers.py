@@ -1,0 +1,125 @@
+"""Convolutions and linear layers that quantize their input and their weights.
+
+The *input* of a layer is quantized, not the output of the activation before it, as EMPIR's release does it: the operands
+of every quantized layer then have k bits whatever pooling, residual sum or non-linearity comes before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+
+
+class QuantizedLayer(nn.Module):
+    """What quantized layers share: latent float weights, two quantizers and, for evaluation, weights quantized once.
+
+    The state dict holds the latent weights under the names of the full-precision layer, so that weights load strictly
+    from one into the other, both ways.
+    """
+
+    weight: nn.Parameter
+    weight_quantizer: WeightQuantizer
+    activation_quantizer: ActivationQuantizer
+    baked_weight: Tensor | None
+
+    def _set_quantizers(self, precision: Precision, scale: Scale) -> None:
+        self.weight_quantizer = WeightQuantizer(precision.weight_bits, scale)
+        self.activation_quantizer = ActivationQuantizer(precision.activation_bits)
+        self.register_buffer("baked_weight", None, persistent=False)
+
+    @property
+    def precision(self) -> Precision:
+        """Bits of this layer's weights and input."""
+        return Precision(self.weight_quantizer.bits, self.activation_quantizer.bits)
+
+    def quantized_weight(self) -> Tensor:
+        """The weights the layer computes with, of the latent weights' shape."""
+        return self.weight_quantizer(self.weight) if self.baked_weight is None else self.baked_weight
+
+    def bake_(self) -> None:
+        """Quantize the weights once; training mode or newly loaded weights undo it."""
+        with torch.no_grad():
+            self.baked_weight = self.weight_quantizer(self.weight).detach().clone()
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode; training forgets baked weights, as the latent weights are about to change."""
+        if mode:
+            self.baked_weight = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.baked_weight = None
+
+    def extra_repr(self) -> str:
+        """The parent's description and the precision."""
+        return f"{super().extra_repr()}, precision={self.precision}"
+
+
+class QuantConv2d(QuantizedLayer, nn.Conv2d):
+    """A 2-d convolution on k-bit weights and k-bit inputs.
+
+    Args:
+        precision: Bits of the weights and of the input.
+        scale: See :class:`~empir_plugin.models.quantize.WeightQuantizer`.
+
+    The other arguments are those of :class:`torch.nn.Conv2d`.
+
+    Example:
+        >>> layer = QuantConv2d(3, 8, 5, bias=False, precision=Precision.parse("w2a4"))
+        >>> layer(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 8, 28, 28])
+    """
+
+    def __init__(self, *args: Any, precision: Precision, scale: Scale = "none", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_quantizers(precision, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve images ``(N, C, H, W)``."""
+        return self._conv_forward(self.activation_quantizer(x), self.quantized_weight(), self.bias)
+
+
+class QuantLinear(QuantizedLayer, nn.Linear):
+    """A linear layer on k-bit weights and k-bit inputs; the bias stays in floating point.
+
+    Args:
+        precision: Bits of the weights and of the input.
+        scale: See :class:`~empir_plugin.models.quantize.WeightQuantizer`.
+
+    The other arguments are those of :class:`torch.nn.Linear`.
+
+    Example:
+        >>> QuantLinear(4, 2, precision=Precision.parse("w4a4"))(torch.rand(3, 4)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, *args: Any, precision: Precision, scale: Scale = "none", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_quantizers(precision, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features ``(..., in_features)``."""
+        return nn.functional.linear(self.activation_quantizer(x), self.quantized_weight(), self.bias)
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """The quantized layers of a model with their names, in order of registration."""
+    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer))
+
+
+def bake_(model: nn.Module) -> None:
+    """Quantize every quantized layer's weights once, for evaluation."""
+    for _, layer in quantized_layers(model):
+        layer.bake_()
+
+
+def is_full_precision(model: nn.Module) -> bool:
+    """Whether no layer of the model is quantized."""
+    return all(layer.precision.is_full for _, layer in quantized_layers(model))

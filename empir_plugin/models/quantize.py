@@ -1,0 +1,190 @@
+"""DoReFa quantizers with stated gradients.
+
+Source: Zhou et al., "DoReFa-Net", https://arxiv.org/abs/1606.06160, in the form of the authors' TensorFlow code, which
+EMPIR (Sen et al., ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH) took over: weights in [-1, 1] without a
+scale, the maximum differentiated, ties rounded to even.
+
+Gradient quantization (DoReFa's G bits) is left out: EMPIR does not use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.precision import FULL_BITS
+
+Scale = Literal["none", "max", "mean"]
+
+
+class _RoundToLevels(torch.autograd.Function):
+    """Forward: the nearest of the levels 0, 1/n, ..., 1, ties to even. Backward: the identity."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, n: int) -> Tensor:
+        return torch.round(x * n) / n
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _SignTimesMean(torch.autograd.Function):
+    """Forward: ``mean|w|`` with the sign of ``w``, zero counting as positive. Backward: the identity."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w: Tensor) -> Tensor:
+        mean = w.abs().mean()
+        return torch.where(w < 0, -mean, mean)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def _in_float32(x: Tensor) -> Tensor:
+    # In half precision a value lands on another level (0.7 % of them at 2 bits, 21 % at 8): the function would change.
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def quantize_unit(x: Tensor, bits: int) -> Tensor:
+    """Round values of [0, 1] to the ``2**bits - 1`` equal steps of DoReFa's ``quantize_k``.
+
+    The gradient is the identity (straight-through).
+
+    Args:
+        x: Any shape, in [0, 1].
+        bits: 1 to 8.
+
+    Example:
+        >>> quantize_unit(torch.tensor([0.0, 0.2, 0.5, 0.9]), 1)
+        tensor([0., 0., 0., 1.])
+    """
+    return _apply(_RoundToLevels, _in_float32(x), 2**bits - 1)
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    return function.apply(*args)  # type: ignore[no-any-return]
+
+
+def _unscaled(w: Tensor) -> Tensor:
+    return w.new_ones(())
+
+
+def _max_tanh(w: Tensor) -> Tensor:
+    return w.tanh().abs().amax()
+
+
+def _mean_abs(w: Tensor) -> Tensor:
+    return w.abs().mean()
+
+
+_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"none": _unscaled, "max": _max_tanh, "mean": _mean_abs}
+)
+
+
+@dataclass(frozen=True)
+class WeightQuantizer:
+    """DoReFa's weight quantizer ``2 quantize_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1``, Equation 9 of the paper.
+
+    The maximum runs over the whole tensor. The gradient passes straight through the rounding; tanh and the maximum are
+    differentiated. One bit is the paper's special case, Equation 7: ``mean|w| sign(w)`` with the identity as gradient.
+
+    Args:
+        bits: 1 to 8, or 32 to leave the weights alone.
+        scale: What the levels of [-1, 1] are multiplied by: nothing (DoReFa, EMPIR), ``max|tanh(w)|``, which keeps
+            the size of the weights, or ``mean|w|`` (Any-Precision). The factor counts as a constant in the gradient.
+            One bit has its own scale.
+        detach_max: Treat the maximum as a constant in the gradient, as some public copies do.
+
+    Raises:
+        InputError: If the scale is unknown.
+
+    Example:
+        >>> WeightQuantizer(2)(torch.tensor([-1.0, -0.2, 0.2, 1.0]))
+        tensor([-1.0000, -0.3333,  0.3333,  1.0000])
+    """
+
+    bits: int
+    scale: Scale = "none"
+    detach_max: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scale not in _SCALES:
+            raise InputError(f"scale must be one of {', '.join(_SCALES)}, got {self.scale!r}")
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Quantize latent weights of any shape."""
+        if self.bits == FULL_BITS:
+            return w
+        w = _in_float32(w)
+        if self.bits == 1:
+            return _apply(_SignTimesMean, w)
+        levels = 2 * quantize_unit(self._to_unit(w), self.bits) - 1
+        return levels if self.scale == "none" else levels * self.factor(w)
+
+    def codes(self, w: Tensor) -> Tensor:
+        """The integers 0 .. ``2**bits - 1`` behind the quantized weights, as uint8 of the same shape."""
+        with torch.no_grad():
+            if self.bits == 1:
+                return (w >= 0).to(torch.uint8)
+            n = 2**self.bits - 1
+            return torch.round(self._to_unit(_in_float32(w)) * n).to(torch.uint8)
+
+    def factor(self, w: Tensor) -> Tensor:
+        """What the levels of [-1, 1] are multiplied by: a detached scalar tensor."""
+        return (_mean_abs(w) if self.bits == 1 else _SCALES[self.scale](w)).detach()
+
+    def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
+        """Quantized weights from their codes: bit for bit what quantizing gave."""
+        n = 2**self.bits - 1
+        # (2c - n) / n is the same number in algebra, and another one in float32.
+        levels = 2 * (codes.to(torch.float32) / n) - 1
+        return levels if self.scale == "none" and self.bits > 1 else levels * factor
+
+    def _to_unit(self, w: Tensor) -> Tensor:
+        t = w.tanh()
+        largest = t.abs().max().clamp_min(torch.finfo(t.dtype).tiny)
+        return t / (largest.detach() if self.detach_max else largest) * 0.5 + 0.5
+
+
+@dataclass(frozen=True)
+class ActivationQuantizer:
+    """Clip to [0, 1], then round to ``2**bits`` levels: DoReFa's activation quantizer, Equation 11 of the paper.
+
+    The gradient is 1 on [0, 1], both ends included, and 0 outside.
+
+    Args:
+        bits: 1 to 8, or 32 to leave the activations alone (no clip either, as in EMPIR's release).
+
+    Example:
+        >>> ActivationQuantizer(2)(torch.tensor([-1.0, 0.3, 0.7, 2.0]))
+        tensor([0.0000, 0.3333, 0.6667, 1.0000])
+    """
+
+    bits: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Quantize activations of any shape."""
+        if self.bits == FULL_BITS:
+            return x
+        return quantize_unit(x.clamp(0, 1), self.bits)

@@ -1,0 +1,1 @@
+"""Which models have a name?"""

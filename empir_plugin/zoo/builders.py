@@ -1,0 +1,111 @@
+"""From a model card to a network: what the entry points of this package name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from typing import Any
+
+from torch import nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.architectures import ARCHITECTURES
+from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.packing import load_packed
+from empir_plugin.zoo.card import RULES, ModelCard, NetworkCard, cards
+
+
+@dataclass(frozen=True)
+class ModelBuilder:
+    """What an entry point of the group ``robustbench.models`` must name, in this package or in any other.
+
+    Args:
+        build: Called with ``num_classes`` as keyword; returns a network from images ``(N, C, H, W)`` in [0, 1] to
+            logits ``(N, K)``. If it carries no weights, it sets ``weights_loaded = False`` on the network.
+        dataset: The data set the model classifies, such as ``"cifar10"``.
+        threats: Threat models as RobustBench writes them, such as ``("Linf",)``.
+        num_classes: K.
+
+    Example:
+        >>> builder = ModelBuilder(lambda num_classes: nn.Flatten(), dataset="cifar10", threats=("Linf",))
+        >>> builder(num_classes=10)
+        Flatten(start_dim=1, end_dim=-1)
+    """
+
+    build: Callable[..., nn.Module]
+    dataset: str
+    threats: tuple[str, ...] = ("Linf",)
+    num_classes: int = 10
+
+    def __call__(self, *, num_classes: int) -> nn.Module:
+        """Build the network."""
+        return self.build(num_classes=num_classes)
+
+
+def build_model(card: ModelCard, *, num_classes: int | None = None) -> nn.Module:
+    """Build a named model, with its weights if they travel with the package, in evaluation mode.
+
+    Without weights the model is still built, so that a checkpoint can be loaded into it; it warns, and carries
+    ``weights_loaded = False`` until a state dict is loaded.
+
+    Raises:
+        InputError: If ``num_classes`` is not the model's.
+        WeightsError: If a weight file is damaged.
+
+    Example:
+        >>> build_model(cards()["cifarconv-w4a2"]).weights_loaded
+        True
+    """
+    if num_classes not in (None, card.num_classes):
+        raise InputError(f"{card.name} has {card.num_classes} classes, got num_classes={num_classes}")
+    networks = [_network(network, card.num_classes) for network in card.networks]
+    model = networks[0] if len(networks) == 1 else Ensemble(networks, RULES[card.rule])
+    _note_weights(model, card)
+    return model.eval()
+
+
+def _network(card: NetworkCard, num_classes: int) -> nn.Module:
+    network = ARCHITECTURES[card.architecture](card.precision, scale=card.scale, num_classes=num_classes)
+    if card.weights:
+        resource = files("empir_plugin.zoo").joinpath("weights", card.weights)
+        with as_file(resource) as path:
+            load_packed(network, path, expected_sha256=card.sha256)
+    return network
+
+
+def _note_weights(model: nn.Module, card: ModelCard) -> None:
+    setattr(model, "weights_loaded", card.has_weights)  # noqa: B010 - a module attribute unknown to nn.Module's type
+    model.register_load_state_dict_post_hook(_weights_arrived)
+    if not card.has_weights:
+        warnings.warn(f"{card.name} has no weights: {card.help}", stacklevel=3)
+
+
+def _weights_arrived(model: nn.Module, incompatible: Any) -> None:
+    if not incompatible.missing_keys:
+        setattr(model, "weights_loaded", True)  # noqa: B010
+
+
+def builder(name: str) -> ModelBuilder:
+    """The builder of a model card, for an entry point."""
+    card = cards()[name]
+
+    def build(*, num_classes: int) -> nn.Module:
+        return build_model(card, num_classes=num_classes)
+
+    return ModelBuilder(build, card.dataset, card.threats, card.num_classes)
+
+
+empir_mnist = builder("empir-mnist")
+mnistconv_fp = builder("mnistconv-fp")
+mnistconv_w2a4 = builder("mnistconv-w2a4")
+mnistconv_w2a4_b = builder("mnistconv-w2a4-b")
+empir_cifar = builder("empir-cifar")
+cifarconv_fp = builder("cifarconv-fp")
+cifarconv_w4a2 = builder("cifarconv-w4a2")
+cifarconv_w2a2 = builder("cifarconv-w2a2")
+empir_imagenet = builder("empir-imagenet")
+alexnet_fp = builder("alexnet-fp")
+alexnet_w2a2 = builder("alexnet-w2a2")
+alexnet_w4a4 = builder("alexnet-w4a4")

@@ -1,0 +1,220 @@
+"""Discover models by entry point and register them with timm, where RobustBench's own ``load_model`` looks."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from empir_plugin._compat.quiet import harmless_warnings_silenced
+from empir_plugin.errors import InputError
+from empir_plugin.models.packing import is_packed, load_packed, load_strictly
+from empir_plugin.zoo.builders import ModelBuilder
+
+with harmless_warnings_silenced():
+    import timm.models
+
+GROUP = "robustbench.models"
+"""Entry-point group: name = model id, value = a :class:`~empir_plugin.zoo.builders.ModelBuilder`."""
+
+_TIMM_MODULE = "empir_plugin.zoo._timm_entrypoints"
+_ROBUSTBENCH_DATASETS = ("cifar10", "cifar100", "imagenet")
+_ROBUSTBENCH_THREATS = ("Linf", "L2", "corruptions")
+
+
+@cache
+def builders() -> Mapping[str, ModelBuilder]:
+    """Every discovered model by its id, of this package and of others.
+
+    A broken entry point is skipped with a warning that names its distribution; so is a second one of the same name.
+
+    Example:
+        >>> builders()["empir-cifar"].dataset
+        'cifar10'
+    """
+    found: dict[str, ModelBuilder] = {}
+    for point in sorted(entry_points(group=GROUP), key=_ours_first):
+        builder = _load(point)
+        if builder is None:
+            continue
+        if point.name in found:
+            warnings.warn(f"model {point.name!r} of {_distribution(point)} is ignored: the name is taken", stacklevel=2)
+            continue
+        found[point.name] = builder
+    return MappingProxyType(found)
+
+
+def _ours_first(point: EntryPoint) -> tuple[bool, str]:
+    return _distribution(point) != "empir-plugin", _distribution(point)
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an unknown distribution"
+
+
+def _load(point: EntryPoint) -> ModelBuilder | None:
+    try:
+        loaded = point.load()
+    except Exception as error:  # whatever somebody else's package raises must not break everybody's
+        problem = f"cannot be loaded ({type(error).__name__}: {error})"
+    else:
+        if isinstance(loaded, ModelBuilder):
+            return loaded
+        problem = f"is no empir_plugin.ModelBuilder but a {type(loaded).__name__}"
+    warnings.warn(f"model {point.name!r} of {_distribution(point)} is ignored: it {problem}", stacklevel=4)
+    return None
+
+
+def timm_name(model: str, dataset: str, threat: str) -> str:
+    """The name under which RobustBench asks timm for a model.
+
+    Example:
+        >>> timm_name("empir-cifar", "cifar10", "Linf")
+        'empir_cifar_cifar10_linf'
+    """
+    return f"{model.lower().replace('-', '_')}_{dataset.lower()}_{threat.lower()}"
+
+
+def register() -> None:
+    """Register every discovered model with timm, once for each threat model it is meant for.
+
+    For RobustBench's other data sets and threat models a name is registered too: asking for it explains what to ask
+    for instead.
+    """
+    module = _timm_module()
+    for name, builder in builders().items():
+        for dataset in {*_ROBUSTBENCH_DATASETS, builder.dataset}:
+            for threat in {*_ROBUSTBENCH_THREATS, *builder.threats}:
+                _register_one(module, name, builder, dataset, threat)
+
+
+def _register_one(module: ModuleType, name: str, builder: ModelBuilder, dataset: str, threat: str) -> None:
+    key = timm_name(name, dataset, threat)
+    if timm.models.is_model(key):
+        return
+    fits = dataset == builder.dataset and threat in builder.threats
+    function = _entrypoint(builder) if fits else _explanation(name, builder, dataset, threat)
+    function.__name__ = function.__qualname__ = key
+    function.__module__ = module.__name__
+    setattr(module, key, function)
+    timm.models.register_model(function)
+
+
+def _timm_module() -> ModuleType:
+    # timm looks the function's module up in sys.modules and appends to its __all__: give it one of its own.
+    if _TIMM_MODULE not in sys.modules:
+        module = ModuleType(_TIMM_MODULE, "timm entry points, generated from the discovered model builders.")
+        module.__dict__["__all__"] = []
+        sys.modules[_TIMM_MODULE] = module
+    return sys.modules[_TIMM_MODULE]
+
+
+def _entrypoint(builder: ModelBuilder) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, *, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
+        # RobustBench always asks for `pretrained`, and which further keywords come depends on timm's release.
+        return builder(num_classes=builder.num_classes if num_classes is None else num_classes)
+
+    return create
+
+
+def _explanation(name: str, builder: ModelBuilder, dataset: str, threat: str) -> Callable[..., nn.Module]:
+    def explain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if dataset not in ("None", builder.dataset):
+            hint = f"pass dataset={builder.dataset!r}, or use empir_plugin.load_model, which knows it"
+            raise InputError(f"{name} is a model for {builder.dataset}, got dataset={dataset!r}: {hint}")
+        known = " or ".join(repr(text) for text in builder.threats)
+        raise InputError(f"{name} is registered for {known}, got threat_model={threat!r}: pass one of these")
+
+    return explain
+
+
+def mirror_into_robustbench() -> None:
+    """Write the discovered models into RobustBench's ``model_dicts``, as its own timm models stand there.
+
+    RobustBench must have been imported; models for a data set or threat model it has no table for are left out.
+    """
+    from robustbench.model_zoo.models import model_dicts
+
+    tables = {(data.value, threat.value): rows for data, by in model_dicts.items() for threat, rows in by.items()}
+    for name, builder in builders().items():
+        for threat in builder.threats:
+            if (builder.dataset, threat) in tables:
+                tables[builder.dataset, threat].setdefault(name, {"model": builder, "gdrive_id": None})
+
+
+def load_model(
+    model_name: str,
+    model_dir: str | Path = "./models",
+    dataset: str | None = None,
+    threat_model: str = "Linf",
+    custom_checkpoint: str | Path = "",
+) -> nn.Module:
+    """Load a model by name: RobustBench's ``load_model``, which also knows MNIST and each model's own data set.
+
+    Args:
+        model_name: A discovered id such as ``"empir-cifar"``, or any name RobustBench knows.
+        model_dir: Where RobustBench keeps the weights it downloads; of no use to discovered models.
+        dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
+        threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
+        custom_checkpoint: A safetensors file with the model's state dict, instead of the weights it comes with.
+
+    Returns:
+        The network in evaluation mode, from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
+
+    Raises:
+        InputError: If the model is not known, or not for this data set or threat model.
+        WeightsError: If a weight file is damaged or made for another model.
+
+    Example:
+        >>> import torch
+        >>> load_model("empir-mnist")(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+    builder = find_builder(model_name)
+    if builder is None:
+        return _load_from_robustbench(model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint)
+    fits = dataset in (None, builder.dataset) and threat_model in builder.threats
+    model = _entrypoint(builder)() if fits else _explanation(model_name, builder, str(dataset), threat_model)()
+    if custom_checkpoint:
+        load_checkpoint(model, Path(custom_checkpoint))
+    return model.eval()
+
+
+def find_builder(model_name: str) -> ModelBuilder | None:
+    """The discovered model of that name, RobustBench's way: case, ``-`` and ``_`` make no difference."""
+    wanted = model_name.lower().replace("-", "_")
+    return next((found for name, found in builders().items() if name.lower().replace("-", "_") == wanted), None)
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load a safetensors state dict into a model, strictly.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, no safetensors file or made for another model.
+    """
+    if is_packed(path):
+        load_packed(model, path)
+        setattr(model, "weights_loaded", True)  # noqa: B010
+        return
+    load_strictly(model, load_file(path), path)
+
+
+def _load_from_robustbench(name: str, model_dir: str | Path, dataset: str, threat: str, checkpoint: str | Path) -> Any:
+    from robustbench.model_zoo.models import model_dicts
+    from robustbench.utils import load_model as robustbench_load_model
+
+    known = {model for threats in model_dicts.values() for models in threats.values() for model in models}
+    if name not in known:
+        close = get_close_matches(name, [*builders(), *known], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"this package has {', '.join(builders())}"
+        raise InputError(f"no model {name!r} here or in RobustBench: {hint}")
+    return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))

@@ -1,0 +1,70 @@
+"""What is known of the models by name, for people to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+
+import torch
+
+from empir_plugin.models.architectures import ARCHITECTURES
+from empir_plugin.zoo.builders import ModelBuilder
+from empir_plugin.zoo.card import ModelCard, NetworkCard, cards
+from empir_plugin.zoo.registry import find_builder
+
+
+def dataset_of(model: str) -> str:
+    """The data set a named model classifies; CIFAR-10, RobustBench's default, for models of RobustBench.
+
+    Example:
+        >>> dataset_of("empir-mnist"), dataset_of("Standard")
+        ('mnist', 'cifar10')
+    """
+    builder = find_builder(model)
+    return "cifar10" if builder is None else builder.dataset
+
+
+def default_threat(model: str) -> str:
+    """The threat a named model is evaluated under unless told otherwise, as text.
+
+    Example:
+        >>> default_threat("empir-mnist")
+        'Linf:0.3'
+    """
+    card = cards().get(model)
+    return "Linf:8/255" if card is None else card.threat
+
+
+def rows(builders: Mapping[str, ModelBuilder]) -> Iterator[tuple[str, ...]]:
+    """Model, data set, precision, clean accuracy, parameters, size of the weights: one row for each model.
+
+    This package's models come in the order of their cards, those of other packages after them.
+    """
+    for name in sorted(builders, key=[*cards(), *sorted(builders)].index):
+        card = cards().get(name)
+        if card is None:
+            yield name, builders[name].dataset, "?", "", "", "another package's"
+        else:
+            yield name, card.dataset, card.precisions, _clean(card), _parameters(card), _size(card)
+
+
+def _clean(card: ModelCard) -> str:
+    return "" if card.clean_accuracy is None else f"{card.clean_accuracy:.2f} %"
+
+
+def _parameters(card: ModelCard) -> str:
+    return f"{sum(_count(network, card.num_classes) for network in card.networks):,}"
+
+
+def _count(network: NetworkCard, num_classes: int) -> int:
+    with torch.device("meta"):
+        model = ARCHITECTURES[network.architecture](network.precision, num_classes=num_classes)
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())
+
+
+def _size(card: ModelCard) -> str:
+    if not card.has_weights:
+        return "none"
+    folder = files("empir_plugin.zoo").joinpath("weights")
+    return f"{sum(len(folder.joinpath(network.weights).read_bytes()) for network in card.networks) / 1000:,.0f} kB"

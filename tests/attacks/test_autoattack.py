@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pyautoattack
+import pytest
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.attacks import surrogates
+from empir_plugin.attacks.autoattack import AutoAttackSuite
+from empir_plugin.attacks.norms import parse_norm
+from empir_plugin.attacks.surrogates import Surrogate
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.models.ensemble import Ensemble
+
+THREAT = Threat.parse("Linf:8/255")
+
+
+@pytest.fixture(autouse=True)
+def one_seed() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield
+
+
+def network(seed: int, classes: int = 4) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes)).eval()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return network(0)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def theirs(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, queries: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    names: Any = {"norm": str(threat.norm)}
+    adversary = pyautoattack.AutoAttack(model, eps=threat.eps, seed=3, **names)
+    adversary.square.n_queries = queries
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
+    trace = sys.gettrace()
+    found = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
+    sys.settrace(trace)
+    return found
+
+
+def compare(model: nn.Module, x: Tensor, text: str) -> None:
+    threat = Threat.parse(text)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4
+    adv, decision = theirs(model, x, y, threat, 30, 12)
+    result = AutoAttackSuite(queries=30, batch_size=12).run(model, x, y, threat, seed=3)
+    assert torch.equal(result.images, adv)
+    assert list(result.robust) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert torch.equal(result.robust["square"], decision == y)
+    assert 0 < int(result.robust["square"].sum()) < 19, "some must fall and some withstand, or this test says nothing"
+    assert result.accuracy["clean"] == 19 / 20
+
+
+def test_equals_pyautoattack(model: nn.Module, x: Tensor) -> None:
+    compare(model, x, "Linf:0.01")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["Linf:0.01", "L2:0.1"])
+def test_equals_pyautoattack_on_ten_classes(text: str, x: Tensor) -> None:
+    compare(network(0, classes=10), x, text)
+
+
+def test_parts_only_ever_take_away(model: nn.Module, x: Tensor) -> None:
+    y = model(x).argmax(1)
+    suite = AutoAttackSuite(attacks=("square", "apgd-ce", "fab"), queries=10)
+    result = suite.run(model, x, y, Threat.parse("Linf:0.03"))
+    survivors = list(result.robust.values())
+    assert list(result.robust) == ["clean", "square", "apgd-ce", "fab"]
+    assert all((after <= before).all() for before, after in pairwise(survivors))
+    assert torch.equal(model(result.images).argmax(1) == y, survivors[-1])
+    assert torch.equal(result.images[survivors[-1]], x[survivors[-1]])
+    size = parse_norm("Linf").size(result.images - x)
+    assert float(size.max()) <= 0.03 + 1e-6
+
+
+def test_a_tiny_budget_breaks_nothing(model: nn.Module, x: Tensor) -> None:
+    y = model(x).argmax(1)
+    suite = AutoAttackSuite(attacks=("apgd-ce", "apgd-dlr", "square"), queries=5)
+    assert torch.equal(suite(model, x, y, Threat.parse("Linf:1e-7")), x)
+
+
+def test_nothing_left_to_attack(model: nn.Module, x: Tensor) -> None:
+    wrong = (model(x).argmax(1) + 1) % 4
+    result = AutoAttackSuite().run(model, x, wrong, THREAT)
+    assert set(result.accuracy.values()) == {0.0}
+    assert torch.equal(result.images, x)
+
+
+@pytest.mark.parametrize("surrogate", [surrogates.voters, surrogates.mean_logits, surrogates.member(0)], ids=str)
+def test_on_a_surrogate_the_real_decision_counts(surrogate: Surrogate, x: Tensor) -> None:
+    ensemble = Ensemble([network(seed) for seed in range(3)])
+    y = ensemble(x).argmax(1)
+    suite = AutoAttackSuite(attacks=("apgd-ce", "apgd-t", "square"), surrogate=surrogate, queries=5)
+    result = suite.run(ensemble, x, y, Threat.parse("Linf:0.1"))
+    robust = ensemble(result.images).argmax(1) == y
+    assert torch.equal(robust, result.robust["square"])
+    assert result.accuracy["clean"] == 1
+    assert result.accuracy["square"] < 0.3
+
+
+def test_too_few_classes(x: Tensor) -> None:
+    three = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with pytest.raises(InputError, match="apgd-t needs at least 4 classes, got 3: leave it out"):
+        AutoAttackSuite().run(three, x, three(x).argmax(1), THREAT)
+
+
+def test_flags_are_data(x: Tensor, model: nn.Module) -> None:
+    y = model(x).argmax(1)
+    suite = AutoAttackSuite(attacks=("apgd-ce",))
+    assert suite.run(model, x, y, THREAT).flags == ()
+    soft = nn.Sequential(model, nn.Softmax(1))
+    (flag,) = suite.run(soft, x, y, THREAT).flags
+    assert "the output is a probability distribution" in flag
+
+
+def test_square_beating_the_gradients_is_flagged(x: Tensor, model: nn.Module) -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x.detach().mul(255).round().div(255)) + 0 * x.sum((1, 2, 3))[:, None]
+
+    y = model(x).argmax(1)
+    result = AutoAttackSuite(attacks=("apgd-dlr", "square"), queries=100).run(Masked(), x, y, Threat.parse("Linf:0.3"))
+    assert any("Square Attack has decreased" in flag for flag in result.flags)
+    assert any("zero gradient" in flag for flag in result.flags)
+
+
+def test_leaves_no_trace(x: Tensor, model: nn.Module) -> None:
+    class Dynamic(nn.Module):
+        def backward(self, x: Tensor) -> Tensor:
+            return x
+
+        def forward(self, x: Tensor) -> Tensor:
+            return model(self.backward(x))
+
+    y = model(x).argmax(1)
+    state, trace = torch.random.get_rng_state(), sys.gettrace()
+    suite = AutoAttackSuite(attacks=("apgd-ce",))
+    assert any("dynamic" in flag for flag in suite.run(Dynamic(), x, y, THREAT).flags)
+    assert suite.run(model, x, y, THREAT).flags == ()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert sys.gettrace() is trace
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_channels_last_weights(x: Tensor, model: nn.Module) -> None:
+    y = model(x).argmax(1)
+    suite = AutoAttackSuite(attacks=("apgd-dlr",))
+    expected = suite.run(model, x, y, Threat.parse("L2:0.25"))
+    model.to(memory_format=torch.channels_last)
+    got = suite.run(model, x.to(memory_format=torch.channels_last), y, Threat.parse("L2:0.25"))
+    assert torch.equal(got.robust["apgd-dlr"], expected.robust["apgd-dlr"])
+
+
+def test_bad_input(x: Tensor, model: nn.Module) -> None:
+    y = model(x).argmax(1)
+    suite = AutoAttackSuite()
+    with pytest.raises(InputError, match=r"float32, got images of torch\.float64"):
+        suite(model, x.double(), y, THREAT)
+    with pytest.raises(InputError, match="needs a budget, got L2:inf"):
+        suite(model, x, y, Threat.parse("L2:inf"))
+    with pytest.raises(InputError, match=r"x must lie in \[0, 1\]"):
+        suite(model, x * 255, y, THREAT)
+    with pytest.raises(EvaluationError, match="returned NaN"):
+        suite(lambda x: model(x) * math.nan, x, y, THREAT)
+
+
+def test_unknown_settings() -> None:
+    with pytest.raises(InputError, match="version must be one of standard, plus, rand, got 'strong'"):
+        AutoAttackSuite("strong")
+    with pytest.raises(InputError, match=r"attacks must be some of apgd-ce, .*, got pgd"):
+        AutoAttackSuite(attacks=("pgd",))
+    with pytest.raises(InputError, match="batch_size and queries"):
+        AutoAttackSuite(queries=0)
+
+
+def test_versions() -> None:
+    assert AutoAttackSuite("rand").parts == ("apgd-ce", "apgd-dlr")
+    assert len(AutoAttackSuite("plus").parts) == 6
+    assert AutoAttackSuite("plus", attacks=("fab",)).parts == ("fab",)

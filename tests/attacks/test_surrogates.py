@@ -1,0 +1,140 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.attacks import surrogates
+from empir_plugin.attacks.member_rules import Reweighted, Weighted
+from empir_plugin.attacks.surrogates import OverMembers, Source, Surrogate, parse_surrogate
+from empir_plugin.errors import InputError
+from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
+
+OVER_MEMBERS = ["voters", "mean_probability", "mean_logits", "sharpened_vote:0.1", "weighted:0.5,0,1", "reweighted:2"]
+TEXTS = ["plain", "member:1", *OVER_MEMBERS]
+
+
+def fixed(*rows: list[float]) -> Ensemble:
+    """An ensemble whose members' logits for the one image are given."""
+
+    class Says(nn.Module):
+        def __init__(self, row: list[float]) -> None:
+            super().__init__()
+            self.row = torch.tensor([row], dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.row + 0 * x.sum()
+
+    return Ensemble([Says(row) for row in rows], MaxVote())
+
+
+ROWS = [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [3.0, 0.0, 0.0]
+X = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+
+
+def probabilities(row: int) -> Tensor:
+    return torch.tensor([ROWS[row]], dtype=torch.float64).softmax(1)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_round_trip(text: str) -> None:
+    assert str(parse_surrogate(text)) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_surrogate_keeps_the_real_decision(text: str, small_members: list[nn.Module], images: Tensor) -> None:
+    ensemble = Ensemble(small_members)
+    view = parse_surrogate(text)(ensemble, images)
+    assert torch.equal(view.decide(), ensemble(images).argmax(1))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_surrogate_has_a_gradient(text: str, small_members: list[nn.Module], images: Tensor) -> None:
+    view = parse_surrogate(text)(Ensemble(small_members), images.requires_grad_(True))
+    (grad,) = torch.autograd.grad(view.logits[:, 0].sum(), images)
+    assert (grad.flatten(1).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "expected"),
+    [
+        (surrogates.plain, (probabilities(0) + probabilities(2)).log() - torch.tensor(2.0).log()),
+        (surrogates.voters, (probabilities(0) + probabilities(2)).log() - torch.tensor(2.0).log()),
+        (surrogates.mean_probability, ((probabilities(0) + probabilities(1) + probabilities(2)) / 3).log()),
+        (surrogates.mean_logits, torch.tensor([[4.0, 2.0, 0.0]]) / 3),
+        (surrogates.member(1), torch.tensor([[0.0, 2.0, 0.0]])),
+        (surrogates.member(-1), torch.tensor([[3.0, 0.0, 0.0]])),
+        (surrogates.weighted([1, 0, 3]), (0.25 * probabilities(0) + 0.75 * probabilities(2)).log()),
+        (surrogates.reweighted(1e-3), probabilities(0).log()),
+    ],
+    ids=str,
+)
+def test_logits_by_hand(surrogate: Surrogate, expected: Tensor) -> None:
+    torch.testing.assert_close(surrogate(fixed(*ROWS), X).logits, expected.double())
+
+
+def test_sharpened_vote_tends_to_the_shares_of_votes() -> None:
+    shares = surrogates.sharpened_vote(0.01)(fixed(*ROWS), X).logits.exp()
+    torch.testing.assert_close(shares, torch.tensor([[2 / 3, 1 / 3, 0.0]], dtype=torch.float64))
+
+
+def test_outvoted_members_get_no_weight_and_even_voters_share() -> None:
+    even = surrogates.reweighted(1e9)(fixed(*ROWS), X).logits
+    torch.testing.assert_close(even, surrogates.voters(fixed(*ROWS), X).logits)
+
+
+def test_reweighting_sends_the_gradient_to_the_weakest_voter() -> None:
+    logits = torch.tensor(ROWS, dtype=torch.float64).unsqueeze(1).requires_grad_(True)
+    out = Reweighted(0.1)(logits, None)
+    (grad,) = torch.autograd.grad(out[0, 0], logits)
+    strength = grad.abs().sum((1, 2))
+    assert strength[0] > 0
+    assert strength[1] == 0
+    assert strength[2] < 1e-6 * strength[0]
+
+
+def test_a_source_supplies_only_gradients(small_members: list[nn.Module], images: Tensor) -> None:
+    source, target = small_members[:2]
+    view = Source(source)(target, images)
+    assert torch.equal(view.logits, source(images))
+    assert torch.equal(view.decide(), target(images).argmax(1))
+
+
+def test_other_members_stay_out_of_the_graph(small_members: list[nn.Module], images: Tensor) -> None:
+    for other in (0, 2):
+        small_members[other].register_full_backward_hook(lambda *_: pytest.fail("another member was differentiated"))
+    view = surrogates.member(1)(Ensemble(small_members), images.requires_grad_(True))
+    view.decide()
+    torch.autograd.grad(view.logits.sum(), images)
+
+
+def test_mean_probability_is_the_rule_of_the_ensemble(small_members: list[nn.Module], images: Tensor) -> None:
+    ensemble = Ensemble(small_members, MeanProbability())
+    assert torch.equal(surrogates.mean_probability(ensemble, images).logits, ensemble(images))
+    assert OverMembers(MeanProbability()) == surrogates.mean_probability
+
+
+def test_a_single_network_has_no_members(small_network: nn.Module, images: Tensor) -> None:
+    for text in ("voters", "member:0"):
+        with pytest.raises(InputError, match=rf"the surrogate {text} reads the members of an ensemble, but Sequential"):
+            parse_surrogate(text)(small_network, images)
+
+
+def test_no_such_member() -> None:
+    with pytest.raises(InputError, match="member must be 0 to 2, got 3"):
+        surrogates.member(3)(fixed(*ROWS), X)
+
+
+def test_one_weight_per_member() -> None:
+    with pytest.raises(InputError, match="one weight per member is needed: 3, got 2"):
+        surrogates.weighted([1, 1])(fixed(*ROWS), X)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -0.5)])
+def test_impossible_weights(weights: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="weights must not be negative"):
+        Weighted(weights)
+
+
+@pytest.mark.parametrize("text", ["", "vote", "member", "member:x", "sharpened_vote:0", "weighted:1,x", "plain:1"])
+def test_unreadable_text(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_surrogate(text)
