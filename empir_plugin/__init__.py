@@ -14,6 +14,8 @@ from empir_plugin.errors import InputError as InputError
 from empir_plugin.errors import WeightsError as WeightsError
 from empir_plugin.evaluation.data import ImageSet as ImageSet
 from empir_plugin.evaluation.data import load_images as load_images
+from empir_plugin.evaluation.record import Record as Record
+from empir_plugin.evaluation.run import evaluate as evaluate
 from empir_plugin.models.architectures import AlexNet as AlexNet
 from empir_plugin.models.architectures import CIFARConv as CIFARConv
 from empir_plugin.models.architectures import MNISTConv as MNISTConv

@@ -355,9 +355,13 @@ def test_a_failing_callback_fails_the_import(tmp_path: Path) -> None:
     ],
 )
 def test_known_warnings_of_an_import_are_no_errors(tmp_path: Path, message: str, category: str, passes: bool) -> None:
-    write(tmp_path, {"timm.py": f"import warnings\nwarnings.warn({message!r}, {category})\n"})
-    assert python("import timm", "-W", "error", path=tmp_path).returncode == 1
-    assert python(INSTALL + "import timm", "-W", "error", path=tmp_path).returncode == (0 if passes else 1)
+    warning = f"import warnings\nwarnings.warn({message!r}, {category})\n"
+    write(tmp_path, STANDIN | INSTALLED_AUTOATTACK | {"robustbench/data.py": warning})
+    write(tmp_path, {"robustbench/__init__.py": "from . import data, loaders, eval\n"})
+    done = python(INSTALL + "import robustbench", "-W", "error", path=tmp_path)
+    assert done.returncode == (0 if passes else 1), done.stderr
+    later = python(INSTALL + "import robustbench\n" + warning, "-W", "error", path=tmp_path)
+    assert later.returncode == 1
 
 
 def test_without_the_hooks_the_standin_does_not_import(tmp_path: Path) -> None:
@@ -515,15 +519,25 @@ def channels_last() -> nn.Module:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_models_in_channels_last_can_be_attacked(images: Tensor, layout: torch.memory_format) -> None:
+def test_channels_last_can_be_attacked(images: Tensor, layout: torch.memory_format) -> None:
     assert attacked(channels_last(), images.to(memory_format=layout), attacks_to_run=["apgd-dlr"])[1] < 1
 
 
-def test_pyautoattack_alone_cannot_attack_models_in_channels_last(images: Tensor) -> None:
+def test_pyautoattack_alone_cannot_attack_images_in_channels_last(images: Tensor) -> None:
     model = channels_last()
     adversary = pyautoattack.AutoAttack(model, attacks=["apgd-dlr"], version="custom", eps=0.5)
     with pytest.raises(RuntimeError, match="view size is not compatible"):
-        adversary.run_standard_evaluation(images, model(images).argmax(1), batch_size=4)
+        adversary.run_standard_evaluation(images.to(memory_format=torch.channels_last), model(images).argmax(1))
+
+
+def test_the_attacks_are_handed_contiguous_gradients(images: Tensor) -> None:
+    model = channels_last()
+    x = images.requires_grad_()
+    (plain,) = torch.autograd.grad(model(x).sum(), x)
+    (handed,) = torch.autograd.grad(quick(model).apgd.model(x).sum(), x)
+    assert not plain.is_contiguous()
+    assert handed.is_contiguous()
+    assert torch.equal(plain, handed)
 
 
 def test_gradients_are_contiguous_only_with_the_identity() -> None:

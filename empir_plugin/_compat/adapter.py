@@ -28,7 +28,7 @@ class AutoAttack(pyautoattack.AutoAttack):
     """Ensemble of four attacks, https://arxiv.org/abs/2003.01690, with the signatures of the original release.
 
     What it reports goes to the logger ``auto-attack`` (and to ``log_path``) and is not printed; the warnings of the
-    last run are in ``flags``. Contiguous gradients are handed on, and no trace is left in the process.
+    last run are in ``flags``. Images and models may be channels_last, and no trace is left in the process.
 
     Args:
         model: Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.

@@ -11,13 +11,13 @@ from types import ModuleType
 from typing import Any
 
 from empir_plugin._compat.patches import (
-    import_warnings_silenced,
     pkg_resources_stubbed,
     rebind_leftovers,
     require_usable,
     supply_template,
     template_supplied,
 )
+from empir_plugin._compat.quiet import harmless_warnings_silenced
 
 Around = Callable[[ModuleType], AbstractContextManager[None]]
 SearchPath = Sequence[str] | None
@@ -79,16 +79,12 @@ class AttendedLoader(Loader):
 
 
 class RobustBenchFinder(MetaPathFinder):
-    """Finds RobustBench where everybody finds it and attends to the few modules that need it; stands first.
-
-    So does it with timm, which warns of its own deprecated parts while it is imported.
-    """
+    """Finds RobustBench where everybody finds it and attends to the few modules that need it; stands first."""
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], object]] = []
         # The stub stands in for pkg_resources during one module only, lest other libraries' probes for it be fooled.
         self._attended: dict[str, Around] = {
-            "timm": import_warnings_silenced,
             "robustbench": self._around_package,
             "robustbench.loaders": pkg_resources_stubbed,
             TEMPLATE: template_supplied,
@@ -110,7 +106,7 @@ class RobustBenchFinder(MetaPathFinder):
 
     @contextmanager
     def _around_package(self, _: ModuleType) -> Iterator[None]:
-        with import_warnings_silenced():
+        with harmless_warnings_silenced():
             yield
         rebind_leftovers("robustbench")
         require_usable()

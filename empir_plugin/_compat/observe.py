@@ -80,8 +80,8 @@ def heard_by(handler: logging.Handler) -> Iterator[None]:
 def contiguous_gradient(x: "Tensor") -> "Tensor":
     """Identity whose gradient comes back contiguous.
 
-    A model with channels_last weights returns channels_last gradients even for contiguous images, and AutoAttack
-    fails on them (``view size is not compatible``).
+    A model with channels_last weights returns channels_last gradients even for contiguous images; an attack that calls
+    ``view`` on them, as AutoAttack does on what has its images' layout, fails ("view size is not compatible").
 
     Args:
         x: Any tensor, such as images ``(N, C, H, W)``.

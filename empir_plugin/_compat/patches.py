@@ -1,7 +1,6 @@
 """What RobustBench's modules are given, and what is required of them once they are there."""
 
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -11,22 +10,6 @@ from types import ModuleType
 from typing import Any
 
 from empir_plugin.errors import CompatibilityError
-
-# Raised by third parties while they are imported; the category of each differs between their releases.
-HARMLESS_WARNINGS = (
-    r"`torch\.jit\.interface` is deprecated",
-    r"Importing from timm\.",
-    r"pkg_resources is deprecated",
-)
-
-
-@contextmanager
-def import_warnings_silenced(_: ModuleType | None = None) -> Iterator[None]:
-    """Import timm or RobustBench inside without the warnings they are known to raise, which nobody here can act on."""
-    with warnings.catch_warnings():
-        for message in HARMLESS_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        yield
 
 
 @contextmanager

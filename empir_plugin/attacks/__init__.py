@@ -31,6 +31,7 @@ from empir_plugin.attacks.norms import L2 as L2
 from empir_plugin.attacks.norms import Linf as Linf
 from empir_plugin.attacks.norms import Norm as Norm
 from empir_plugin.attacks.norms import parse_norm as parse_norm
+from empir_plugin.attacks.on_member import OnMember as OnMember
 from empir_plugin.attacks.randomness import Draw as Draw
 from empir_plugin.attacks.starts import DirectionStart as DirectionStart
 from empir_plugin.attacks.starts import FixedStep as FixedStep
@@ -40,6 +41,7 @@ from empir_plugin.attacks.starts import StepOfEps as StepOfEps
 from empir_plugin.attacks.starts import StepSize as StepSize
 from empir_plugin.attacks.starts import UniformStart as UniformStart
 from empir_plugin.attacks.starts import at_image as at_image
+from empir_plugin.attacks.surrogate_text import parse_surrogate as parse_surrogate
 from empir_plugin.attacks.surrogates import HasMemberLogits as HasMemberLogits
 from empir_plugin.attacks.surrogates import Model as Model
 from empir_plugin.attacks.surrogates import OverMembers as OverMembers
@@ -49,12 +51,12 @@ from empir_plugin.attacks.surrogates import View as View
 from empir_plugin.attacks.surrogates import mean_logits as mean_logits
 from empir_plugin.attacks.surrogates import mean_probability as mean_probability
 from empir_plugin.attacks.surrogates import member as member
-from empir_plugin.attacks.surrogates import parse_surrogate as parse_surrogate
 from empir_plugin.attacks.surrogates import plain as plain
 from empir_plugin.attacks.surrogates import reweighted as reweighted
 from empir_plugin.attacks.surrogates import sharpened_vote as sharpened_vote
 from empir_plugin.attacks.surrogates import voters as voters
 from empir_plugin.attacks.surrogates import weighted as weighted
 from empir_plugin.attacks.threat import Threat as Threat
+from empir_plugin.attacks.through import Through as Through
 from empir_plugin.attacks.transfer import Transfer as Transfer
 from empir_plugin.attacks.transfer import transfer_matrix as transfer_matrix

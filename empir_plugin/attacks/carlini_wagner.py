@@ -120,15 +120,18 @@ class CarliniWagner:
         every = max(self.iterations // self.abort_checks, 1) if self.abort_checks else self.iterations
         for step in range(self.iterations):
             adv, objective, grad, fooled = self._look(model, batch, descent)
+            checked = step % every == 0 and self.abort_checks > 0
+            falling = self._falling(objective, descent.reached) if checked else None
+            if self.abort_together and falling is not None and not falling.any():
+                break  # before this step's images are looked at, as in the authors' code and the release
             succeeded[batch.rows[fooled]] = True
             _keep_nearest(batch, adv, descent.distance(adv), fooled, found, nearest)
             descent = descent.stepped(grad, self.learning_rate, step)
-            if step % every == 0 and self.abort_checks:
-                falling = self._falling(objective, descent.reached)
-                if not falling.any():
-                    break
+            if falling is not None:
                 descent = replace(descent, reached=objective).keep(falling)
                 batch = batch.keep(falling)
+            if not len(batch):
+                break
         return succeeded
 
     def _look(self, model: Model, batch: Batch, descent: _Descent) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -74,6 +74,18 @@ def _ensemble(model: Model, surrogate: object) -> HasMemberLogits:
     return model
 
 
+def member_of(model: Model, index: int, who: object) -> Model:
+    """One member of an ensemble, from 0; negative numbers count from the end. ``who`` asks, for the message.
+
+    Raises:
+        InputError: If the model has no such member.
+    """
+    members = list(_ensemble(model, who).members)
+    if not -len(members) <= index < len(members):
+        raise InputError(f"member must be 0 to {len(members) - 1}, got {index}")
+    return members[index]
+
+
 @dataclass(frozen=True)
 class Plain:
     """The model's own output: no surrogate at all.
@@ -145,16 +157,12 @@ class Member:
 
     def __call__(self, model: Model, x: Tensor) -> View:
         """Look at images ``(N, C, H, W)``."""
-        ensemble = _ensemble(model, self)
-        members = list(ensemble.members)
-        if not -len(members) <= self.index < len(members):
-            raise InputError(f"member must be 0 to {len(members) - 1}, got {self.index}")
-        own = members[self.index]
+        ensemble, own = _ensemble(model, self), member_of(model, self.index, self)
         logits = own(x)
 
         def decide() -> Tensor:
             with torch.no_grad():
-                everybody = torch.stack([logits.detach() if other is own else other(x) for other in members])
+                everybody = torch.stack([logits.detach() if other is own else other(x) for other in ensemble.members])
                 return ensemble.rule(everybody, ensemble.leader).argmax(1)
 
         return View(logits, decide)
@@ -214,36 +222,3 @@ def reweighted(temperature: float = 1.0) -> OverMembers:
 _RULE_NAMES: Mapping[Rule, str] = MappingProxyType(
     {MaxVote(): "voters", MeanProbability(): "mean_probability", MeanLogits(): "mean_logits"}
 )
-_NAMED: Mapping[str, Surrogate] = MappingProxyType(
-    {str(surrogate): surrogate for surrogate in (plain, voters, mean_probability, mean_logits)}
-)
-_WITH_NUMBER: Mapping[str, Callable[[str], Surrogate]] = MappingProxyType(
-    {
-        "member": lambda text: member(int(text)),
-        "sharpened_vote": lambda text: sharpened_vote(float(text)),
-        "weighted": lambda text: weighted(map(float, text.split(","))),
-        "reweighted": lambda text: reweighted(float(text)),
-    }
-)
-
-
-def parse_surrogate(text: str) -> Surrogate:
-    """Read a surrogate's text form, the one ``str`` gives.
-
-    Args:
-        text: ``plain``, ``voters``, ``mean_probability``, ``mean_logits``, ``member:0``, ``sharpened_vote:0.1``,
-            ``weighted:0.5,0.5,1`` or ``reweighted:1``.
-
-    Raises:
-        InputError: If the text has another form.
-
-    Example:
-        >>> print(parse_surrogate("weighted:1,1,2"))
-        weighted:1,1,2
-    """
-    name, _, number = text.partition(":")
-    try:
-        return _WITH_NUMBER[name](number) if number else _NAMED[name]
-    except (KeyError, ValueError) as error:
-        forms = ", ".join([*_NAMED, "member:0", "sharpened_vote:0.1", "weighted:0.5,0.5,1", "reweighted:1"])
-        raise InputError(f"a surrogate is written as one of {forms}, got {text!r}") from error

@@ -1,4 +1,4 @@
-"""The judge: what counts is the real model's decision on an image that keeps to the budget, and nothing an attack says."""
+"""The judge: the real model's decision on an image that keeps to the budget counts, and nothing an attack says."""
 
 from __future__ import annotations
 
@@ -8,74 +8,129 @@ from torch import Tensor, nn
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError
 
-_TOLERANCE = 1e-5
-"""Share of eps that rounding may add: about a hundred units in the last place of a float32 pixel."""
+_PIXEL_ROUNDING = 2.0**-23
+"""By how much rounding may move a float32 pixel of [0, 1] beyond the perturbation an attack computed: two units in the
+last place, one when it is added and one when it is clipped."""
+_ROUNDING = 1e-6
+"""Share of eps that the sum of an L2 norm may be off in float32."""
 
 
 @torch.no_grad()
-def withstood(
-    model: nn.Module, x: Tensor, y: Tensor, adversarial: Tensor, threat: Threat, *, batch_size: int = 500
+def decisions(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    num_classes: int | None = None,
+    batch_size: int = 500,
+    refuse_probabilities: bool = False,
 ) -> Tensor:
-    """Which images ``(N,)`` the model still classifies correctly after an attack.
+    """The classes ``(N,)`` the model decides for.
 
     Args:
         model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
-        x: Clean images ``(N, C, H, W)`` in [0, 1].
-        y: True labels ``(N,)``.
-        adversarial: What the attack made of ``x``.
-        threat: The budget every image is checked against.
+        images: What it is shown.
+        num_classes: K; not checked if left out.
         batch_size: Images per forward pass.
+        refuse_probabilities: Whether to raise on them. An attack could drive logits there, clean images hardly do.
 
     Raises:
-        EvaluationError: If an image leaves the budget or [0, 1], or a logit is NaN.
+        EvaluationError: If the model returns anything but logits ``(N, K)``, or NaN.
 
     Example:
-        >>> x = torch.tensor([[[[0.2, 0.8]]]])
-        >>> withstood(nn.Flatten(), x, torch.tensor([1]), x, Threat.parse("Linf:0.1"))
-        tensor([True])
+        >>> decisions(nn.Flatten(), torch.tensor([[[[0.2, 0.7]]]]))
+        tensor([1])
     """
-    check_budget(x, adversarial, threat)
-    return correct(model, adversarial, y, batch_size=batch_size)
+    logits = [_logits(model, part, num_classes) for part in images.split(batch_size)]
+    if refuse_probabilities:
+        _refuse_probabilities(torch.cat(logits))
+    return torch.cat([part.argmax(1) for part in logits])
 
 
-def check_budget(x: Tensor, adversarial: Tensor, threat: Threat) -> None:
-    """Refuse adversarial images ``(N, C, H, W)`` that are not within the threat of ``x``.
+def _logits(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor:
+    logits = model(images)
+    wanted = f"({len(images)}, {num_classes or 'K'})"
+    if not isinstance(logits, Tensor):
+        raise EvaluationError(f"the model must return logits {wanted}, got a {type(logits).__name__}: wrap it in one")
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] != (num_classes or logits.shape[1]):
+        hint = "is it made for another data set?" if logits.ndim == 2 else "one row per image, one column per class"
+        raise EvaluationError(f"the model must return logits of shape {wanted}, got {tuple(logits.shape)}: {hint}")
+    if torch.isnan(logits).any():
+        raise EvaluationError("the model returned NaN: no verdict on it means anything; check its weights")
+    return logits
+
+
+def _refuse_probabilities(logits: Tensor) -> None:
+    low, high = logits.aminmax()
+    if low >= 0 and high <= 1 and ((logits.sum(1) - 1).abs() < 1e-3).all():
+        raise EvaluationError(
+            "the model must return logits, got probabilities (every row sums to 1), whose gradients vanish when it is "
+            "sure: leave its softmax out, or return its logarithm"
+        )
+
+
+def check_attack_result(x: Tensor, adversarial: object, threat: Threat) -> Tensor:
+    """Refuse what an attack returned unless it is images within the threat of ``x``.
+
+    Distances are measured in float64 between the images as they are, so no attack's own account of its perturbation
+    counts; allowed beyond eps is what rounding of float32 pixels explains.
+
+    Args:
+        x: Clean images ``(N, C, H, W)`` in [0, 1], of which the attack had only a copy.
+        adversarial: What the attack returned.
+        threat: The budget.
+
+    Returns:
+        The adversarial images ``(N, C, H, W)``, without history.
 
     Raises:
-        EvaluationError: If shape or type differ, a pixel is not a number in [0, 1], or a perturbation is too large.
+        EvaluationError: If shape, type or device differ, a pixel is not a number in [0, 1], or a perturbation is too
+            large.
+
+    Example:
+        >>> x = torch.full((1, 1, 1, 2), 0.5)
+        >>> check_attack_result(x, x + 0.25, Threat.parse("Linf:0.25"))
+        tensor([[[[0.7500, 0.7500]]]])
     """
-    if adversarial.shape != x.shape or adversarial.dtype != x.dtype:
-        got = f"{adversarial.dtype} {tuple(adversarial.shape)}"
-        raise EvaluationError(f"an attack must return images like it was given, {x.dtype} {tuple(x.shape)}, got {got}")
-    if len(x) == 0:
-        return
-    low, high = (end.item() for end in adversarial.aminmax())
+    if not isinstance(adversarial, Tensor):
+        raise EvaluationError(f"an attack must return a tensor of images, got a {type(adversarial).__name__}")
+    if (adversarial.shape, adversarial.dtype, adversarial.device) != (x.shape, x.dtype, x.device):
+        got = f"{adversarial.dtype} {tuple(adversarial.shape)} on {adversarial.device}"
+        expected = f"{x.dtype} {tuple(x.shape)} on {x.device}"
+        raise EvaluationError(f"an attack must return images like those it was given, {expected}, got {got}")
+    found = adversarial.detach()
+    if len(x):
+        _check_box(found)
+        _check_budget(x, found, threat)
+    return found
+
+
+def _check_box(images: Tensor) -> None:
+    low, high = (end.item() for end in images.aminmax())
+    if low != low or high != high:
+        raise EvaluationError("an attack returned NaN pixels: its result is void")
     if not (low >= 0 and high <= 1):
-        raise EvaluationError(f"an attack left [0, 1]: pixels from {low:g} to {high:g}; its result is void")
-    largest = threat.norm.size(adversarial - x).max().item()
-    if not largest <= threat.eps * (1 + _TOLERANCE):
-        raise EvaluationError(f"an attack left its budget {threat}: a perturbation of {largest:g}; its result is void")
+        raise EvaluationError(f"an attack left [0, 1]: pixels from {low:.9g} to {high:.9g}; its result is void")
 
 
-@torch.no_grad()
+def _check_budget(x: Tensor, images: Tensor, threat: Threat) -> None:
+    sizes = threat.norm.size(images.double() - x.double())
+    rounding = threat.norm.size(torch.full_like(x[:1], _PIXEL_ROUNDING).double()).item()
+    largest, row = (end.item() for end in sizes.max(0))
+    if not largest <= threat.eps * (1 + _ROUNDING) + rounding:
+        raise EvaluationError(
+            f"an attack left its budget {threat}: a perturbation of {largest:.9g} (image {row} of its batch); "
+            "its result is void"
+        )
+
+
 def correct(model: nn.Module, images: Tensor, y: Tensor, *, batch_size: int = 500) -> Tensor:
     """Which images ``(N,)`` the model classifies correctly.
 
     Raises:
-        EvaluationError: If the model does not return logits ``(N, K)`` with a class for each label, or returns NaN.
+        EvaluationError: If the model does not return logits ``(N, K)``, or returns NaN.
+
+    Example:
+        >>> correct(nn.Flatten(), torch.tensor([[[[0.2, 0.7]]]]), torch.tensor([0]))
+        tensor([False])
     """
-    parts = [
-        _decide(model, part, labels) == labels
-        for part, labels in zip(images.split(batch_size), y.split(batch_size), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def _decide(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    logits = model(images)
-    if logits.ndim != 2 or len(logits) != len(images) or (len(labels) and logits.shape[1] <= int(labels.max())):
-        needed = f"({len(images)}, K > {int(labels.max()) if len(labels) else 0})"
-        raise EvaluationError(f"the model must return logits of shape {needed}, got {tuple(logits.shape)}")
-    if torch.isnan(logits).any():
-        raise EvaluationError("the model returned NaN: no verdict on it means anything; check its weights")
-    return logits.argmax(1)
+    return decisions(model, images, batch_size=batch_size) == y

@@ -1,23 +1,43 @@
-"""Run records: every verdict, and everything needed to make the same run again."""
+r"""Run records: every verdict, and everything needed to make the same run again.
+
+A record is a JSON object with the fields of :class:`Record`, in UTF-8. Verdicts are texts with one ``1`` or ``0`` per
+image, in the order of the data set; accuracies are what those say, in percent to two decimals, and a record whose
+numbers do not follow from its verdicts is refused. There is no NaN. ``schema`` is raised when the form changes.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from empir_plugin.errors import EvaluationError
+from empir_plugin.evaluation.files import write_atomically
 
 SCHEMA = 1
-_PACKAGES = ("empir-plugin", "torch", "torchvision", "timm", "robustbench", "pyautoattack", "autoattack", "numpy")
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What was left after one part of a suite of attacks.
+
+    Args:
+        name: Of the part; the first, ``"clean"``, is before all of them.
+        robust: One character per image: 1 if it was still classified correctly after this part.
+        accuracy: Percent of all images that is.
+    """
+
+    name: str
+    robust: str
+    accuracy: float
+
+    def __post_init__(self) -> None:
+        _check_verdicts(self.name, self.robust, self.accuracy)
 
 
 @dataclass(frozen=True)
@@ -27,10 +47,15 @@ class AttackRecord:
     Args:
         name: Of the attack.
         settings: All of its settings, as text.
-        robust: One character per image, in order: 1 if it was classified correctly without and with the attack.
+        robust: One character per image: 1 if the model's decision on what the attack made of it is the true label. An
+            image the attack was not given has 0: without an attack it was wrong, or, in a cascade, had fallen already.
         accuracy: Percent of all images that is.
-        seconds: Time the attack took, the check of its results included.
+        seconds: Time the attack took, the check of its results included, summed over processes.
         flags: Warnings of AutoAttack about the model or the evaluation.
+        rules: A sentence: whom it attacks, with which labels, which images, under which limits.
+        threat: What its results were checked against, as text.
+        in_worst_case: Whether the worst case counts it.
+        parts: Of a suite, what was left after each.
     """
 
     name: str
@@ -39,6 +64,17 @@ class AttackRecord:
     accuracy: float
     seconds: float
     flags: tuple[str, ...] = ()
+    rules: str = ""
+    threat: str = ""
+    in_worst_case: bool = True
+    parts: tuple[PartRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_verdicts(self.name, self.robust, self.accuracy)
+        if not (math.isfinite(self.seconds) and self.seconds >= 0):
+            raise EvaluationError(f"the seconds of {self.name} must be a number, 0 or more, got {self.seconds}")
+        for part in self.parts:
+            _check_length(part.name, part.robust, len(self.robust))
 
 
 @dataclass(frozen=True)
@@ -46,16 +82,21 @@ class Record:
     """One evaluation: a model on images under a threat.
 
     Args:
-        model: Name, SHA-256 of structure and weights, and whether weights were loaded.
-        data: Name, split, source, number of images, SHA-256, and whether it is the full official set.
+        model: ``name``, ``sha256`` of text and weights, and whether it had ``weights_loaded``.
+        data: ``name``, ``split``, ``source``, number of images ``n``, ``sha256``, and whether it is ``full_official``.
         threat: As text, such as ``"Linf:8/255"``.
-        clean: One character per image, in order: 1 if the model classifies it correctly.
+        clean: One character per image: 1 if the model classifies it correctly.
         clean_accuracy: Percent of the images it does.
         attacks: In the order they ran.
-        worst_case: One character per image: 1 if it withstood every attack.
+        worst_case: One character per image: 1 if it is classified correctly and withstood every attack that counts.
         worst_case_accuracy: Percent of the images that did.
-        run: Seed, batch size, device, threads, time of day, versions, and SHA-256 of this package's code.
+        run: ``seed``, ``batch_size``, ``shard_size``, ``cascade``, ``device``, ``threads`` per process (all that
+            occurred), ``processes``, time of day ``finished``, ``versions`` and ``code_sha256`` of this package.
+        protocol: ``name``, ``description``, and ``headline``: which number to quote, ``WORST_CASE`` or ``AVERAGE``.
         schema: Version of this format.
+
+    Raises:
+        EvaluationError: If verdicts, numbers and each other do not agree.
     """
 
     model: dict[str, Any]
@@ -67,11 +108,39 @@ class Record:
     worst_case: str
     worst_case_accuracy: float
     run: dict[str, Any]
+    protocol: dict[str, Any] = field(default_factory=dict)
     schema: int = field(default=SCHEMA, kw_only=True)
 
+    def __post_init__(self) -> None:
+        _check_verdicts("the clean images", self.clean, self.clean_accuracy)
+        _check_verdicts("the worst case", self.worst_case, self.worst_case_accuracy)
+        for name, verdicts in (("data", self.data.get("n")), ("worst case", len(self.worst_case))):
+            if verdicts != len(self.clean):
+                raise EvaluationError(f"{len(self.clean)} clean verdicts, but {name} speaks of {verdicts} images")
+        for attack in self.attacks:
+            _check_length(attack.name, attack.robust, len(self.clean))
+        counted = [self.clean, *(attack.robust for attack in self.attacks if attack.in_worst_case)]
+        worst = "".join("1" if set(column) == {"1"} else "0" for column in zip(*counted, strict=True))
+        if worst != self.worst_case:
+            raise EvaluationError("the worst case does not follow from the verdicts")
+
+    @property
+    def headline_accuracy(self) -> float:
+        """The number its protocol is quoted by, in percent to two decimals."""
+        if self.protocol.get("headline") == "AVERAGE" and self.attacks:
+            return round(sum(attack.accuracy for attack in self.attacks) / len(self.attacks), 2)
+        return self.worst_case_accuracy
+
     def to_json(self) -> str:
-        """The record as JSON text."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        """The record as JSON text.
+
+        Raises:
+            EvaluationError: If a number is NaN or infinite, or something is no JSON.
+        """
+        try:
+            return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise EvaluationError(f"a record holds texts and finite numbers only ({error})") from error
 
     def write(self, path: Path) -> None:
         """Write the record; a kill leaves no half of one.
@@ -79,29 +148,54 @@ class Record:
         Raises:
             EvaluationError: If it cannot be written.
         """
-        partial = path.with_name(f".{path.name}.partial")
+        text = self.to_json()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(self.to_json(), encoding="utf-8")
-            os.replace(partial, path)
+            write_atomically(path, text.encode())
         except OSError as error:
-            raise EvaluationError(f"the record cannot be written to {path} ({error}): choose another --record") from error
+            reason = error.strerror or error
+            raise EvaluationError(
+                f"the record cannot be written to {path} ({reason}): choose another --record"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Record:
         """Read a record back.
 
         Raises:
-            EvaluationError: If the file is missing, no record, or of another version of the format.
+            EvaluationError: If the file is missing, no record, of another version of the format, or contradicts itself.
         """
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+            table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             if table["schema"] != SCHEMA:
                 raise EvaluationError(f"{path} has record format {table['schema']}, this release reads {SCHEMA}")
-            attacks = tuple(AttackRecord(**{**row, "flags": tuple(row["flags"])}) for row in table.pop("attacks"))
-            return cls(**table, attacks=attacks)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{path} is no run record ({error})") from error
+            return cls(**{**table, "attacks": tuple(_attack(row) for row in table["attacks"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise EvaluationError(f"{path} is no run record ({type(error).__name__}: {error})") from error
+        except EvaluationError as error:
+            raise EvaluationError(f"{path} is no run record: {error}") from error
+
+
+def _attack(row: Mapping[str, Any]) -> AttackRecord:
+    parts = tuple(PartRecord(**part) for part in row.get("parts", ()))
+    return AttackRecord(**{**row, "flags": tuple(map(str, row["flags"])), "parts": parts})
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"a record has no {text}")
+
+
+def _check_verdicts(name: str, verdicts: str, accuracy: float) -> None:
+    if not verdicts or not set(verdicts) <= {"0", "1"}:
+        raise EvaluationError(f"the verdicts of {name} must be a 0 or 1 for each image")
+    expected = percent(verdicts)
+    if accuracy != expected:
+        raise EvaluationError(f"the verdicts of {name} make {expected} %, the record says {accuracy}")
+
+
+def _check_length(name: str, verdicts: str, n: int) -> None:
+    if len(verdicts) != n:
+        raise EvaluationError(f"{name} has {len(verdicts)} verdicts for {n} images")
 
 
 def bits(verdicts: Tensor) -> str:
@@ -115,27 +209,11 @@ def bits(verdicts: Tensor) -> str:
     return "".join("1" if verdict else "0" for verdict in verdicts.tolist())
 
 
-def percent(verdicts: Tensor) -> float:
-    """Share of verdicts ``(N,)`` that are true, in percent to two decimals."""
-    return round(100 * verdicts.double().mean().item(), 2)
+def percent(verdicts: str) -> float:
+    """Share of ones in a text of verdicts, in percent to two decimals.
 
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def code_sha256() -> str:
-    """SHA-256 over the sources of this package: which code made a result, also between releases."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        digest.update(f"{path.relative_to(root).as_posix()}|".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    Example:
+        >>> percent("110")
+        66.67
+    """
+    return round(100 * verdicts.count("1") / len(verdicts), 2)

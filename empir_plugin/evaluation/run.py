@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from empir_plugin.attacks.autoattack import AutoAttackSuite
-from empir_plugin.attacks.batch import Attack
-from empir_plugin.attacks.gradient import fgsm, pgd
-from empir_plugin.attacks.surrogates import mean_probability
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.evaluation.data import ImageSet, check_images
-from empir_plugin.evaluation.judge import correct, withstood
-from empir_plugin.evaluation.record import AttackRecord, Record, bits, code_sha256, percent, versions
+from empir_plugin.errors import InputError
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.distributed import Team, device_of_rank
+from empir_plugin.evaluation.images import needed_bytes, worst_images, write_images
+from empir_plugin.evaluation.keys import attack_key, common_key, subject_of
+from empir_plugin.evaluation.outcome import Outcome
+from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.protocols import Headline, Protocol, default
+from empir_plugin.evaluation.provenance import code_sha256, now, versions
+from empir_plugin.evaluation.record import Record, percent
+from empir_plugin.evaluation.shards import Bench, Shard, check_shard_size, shards
+from empir_plugin.evaluation.store import Fallen, Store, opened
 from empir_plugin.evaluation.subject import exact_float32, model_fingerprint, prepared, require_weights
-from empir_plugin.models.ensemble import Ensemble
-
-OnProgress = Callable[[str, int, int], None]
-"""Told the attack's name, images done and images in all."""
-
-
-def default_attacks(model: nn.Module) -> dict[str, Attack]:
-    """What ``empir evaluate`` runs: FGSM, PGD with 40 steps, and standard AutoAttack, all on true labels.
-
-    They differentiate the model's own output; for an ensemble that is the paper's definition, the mean probability of
-    the members that voted for the winner. PGD then also runs on the mean probability of all members: under the vote,
-    outvoted members give no gradient, and an attack that never hears of them overestimates the ensemble.
-
-    Example:
-        >>> list(default_attacks(nn.Flatten()))
-        ['FGSM', 'PGD-40', 'AutoAttack']
-    """
-    attacks: dict[str, Attack] = {"FGSM": fgsm(), "PGD-40": pgd(40)}
-    if isinstance(model, Ensemble):
-        attacks["PGD-40 mean_probability"] = pgd(40, surrogate=mean_probability)
-    return {**attacks, "AutoAttack": AutoAttackSuite()}
+from empir_plugin.evaluation.summary import attack_record, verdicts, worst_case
+from empir_plugin.evaluation.work import CLEAN, OnProgress, Progress, Shelf, Work
 
 
 @dataclass(frozen=True)
@@ -49,131 +35,183 @@ class Settings:
     Args:
         seed: Of everything random in the attacks.
         batch_size: Images per forward pass of an attack.
-        shard_size: Images that AutoAttack, whose random numbers belong to a batch, is given at once.
+        shard_size: Images that are one piece of work: stored together, given to one process, and to AutoAttack, whose
+            random numbers belong to a batch, at once.
         device: Where to compute.
+        cascade: Spare images that fell under one attack the next ones. The worst case is the same where nothing of an
+            attack depends on the images beside it, and each attack's own number then says what was left after it.
+
+    Raises:
+        InputError: If a size is not a whole number above 0.
     """
 
     seed: int = 0
     batch_size: int = 250
-    shard_size: int = 1000
-    device: torch.device = torch.device("cpu")
+    shard_size: int = 500
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cascade: bool = False
+
+    def __post_init__(self) -> None:
+        for name, size in (("batch_size", self.batch_size), ("shard_size", self.shard_size)):
+            if type(size) is not int or size < 1:
+                raise InputError(f"{name} must be a whole number, 1 or more, got {size!r}")
 
 
 def evaluate(
     model: nn.Module,
     data: ImageSet,
     threat: Threat,
-    attacks: Mapping[str, Attack] | None = None,
+    attacks: Sequence[Planned] | None = None,
     *,
+    protocol: Protocol = default,
     name: str = "",
     settings: Settings | None = None,
+    store: Path | None = None,
+    images: Path | None = None,
+    team: Team | None = None,
     on_progress: OnProgress | None = None,
 ) -> Record:
     """Attack a model and record, image by image, what it withstands.
 
-    Every attack starts from the images the model classifies correctly, so the columns are independent of one another;
-    the worst case counts an image only if it withstood all of them. The model is copied, and left as it is.
+    Every attack starts from the images the model classifies correctly, unless its protocol says otherwise, so the
+    columns are independent of one another; the worst case counts an image only if it withstood all of them. The model
+    is copied, and left as it is.
 
     Args:
         model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
         data: Images and true labels.
         threat: The budget.
-        attacks: By name; those of :func:`default_attacks` if left out.
+        attacks: Instead of the protocol's.
+        protocol: Which attacks, and what their numbers mean.
         name: What the record calls the model; its class by default.
         settings: How to run.
-        on_progress: Told after every batch.
+        store: Folder for finished shards. An evaluation that was killed goes on from there, to the same verdicts.
+        images: File (safetensors) for the adversarial images; needs a store.
+        team: The processes that share the work, each of which makes this call and gets the whole record.
+        on_progress: Told as images are done, in the team's leader.
 
     Raises:
-        InputError: If images or labels are not what they must be.
-        EvaluationError: If the model has no weights, returns what are no logits, or an attack breaks its budget.
+        InputError: If images, labels or settings are not what they must be.
+        EvaluationError: If the model has no weights, returns what are no logits, an attack fails or breaks its budget,
+            or results cannot be stored. What was finished is kept in the store.
 
     Example:
         >>> from empir_plugin import load_images, load_model
-        >>> record = evaluate(load_model("cifarconv-w2a2"), load_images("cifar10").first(4), Threat.parse("Linf:8/255"),
-        ...     {"FGSM": fgsm()})
+        >>> from empir_plugin.attacks import fgsm
+        >>> data, attacks = load_images("cifar10").first(4), [Planned("FGSM", fgsm())]
+        >>> record = evaluate(load_model("cifarconv-w2a2"), data, Threat.parse("Linf:8/255"), attacks)
         >>> [attack.name for attack in record.attacks]
         ['FGSM']
     """
-    settings = settings or Settings()
-    require_weights(model, name or type(model).__name__)
-    with exact_float32():
-        subject = prepared(model, settings.device)
-        x, y = data.as_float(), data.labels
-        check_images(x, y, num_classes=data.num_classes)
-        evaluation = _Evaluation(subject, x.to(settings.device), y.to(settings.device), threat, settings, on_progress)
-        clean = evaluation.clean()
-        chosen = default_attacks(model) if attacks is None else attacks
-        results = {title: evaluation.attacked(title, attack, clean) for title, attack in chosen.items()}
-    worst = torch.stack([clean, *(robust for robust, _ in results.values())]).all(0)
-    return Record(
-        model=_describe_model(model, name),
-        data=_describe_data(data),
-        threat=str(threat),
-        clean=bits(clean),
-        clean_accuracy=percent(clean),
-        attacks=tuple(record for _, record in results.values()),
-        worst_case=bits(worst),
-        worst_case_accuracy=percent(worst),
-        run=_describe_run(settings),
-    )
+    job = _Job.of(model, data, threat, name, protocol, attacks, settings or Settings(), team or Team())
+    _check(job, store, images)
+    rounds = job.team.round()
+    with exact_float32(), rounds.announcing_failure(), _shelf(job, store, images) as shelf:
+        progress = Progress(rounds, len(data), on_progress if job.team.is_leader else None)
+        cut = shards(len(data), job.settings.shard_size)
+        outcomes = Work(job.bench, job.plan, cut, shelf, rounds, progress, job.settings.cascade).everything()
+        record = _record(job, outcomes)
+        if images is not None and shelf.store is not None and job.team.is_leader:
+            worst = worst_images(data, record.clean, _fallen(job, cut, outcomes, shelf.store))
+            write_images(images, worst, data.labels, _about(record))
+    return record
 
 
 @dataclass(frozen=True, eq=False)
-class _Evaluation:
-    """A prepared model and the images it is attacked on."""
+class _Job:
+    """What was asked for."""
 
     model: nn.Module
-    x: Tensor
-    y: Tensor
-    threat: Threat
+    name: str
+    bench: Bench
+    plan: tuple[Planned, ...]
+    protocol: Protocol | None
     settings: Settings
-    on_progress: OnProgress | None
+    team: Team
 
-    def clean(self) -> Tensor:
-        """Which images ``(N,)`` are classified correctly."""
-        self._tell("clean", 0)
-        found = correct(self.model, _channels_last(self.x), self.y, batch_size=self.settings.batch_size)
-        self._tell("clean", len(self.y))
-        return found
-
-    def attacked(self, title: str, attack: Attack, clean: Tensor) -> tuple[Tensor, AttackRecord]:
-        """Which images ``(N,)`` withstand an attack, and its record."""
-        begun = time.perf_counter()
-        robust = clean.clone()
-        flags: list[str] = []
-        self._tell(title, 0)
-        size = self.settings.shard_size if isinstance(attack, AutoAttackSuite) else self.settings.batch_size
-        for rows in torch.arange(len(clean), device=clean.device).split(size):
-            own = rows[clean[rows]]
-            if len(own):
-                robust[own] = self._withstood(attack, own, flags)
-            self._tell(title, int(rows[-1]) + 1)
-        seconds = round(time.perf_counter() - begun, 2)
-        flagged = tuple(dict.fromkeys(flags))
-        return robust, AttackRecord(title, repr(attack), bits(robust), percent(robust), seconds, flagged)
-
-    def _withstood(self, attack: Attack, rows: Tensor, flags: list[str]) -> Tensor:
-        x, y, seed = _channels_last(self.x[rows]), self.y[rows], self.settings.seed
-        if isinstance(attack, AutoAttackSuite):
-            result = attack.run(self.model, x, y, self.threat, seed=seed)
-            adversarial = result.images
-            flags += result.flags
-        else:
-            adversarial = attack(self.model, x, y, self.threat, seed=seed, indices=rows)
-        return withstood(self.model, x, y, adversarial, self.threat, batch_size=self.settings.batch_size)
-
-    def _tell(self, title: str, done: int) -> None:
-        if self.on_progress is not None:
-            self.on_progress(title, done, len(self.y))
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        data: ImageSet,
+        threat: Threat,
+        name: str,
+        protocol: Protocol,
+        attacks: Sequence[Planned] | None,
+        settings: Settings,
+        team: Team,
+    ) -> _Job:
+        settings = settings if team.size == 1 else replace(settings, device=device_of_rank(settings.device))
+        name = name or type(model).__name__
+        require_weights(model, name)
+        subject = prepared(model, settings.device)
+        bench = Bench(subject, data, threat, settings.seed, settings.batch_size, settings.device)
+        if attacks is not None:
+            return cls(model, name, bench, tuple(attacks), None, settings, team)
+        return cls(model, name, bench, protocol.attacks(model, data.name), protocol, settings, team)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+def _check(job: _Job, store: Path | None, images: Path | None) -> None:
+    names = [CLEAN, *(planned.name for planned in job.plan)]
+    if len(set(names)) < len(names):
+        raise InputError(f"attacks need different names, and none may be {CLEAN!r}, got {', '.join(names[1:])}")
+    if images is not None and store is None:
+        raise InputError("adversarial images are collected in a store: pass one, too")
+    for planned in job.plan:
+        check_shard_size(planned, job.settings.shard_size)
+        if store is not None:
+            attack_key({}, planned, job.bench.threat)  # Refuse what cannot be stored before anything is computed.
 
 
-def _describe_model(model: nn.Module, name: str) -> dict[str, object]:
-    loaded = bool(getattr(model, "weights_loaded", True))
-    return {"name": name or type(model).__name__, "sha256": model_fingerprint(model), "weights_loaded": loaded}
+@contextmanager
+def _shelf(job: _Job, root: Path | None, images: Path | None) -> Iterator[Shelf]:
+    if root is None:
+        yield Shelf()
+        return
+    data = job.bench.data
+    subject = subject_of(job.model, data)
+    common = common_key(subject, job.bench, job.settings.shard_size)
+    needed = 0 if images is None else needed_bytes(data, job.plan)
+    with opened(root, subject, leader=job.team.is_leader, needed=needed) as store:
+        yield Shelf(store, common, images is not None)
+
+
+def _fallen(
+    job: _Job, cut: Sequence[Shard], outcomes: Mapping[str, Sequence[Outcome]], store: Store
+) -> Iterator[tuple[Shard, Fallen]]:
+    """What fell, attack by attack, of the attacks the worst case counts."""
+    for planned in job.plan:
+        if planned.bounded:
+            for shard, outcome in zip(cut, outcomes[planned.name], strict=True):
+                yield shard, store.fallen(outcome)
+
+
+def _about(record: Record) -> dict[str, str]:
+    return {"model_sha256": record.model["sha256"], "data_sha256": record.data["sha256"], "threat": record.threat}
+
+
+def _record(job: _Job, outcomes: Mapping[str, Sequence[Outcome]]) -> Record:
+    bench, labels = job.bench, job.bench.data.labels
+    attacks = tuple(attack_record(planned, bench.threat, outcomes[planned.name], labels) for planned in job.plan)
+    clean = verdicts(outcomes[CLEAN], labels)
+    worst = worst_case(clean, attacks)
+    return Record(
+        model=_describe_model(job),
+        data=_describe_data(bench.data),
+        threat=str(bench.threat),
+        clean=clean,
+        clean_accuracy=percent(clean),
+        attacks=attacks,
+        worst_case=worst,
+        worst_case_accuracy=percent(worst),
+        run=_describe_run(job, outcomes),
+        protocol=_describe_protocol(job.protocol),
+    )
+
+
+def _describe_model(job: _Job) -> dict[str, object]:
+    loaded = bool(getattr(job.model, "weights_loaded", True))
+    return {"name": job.name, "sha256": model_fingerprint(job.model), "weights_loaded": loaded}
 
 
 def _describe_data(data: ImageSet) -> dict[str, object]:
@@ -187,14 +225,23 @@ def _describe_data(data: ImageSet) -> dict[str, object]:
     }
 
 
-def _describe_run(settings: Settings) -> dict[str, object]:
+def _describe_protocol(protocol: Protocol | None) -> dict[str, object]:
+    if protocol is None:
+        return {"name": "custom", "description": "Attacks chosen by the caller.", "headline": Headline.WORST_CASE.name}
+    return {"name": protocol.name, "description": protocol.describe(), "headline": protocol.headline.name}
+
+
+def _describe_run(job: _Job, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, object]:
+    settings = job.settings
     return {
         "seed": settings.seed,
         "batch_size": settings.batch_size,
         "shard_size": settings.shard_size,
-        "device": str(settings.device),
-        "threads": torch.get_num_threads(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cascade": settings.cascade,
+        "device": settings.device.type,
+        "threads": sorted({outcome.threads for column in outcomes.values() for outcome in column}),
+        "processes": job.team.size,
+        "finished": now(),
         "versions": versions(),
         "code_sha256": code_sha256(),
     }

@@ -1,17 +1,18 @@
-"""The model under evaluation: a private copy made ready, and a fingerprint of what it computes with."""
+"""The model under evaluation: a private copy made ready."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.models.layers import bake_, quantized_layers
+from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
+from empir_plugin.models.layers import bake_
 
 
 def parse_device(text: str) -> torch.device:
@@ -50,41 +51,34 @@ def prepared(model: nn.Module, device: torch.device) -> nn.Module:
 
     The model itself is left as it is.
 
+    Raises:
+        InputError: If it is no module.
+        EvaluationError: If it cannot be copied.
+
     Example:
         >>> prepared(nn.Conv2d(3, 8, 3), torch.device("cpu")).weight.requires_grad
         False
     """
-    subject = copy.deepcopy(model).eval().requires_grad_(False)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one")
+    try:
+        subject = copy.deepcopy(model).eval().requires_grad_(False)
+    except (RuntimeError, TypeError) as error:
+        raise EvaluationError(
+            f"the model cannot be copied ({error}): keep no results of a forward pass in it"
+        ) from error
     bake_(subject)
-    return subject.to(device, memory_format=torch.channels_last)
+    return subject.to(device).to(memory_format=torch.channels_last)
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Switch TF32 off inside: its rounding moves activations to other levels, so it is another quantized network."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     found = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = found
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over structure and weights, as hexadecimal text.
-
-    Quantized layers count with their quantized weights: what they compute with, whatever latent weights lie behind.
-
-    Example:
-        >>> len(model_fingerprint(nn.Linear(2, 2)))
-        64
-    """
-    quantized = {f"{name}.weight": layer for name, layer in quantized_layers(model)}
-    digest = hashlib.sha256(repr(model).encode())
-    for key, value in sorted(model.state_dict().items()):
-        tensor = quantized[key].quantized_weight() if key in quantized else value
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{key}|{array.dtype.str}|{array.shape}|".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -58,7 +58,7 @@ class MaxVote:
     def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
         """Log of the winning voters' mean probability ``(N, K)``."""
         log_p = logits.log_softmax(-1)
-        votes = log_p.detach().argmax(-1)  # (M, N)
+        votes = logits.argmax(-1)  # (M, N); of the logits, since the softmax can round two of them to one number
         winner = _winner(votes, log_p.detach(), leader)  # (N,)
         voted = votes == winner  # (M, N)
         mean = _log_mean(log_p.masked_fill(~voted.unsqueeze(-1), -math.inf), voted.sum(0).unsqueeze(-1))

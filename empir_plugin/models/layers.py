@@ -1,17 +1,20 @@
 """Convolutions and linear layers that quantize their input and their weights.
 
-The *input* of a layer is quantized, not the output of the activation before it, as EMPIR's release does it: the operands
-of every quantized layer then have k bits whatever pooling, residual sum or non-linearity comes before.
+The *input* of a layer is quantized, not the output of the activation before it, as EMPIR's release does it: the
+operands of every quantized layer then have k bits whatever pooling, residual sum or non-linearity comes before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from empir_plugin.models.backward import BackwardRule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
 
@@ -23,7 +26,7 @@ class QuantizedLayer(nn.Module):
     from one into the other, both ways.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     weight_quantizer: WeightQuantizer
     activation_quantizer: ActivationQuantizer
     baked_weight: Tensor | None
@@ -81,9 +84,9 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
         super().__init__(*args, **kwargs)
         self._set_quantizers(precision, scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        return self._conv_forward(self.activation_quantizer(x), self.quantized_weight(), self.bias)
+        return self._conv_forward(self.activation_quantizer(input), self.quantized_weight(), self.bias)
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):
@@ -104,9 +107,9 @@ class QuantLinear(QuantizedLayer, nn.Linear):
         super().__init__(*args, **kwargs)
         self._set_quantizers(precision, scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map features ``(..., in_features)``."""
-        return nn.functional.linear(self.activation_quantizer(x), self.quantized_weight(), self.bias)
+        return nn.functional.linear(self.activation_quantizer(input), self.quantized_weight(), self.bias)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
@@ -118,6 +121,30 @@ def bake_(model: nn.Module) -> None:
     """Quantize every quantized layer's weights once, for evaluation."""
     for _, layer in quantized_layers(model):
         layer.bake_()
+
+
+@contextmanager
+def differentiated_by(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
+    """Give every activation quantizer another gradient inside; outputs stay the same, bit for bit.
+
+    What is computed inside keeps the rule when it is differentiated later.
+
+    Example:
+        >>> from empir_plugin.models.backward import identity
+        >>> layer, x = QuantLinear(1, 1, precision=Precision.parse("w2a2")), torch.tensor([[2.0]], requires_grad=True)
+        >>> with differentiated_by(layer, identity):
+        ...     y = layer(x)
+        >>> torch.autograd.grad(y.abs().sum(), x)
+        (tensor([[1.]]),)
+    """
+    found = [(layer, layer.activation_quantizer) for _, layer in quantized_layers(model)]
+    try:
+        for layer, quantizer in found:
+            layer.activation_quantizer = replace(quantizer, clip=rule)
+        yield
+    finally:
+        for layer, quantizer in found:
+            layer.activation_quantizer = quantizer
 
 
 def is_full_precision(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Weight files: safetensors in which every quantized weight takes its own k bits and nothing more.
 
-A quantized tensor ``name`` is stored as its codes 0 .. 2**k - 1, a little-endian bit stream in ``name`` (uint8), and its
-scale in ``name.scale`` (one float32). Everything else is stored as it is. The header says which tensors are packed.
+A quantized tensor ``name`` is stored as its codes 0 .. 2**k - 1, a little-endian bit stream in ``name`` (uint8), and
+its scale in ``name.scale`` (one float32). Everything else is stored as it is. The header says which tensors are packed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -62,25 +63,33 @@ def save_packed(model: nn.Module, path: Path) -> str:
     """Write a model's weights, the quantized ones packed, and return the file's SHA-256.
 
     The file is written aside and then put in place, so that a kill leaves no half of one.
+
+    Raises:
+        WeightsError: If the file cannot be written; one that was there before is then left as it was.
     """
-    packed = {f"{name}.weight": layer for name, layer in quantized_layers(model) if _is_packable(layer)}
+    packed = _packable(model)
     tensors: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
         layer = packed.get(key)
         tensors |= {key: value} if layer is None else _packed_tensors(key, layer)
-    described = {key: {"bits": l.precision.weight_bits, "shape": list(l.weight.shape)} for key, l in packed.items()}
     partial = path.with_suffix(".partial")
-    metadata = {_HEADER: json.dumps(described, sort_keys=True)}
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    metadata = {_HEADER: json.dumps(_description(packed), sort_keys=True)}
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return sha256(path)
 
 
 def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = None) -> None:
     """Load what :func:`save_packed` wrote into a model of the same architecture and precision.
 
-    Quantized layers come out baked with exactly the weights that were saved. Their latent weights are some that quantize
-    to these: what the packing dropped is gone.
+    Quantized layers come out baked with exactly the weights that were saved. Their latent weights are some that
+    quantize to these: what the packing dropped is gone.
 
     Raises:
         WeightsError: If the file is missing, damaged, not of this format, or made for another model; the model is then
@@ -91,8 +100,8 @@ def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = N
     if expected_sha256 is not None and sha256(path) != expected_sha256:
         raise WeightsError(f"{path} is damaged or not the published file: its SHA-256 differs from the model card's")
     tensors, described = _read(path)
-    layers = {f"{name}.weight": layer for name, layer in quantized_layers(model) if _is_packable(layer)}
-    _check_packed(path, described, layers)
+    layers = _packable(model)
+    _check_packed(path, tensors, described, layers)
     baked = {key: _decode(layer.weight_quantizer, tensors, key, layer) for key, layer in layers.items()}
     latent = {key: _latent(layers[key].weight_quantizer, weight) for key, weight in baked.items()}
     state = {key: value for key, value in tensors.items() if not _belongs_to_packed(key, layers)} | latent
@@ -131,13 +140,23 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _is_packable(layer: QuantizedLayer) -> bool:
-    return layer.precision.weight_bits < FULL_BITS
+def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The layers with quantized weights, by the names of these weights in the state dict."""
+    found = {f"{name}.weight".removeprefix("."): layer for name, layer in quantized_layers(model)}
+    return {key: layer for key, layer in found.items() if layer.precision.weight_bits < FULL_BITS}
+
+
+def _description(layers: Mapping[str, QuantizedLayer]) -> dict[str, object]:
+    """What the header says of packed tensors."""
+    return {
+        key: {"bits": layer.precision.weight_bits, "shape": list(layer.weight.shape)} for key, layer in layers.items()
+    }
 
 
 def _packed_tensors(key: str, layer: QuantizedLayer) -> dict[str, Tensor]:
-    quantizer, latent = layer.weight_quantizer, layer.weight.detach().cpu().contiguous()
-    codes = pack(quantizer.codes(latent), quantizer.bits)
+    # Where and as the weights lie: a mean over another layout or on another device can differ in its last bit.
+    quantizer, latent = layer.weight_quantizer, layer.weight.detach()
+    codes = pack(quantizer.codes(latent).cpu(), quantizer.bits)
     return {key: codes, f"{key}.scale": quantizer.factor(latent)}
 
 
@@ -153,19 +172,27 @@ def _metadata(path: Path) -> dict[str, str]:
         raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, object]]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], object]:
     metadata = _metadata(path)
     if _HEADER not in metadata:
         raise WeightsError(f"{path} holds plain weights, not packed ones: load it with load_state_dict")
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    return tensors, json.loads(metadata[_HEADER])
+    try:
+        return tensors, json.loads(metadata[_HEADER])
+    except ValueError as error:
+        raise WeightsError(f"{path} is damaged: what it packs is not described in JSON") from error
 
 
-def _check_packed(path: Path, described: Mapping[str, object], layers: Mapping[str, QuantizedLayer]) -> None:
-    expected = {k: {"bits": l.precision.weight_bits, "shape": list(l.weight.shape)} for k, l in layers.items()}
-    if described != expected:
+def _check_packed(
+    path: Path, tensors: Mapping[str, Tensor], described: object, layers: Mapping[str, QuantizedLayer]
+) -> None:
+    if described != _description(layers):
         raise WeightsError(f"{path} was made for another architecture or precision: it packs {described}")
+    for key in layers:
+        codes, scale = tensors.get(key), tensors.get(f"{key}.scale")
+        if codes is None or scale is None or codes.dtype != torch.uint8 or codes.dim() != 1 or scale.dim() != 0:
+            raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
 
 
 def _decode(quantizer: WeightQuantizer, tensors: Mapping[str, Tensor], key: str, layer: QuantizedLayer) -> Tensor:
@@ -178,6 +205,9 @@ def _latent(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
     if quantizer.bits == 1:
         return weight.clone()
     largest = weight.abs().max()
+    tiny = torch.finfo(weight.dtype).tiny
+    if largest < (1 if quantizer.scale == "none" else tiny):
+        return weight * tiny  # so does a layer of zeros come out, whose maximum the quantizer bounds by this number
     levels = (weight / largest).double()
     # tanh undoes atanh, and the division by the maximum undoes the amplitude.
     return (levels * _AMPLITUDES[quantizer.scale](levels, largest.double())).atanh().float()

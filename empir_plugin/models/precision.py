@@ -9,7 +9,17 @@ from empir_plugin.errors import InputError
 
 FULL_BITS = 32
 _QUANTIZED_BITS = range(1, 9)
-_TEXT = re.compile(r"w(\d+)(?:a(\d+))?")
+_TEXT = re.compile(r"w([0-9]{1,3})(?:a([0-9]{1,3}))?")
+
+
+def check_bits(name: str, bits: int) -> None:
+    """Refuse a number of bits that no quantizer has.
+
+    Raises:
+        InputError: If it is neither in 1..8 nor 32.
+    """
+    if bits not in _QUANTIZED_BITS and bits != FULL_BITS:
+        raise InputError(f"{name} must be 1 to 8, or 32 for full precision, got {bits!r}")
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,7 @@ class Precision:
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
-            bits = getattr(self, name)
-            if bits not in _QUANTIZED_BITS and bits != FULL_BITS:
-                raise InputError(f"{name} must be 1 to 8, or 32 for full precision, got {bits!r}")
+            check_bits(name, getattr(self, name))
 
     @classmethod
     def parse(cls, text: str) -> Precision:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.precision import FULL_BITS
+from empir_plugin.models.backward import BackwardRule, as_trained
+from empir_plugin.models.precision import FULL_BITS, check_bits
 
 Scale = Literal["none", "max", "mean"]
 
@@ -117,7 +118,7 @@ class WeightQuantizer:
         detach_max: Treat the maximum as a constant in the gradient, as some public copies do.
 
     Raises:
-        InputError: If the scale is unknown.
+        InputError: If the number of bits is neither in 1..8 nor 32, or the scale is unknown.
 
     Example:
         >>> WeightQuantizer(2)(torch.tensor([-1.0, -0.2, 0.2, 1.0]))
@@ -129,6 +130,7 @@ class WeightQuantizer:
     detach_max: bool = False
 
     def __post_init__(self) -> None:
+        check_bits("bits", self.bits)
         if self.scale not in _SCALES:
             raise InputError(f"scale must be one of {', '.join(_SCALES)}, got {self.scale!r}")
 
@@ -175,6 +177,10 @@ class ActivationQuantizer:
 
     Args:
         bits: 1 to 8, or 32 to leave the activations alone (no clip either, as in EMPIR's release).
+        clip: The clip, with the gradient behind it; only an attacker has a reason to choose another.
+
+    Raises:
+        InputError: If the number of bits is neither in 1..8 nor 32.
 
     Example:
         >>> ActivationQuantizer(2)(torch.tensor([-1.0, 0.3, 0.7, 2.0]))
@@ -182,9 +188,13 @@ class ActivationQuantizer:
     """
 
     bits: int
+    clip: BackwardRule = as_trained
+
+    def __post_init__(self) -> None:
+        check_bits("bits", self.bits)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Quantize activations of any shape."""
         if self.bits == FULL_BITS:
             return x
-        return quantize_unit(x.clamp(0, 1), self.bits)
+        return quantize_unit(self.clip(x), self.bits)

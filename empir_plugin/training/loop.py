@@ -57,6 +57,7 @@ def train_member(
 
     Args:
         model: The freshly initialised network; it is trained in place.
+        recipe: How.
         data: Training images; they stay in uint8 and are scaled batch by batch.
         checkpoint: Written after every epoch.
         device: Where to compute; the CPU by default.
@@ -68,19 +69,18 @@ def train_member(
         EvaluationError: If the loss is no longer finite.
     """
     device = device or torch.device("cpu")
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    run = _Run(model, average, optimizer, recipe, data, device, on_step)
     progress = Progress(0, _identity(model, recipe, data))
     if resume and checkpoint.is_file():
         progress = load_checkpoint(checkpoint, progress.identity, model, average, optimizer)
-    history = list(progress.history)
-    for epoch in range(progress.epoch, recipe.epochs):
-        history.append(_epoch(model, average, optimizer, recipe, data, epoch, device, on_step))
-        save_checkpoint(
-            checkpoint, Progress(epoch + 1, progress.identity, tuple(history)), model, average, optimizer
-        )
-    return average.eval(), tuple(dict(line) for line in history)
+    while progress.epoch < recipe.epochs:
+        history = (*progress.history, run.epoch(progress.epoch))
+        progress = Progress(progress.epoch + 1, progress.identity, history)
+        save_checkpoint(checkpoint, progress, model, average, optimizer)
+    return average.eval(), tuple(dict(line) for line in progress.history)
 
 
 def _identity(model: nn.Module, recipe: MemberRecipe, data: ImageSet) -> str:
@@ -88,42 +88,48 @@ def _identity(model: nn.Module, recipe: MemberRecipe, data: ImageSet) -> str:
     return json.dumps(facts, sort_keys=True)
 
 
-def _epoch(
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    recipe: MemberRecipe,
-    data: ImageSet,
-    epoch: int,
-    device: torch.device,
-    on_step: Callable[[Step], None] | None,
-) -> dict[str, float]:
-    begun = time.perf_counter()
-    per_epoch = len(data.labels) // recipe.batch_size
-    loss_sum = correct = 0.0
-    for i, (x, y) in enumerate(_batches(data, recipe, epoch, device)):
-        step = epoch * per_epoch + i
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(recipe, step, recipe.epochs * per_epoch)
-        logits = model(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One network in training, with all that belongs to it."""
+
+    model: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    recipe: MemberRecipe
+    data: ImageSet
+    device: torch.device
+    on_step: Callable[[Step], None] | None
+
+    def epoch(self, number: int) -> dict[str, float]:
+        """Train for one epoch and return its line of history."""
+        begun = time.perf_counter()
+        per_epoch = len(self.data.labels) // self.recipe.batch_size
+        total, loss, accuracy = per_epoch * self.recipe.epochs, 0.0, 0.0
+        for i, (x, y) in enumerate(_batches(self.data, self.recipe, number, self.device)):
+            step = number * per_epoch + i
+            batch_loss, batch_accuracy = self._step(x, y, _learning_rate(self.recipe, step, total))
+            if not math.isfinite(batch_loss):
+                raise EvaluationError(
+                    f"the loss of {self.recipe.name} is {batch_loss} in step {step}: lower learning_rate"
+                )
+            loss, accuracy = loss + batch_loss, accuracy + batch_accuracy
+            if self.on_step is not None:
+                self.on_step(Step(self.recipe.name, step + 1, total, loss / (i + 1), accuracy / (i + 1)))
+        return {"loss": loss / per_epoch, "accuracy": accuracy / per_epoch, "seconds": time.perf_counter() - begun}
+
+    def _step(self, x: Tensor, y: Tensor, learning_rate: float) -> tuple[float, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        logits = self.model(x)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        _update_average(average, model, recipe.ema)
-        loss_sum += loss.item()
-        correct += (logits.argmax(1) == y).float().mean().item()
-        if not math.isfinite(loss_sum):
-            raise EvaluationError(f"the loss of {recipe.name} is {loss.item()} in step {step}: lower learning_rate")
-        if on_step is not None:
-            total = recipe.epochs * per_epoch
-            on_step(Step(recipe.name, step + 1, total, loss_sum / (i + 1), correct / (i + 1)))
-    return {"loss": loss_sum / per_epoch, "accuracy": correct / per_epoch, "seconds": time.perf_counter() - begun}
+        self.optimizer.step()
+        _update_average(self.average, self.model, self.recipe.ema)
+        return loss.item(), (logits.argmax(1) == y).float().mean().item()
 
 
-def _batches(
-    data: ImageSet, recipe: MemberRecipe, epoch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: ImageSet, recipe: MemberRecipe, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     order = torch.randperm(len(data.labels), generator=generator)
     for index in order.split(recipe.batch_size):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from empir_plugin import _toml
 from empir_plugin.errors import InputError
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -108,8 +103,8 @@ class Recipe:
             InputError: If the text is no TOML, or a key is missing, unknown or of the wrong kind.
         """
         try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            table = _toml.loads(text)
+        except _toml.TOMLDecodeError as error:
             raise InputError(f"a recipe must be TOML: {error}") from error
         _check_keys(table, required={"name", "architecture", "dataset", "members"}, known={"defaults"}, where="recipe")
         defaults = table.get("defaults", {})
@@ -143,4 +138,6 @@ def _check_keys(table: Mapping[str, Any], *, required: set[str], known: set[str]
     if missing:
         raise InputError(f"{where} lacks the key(s) {', '.join(missing)}")
     if unknown:
-        raise InputError(f"{where} has unknown key(s) {', '.join(unknown)}; known are {', '.join(sorted(known | required))}")
+        raise InputError(
+            f"{where} has unknown key(s) {', '.join(unknown)}; known are {', '.join(sorted(known | required))}"
+        )

@@ -61,7 +61,7 @@ def find_recipe(text: str) -> Recipe:
         ['cifarconv-w4a2', 'cifarconv-w2a2', 'cifarconv-fp']
     """
     if text in recipe_names():
-        return Recipe.parse(files("empir_plugin.training").joinpath("recipes", f"{text}.toml").read_text("utf-8"))
+        return Recipe.parse((files("empir_plugin.training") / "recipes" / f"{text}.toml").read_text("utf-8"))
     if text.endswith(".toml"):
         return Recipe.read(Path(text))
     raise InputError(f"no recipe {text!r}: use one of {', '.join(recipe_names())}, or a path that ends in .toml")
@@ -82,6 +82,7 @@ def train_recipe(
     ensemble's plain state dict, ``<recipe>.safetensors``, which RobustBench takes as ``custom_checkpoint``.
 
     Args:
+        recipe: What to train, and how.
         data: Training images of the recipe's data set.
         out: Folder for the files; made if it is missing.
         device: Where to compute; the CPU by default.
@@ -99,9 +100,7 @@ def train_recipe(
     for member in recipe.members:
         model = _initialise(recipe.architecture, member, data.num_classes)
         checkpoint = out / f"{member.name}.checkpoint.safetensors"
-        result, history = train_member(
-            model, member, data, checkpoint, device=device, resume=resume, on_step=on_step
-        )
+        result, history = train_member(model, member, data, checkpoint, device=device, resume=resume, on_step=on_step)
         trained.append((_publish(result, member, history, out), result))
     _save_state(Ensemble([model for _, model in trained]), out / f"{recipe.name}.safetensors")
     return tuple(member for member, _ in trained)
@@ -112,6 +111,9 @@ def _check(recipe: Recipe, data: ImageSet) -> None:
         raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {recipe.architecture!r}")
     if recipe.dataset != data.name:
         raise InputError(f"recipe {recipe.name} is for {recipe.dataset}, got images of {data.name}")
+    largest = max(member.batch_size for member in recipe.members)
+    if len(data) < largest:
+        raise InputError(f"{len(data)} training images are fewer than a batch of {largest}: lower batch_size")
 
 
 def _initialise(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:
@@ -120,9 +122,7 @@ def _initialise(architecture: str, member: MemberRecipe, num_classes: int) -> nn
         return ARCHITECTURES[architecture](member.precision, scale=member.scale, num_classes=num_classes)
 
 
-def _publish(
-    model: nn.Module, member: MemberRecipe, history: tuple[dict[str, float], ...], out: Path
-) -> TrainedMember:
+def _publish(model: nn.Module, member: MemberRecipe, history: tuple[dict[str, float], ...], out: Path) -> TrainedMember:
     weights = out / f"{member.name}.safetensors"
     digest = save_packed(model, weights)
     settings = {**asdict(member), "precision": str(member.precision)}

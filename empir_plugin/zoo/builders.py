@@ -69,8 +69,7 @@ def build_model(card: ModelCard, *, num_classes: int | None = None) -> nn.Module
 def _network(card: NetworkCard, num_classes: int) -> nn.Module:
     network = ARCHITECTURES[card.architecture](card.precision, scale=card.scale, num_classes=num_classes)
     if card.weights:
-        resource = files("empir_plugin.zoo").joinpath("weights", card.weights)
-        with as_file(resource) as path:
+        with as_file(files("empir_plugin.zoo") / "weights" / card.weights) as path:
             load_packed(network, path, expected_sha256=card.sha256)
     return network
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,15 +9,11 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
+from empir_plugin import _toml
 from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 RULES: Mapping[str, Rule] = MappingProxyType({"max_vote": MaxVote(), "mean_probability": MeanProbability()})
 """Decision rules by the name cards use."""
@@ -100,7 +95,7 @@ def cards() -> Mapping[str, ModelCard]:
     """
     folder = files("empir_plugin.zoo").joinpath("cards")
     texts = (file.read_text(encoding="utf-8") for file in sorted(folder.iterdir(), key=lambda file: file.name))
-    tables = [tomllib.loads(text) for text in texts]
+    tables = [_toml.loads(text) for text in texts]
     found = [card for table in tables for card in _cards(table)]
     return MappingProxyType({card.name: card for card in found})
 

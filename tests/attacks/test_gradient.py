@@ -17,6 +17,7 @@ from empir_plugin.attacks.losses import CrossEntropy, dlr, margin, softmax_twice
 from empir_plugin.attacks.norms import L2, Linf, Norm, parse_norm
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import DirectionStart, FixedStep, GaussianStart, StepOfEps, UniformStart
+from empir_plugin.attacks.surrogate_text import parse_surrogate
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.ensemble import Ensemble
@@ -310,7 +311,7 @@ def test_a_hard_vote_asks_for_a_surrogate(small_members: list[nn.Module], images
 def test_a_surrogate_attacks_a_hard_vote(text: str, small_members: list[nn.Module], images: Tensor) -> None:
     ensemble = Ensemble(small_members, hard_vote)
     y = ensemble(images).argmax(1)
-    attack = pgd(20, surrogate=surrogates.parse_surrogate(text))
+    attack = pgd(20, surrogate=parse_surrogate(text))
     fooled = ensemble(attack(ensemble, images, y, Threat(Linf(), 0.2))).argmax(1) != y
     assert float(fooled.double().mean()) > 0.5
     tiny = attack(ensemble, images, y, Threat(Linf(), 1e-9))

@@ -40,7 +40,8 @@ class CIFARConv(nn.Module):
         bits = precision or Precision()
         width, kernel = (64, 8) if table3 else (32, 5)
         # TensorFlow's SAME padding puts the odd pixel of an even filter at the end.
-        self.pad = nn.ZeroPad2d(((kernel - 1) // 2, kernel // 2) * 2)
+        before, after = (kernel - 1) // 2, kernel // 2
+        self.pad = nn.ZeroPad2d((before, after, before, after))
         self.conv1 = conv2d(3, 32, 5, padding=2, bias=False, precision=bits, scale=scale)
         self.conv2 = conv2d(32, width, kernel, bias=False, precision=bits, scale=scale)
         self.conv3 = conv2d(width, 64, kernel, bias=False, precision=bits, scale=scale)

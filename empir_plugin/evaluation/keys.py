@@ -1,0 +1,89 @@
+"""What decides the outcome of a shard, as the key it is stored under.
+
+A stored outcome is used again only if nothing changed of: the network's text, weights, settings and source files; the
+images and labels; the attack's settings and source files, its labels and its threat; which images it is given, and how
+many at once; the seed; number and size of the shard; the kind of device; the releases of torch and pyautoattack; and
+the statements (not comments, docstrings or layout) of this package's attacks, models, AutoAttack adapter and judge.
+
+The number of threads and the processor are left out, so that an evaluation can be finished with other ones, though they
+may round differently; records name the threads. So is what a network does outside of its modules' source files.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.evaluation.code import foreign_code_sha256, sources_sha256
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.identity import describe, model_fingerprint, settings_fingerprint
+from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.provenance import versions
+from empir_plugin.evaluation.record import bits
+from empir_plugin.evaluation.shards import Bench, Shard
+from empir_plugin.evaluation.store import Key
+
+_CODE = ("attacks", "models", "_compat", *(f"evaluation/{name}.py" for name in ("judge", "shards", "subject", "data")))
+
+
+def subject_of(model: nn.Module, data: ImageSet) -> str:
+    """Text that names a model and a data set.
+
+    Raises:
+        InputError: If the network's code has no source file.
+    """
+    parts = model_fingerprint(model), settings_fingerprint(model), foreign_code_sha256(model), data.fingerprint
+    return "|".join(parts)
+
+
+def common_key(subject: str, bench: Bench, shard_size: int) -> Key:
+    """What all shards of an evaluation share.
+
+    Args:
+        subject: Text that names model and data.
+        bench: Where it runs.
+        shard_size: Images per shard.
+    """
+    releases = versions()
+    return {
+        "subject": subject,
+        "seed": bench.seed,
+        "shard_size": shard_size,
+        "batch_size": bench.batch_size,
+        "device": bench.device.type,
+        "torch": releases["torch"],
+        "pyautoattack": releases.get("pyautoattack", ""),
+        "code": sources_sha256(*_CODE),
+    }
+
+
+def clean_key(common: Key, shard: Shard) -> Key:
+    """The key of the decisions on a shard's clean images."""
+    return {**common, "attack": "", "shard": shard.number}
+
+
+def attack_key(common: Key, planned: Planned, threat: Threat) -> Key:
+    """What the shards under one attack share.
+
+    Args:
+        common: What all shards share.
+        planned: The attack.
+        threat: The run's; the attack's own goes before it.
+
+    Raises:
+        InputError: If the attack holds something that cannot be described, or has no source file.
+    """
+    budget = planned.threat or threat
+    return {
+        **common,
+        "attack": describe(planned.attack),
+        "attack_code": foreign_code_sha256(planned.attack),
+        "labels": planned.labels.name,
+        "threat": f"{budget.norm}:{budget.eps!r}",
+        "together": planned.batch_size or 0,
+    }
+
+
+def shard_key(attack: Key, shard: Shard, wanted: Tensor) -> Key:
+    """The key of one shard under an attack, of which the images where ``wanted`` ``(n,)`` is true are attacked."""
+    return {**attack, "shard": shard.number, "attacked": bits(wanted)}

@@ -1,0 +1,240 @@
+"""A shard: the images an attack is given, and judged on, as one piece of work.
+
+Shards have a fixed size, whatever number of processes works on them. What comes of a shard depends on nothing outside
+of it: not on other shards, not on the process, not on what ran before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from pyautoattack.checks import check_square_sr
+from torch import Tensor, nn
+
+from empir_plugin.attacks.autoattack import AutoAttackSuite
+from empir_plugin.attacks.randomness import Draw
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import EmpirError, EvaluationError, InputError
+from empir_plugin.evaluation.data import ImageSet, check_images
+from empir_plugin.evaluation.identity import state_fingerprint
+from empir_plugin.evaluation.judge import check_attack_result, decisions
+from empir_plugin.evaluation.outcome import NOT_ATTACKED, Outcome
+from empir_plugin.evaluation.planned import Labels, Planned
+from empir_plugin.evaluation.store import Fallen
+
+Tick = Callable[[int], None]
+"""Told of images that are done."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images ``start`` to ``stop - 1`` of a data set.
+
+    Args:
+        number: From 0.
+        start: First image.
+        stop: First image that no longer belongs to it.
+    """
+
+    number: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"shard {self.number} (images {self.start} to {self.stop - 1})"
+
+
+def shards(n: int, size: int) -> list[Shard]:
+    """Cut ``n`` images into shards; the last may be smaller.
+
+    Example:
+        >>> [str(shard) for shard in shards(5, 3)]
+        ['shard 0 (images 0 to 2)', 'shard 1 (images 3 to 4)']
+    """
+    return [Shard(number, start, min(start + size, n)) for number, start in enumerate(range(0, n, size))]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Where attacks are carried out and judged.
+
+    Args:
+        model: A private copy, ready for evaluation.
+        data: Images and true labels.
+        threat: The budget of attacks that bring none of their own.
+        seed: Of everything random.
+        batch_size: Images per forward pass, for attacks that do not say.
+        device: Where the model is.
+    """
+
+    model: nn.Module
+    data: ImageSet
+    threat: Threat
+    seed: int
+    batch_size: int
+    device: torch.device
+
+    def clean(self, shard: Shard) -> Outcome:
+        """Show the model the clean images.
+
+        Raises:
+            EvaluationError: If it does not return logits with a column for each class.
+        """
+        begun = time.perf_counter()
+        with _located("the clean images", shard), self._own_randomness(shard):
+            x, y = self._images(shard)
+            check_images(x, y, self.data.num_classes)
+            decided = self._decisions(x, clean=True)
+        return self._outcome(decided, begun)
+
+    def attacked(
+        self, planned: Planned, shard: Shard, wanted: Tensor, own: Tensor, tick: Tick
+    ) -> tuple[Outcome, Fallen]:
+        """Attack some images of a shard and judge what comes back.
+
+        Args:
+            planned: The attack.
+            shard: The images.
+            wanted: Which of them ``(n,)`` to attack.
+            own: The model's decisions ``(n,)`` on the clean images.
+            tick: Told of images that are done.
+
+        Returns:
+            The outcome, and the images that fell.
+
+        Raises:
+            EvaluationError: If the attack fails, breaks a rule, or changes the model.
+        """
+        begun = time.perf_counter()
+        with _located(planned.name, shard), self._own_randomness(shard), self._model_unchanged():
+            x, y = self._images(shard)
+            rows = wanted.to(self.device).nonzero().squeeze(1)
+            labels = own.to(self.device) if planned.labels is Labels.OWN else y
+            made, told = self._made(planned, shard, (x, labels, rows), tick)
+            decided = torch.full_like(y, NOT_ATTACKED)
+            decided[rows] = self._decisions(made)
+            fell = decided[rows] != y[rows]
+        return self._outcome(decided, begun, **told), Fallen(rows[fell].cpu(), made[fell].cpu())
+
+    def _outcome(self, decided: Tensor, begun: float, **told: Any) -> Outcome:
+        verdicts = tuple(decided.tolist())
+        return Outcome(verdicts, round(time.perf_counter() - begun, 3), torch.get_num_threads(), **told)
+
+    def _images(self, shard: Shard) -> tuple[Tensor, Tensor]:
+        x, y = self.data.batch(shard.start, shard.stop)
+        return x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
+
+    def _decisions(self, x: Tensor, *, clean: bool = False) -> Tensor:
+        if not len(x):
+            return torch.empty(0, dtype=torch.int64, device=x.device)
+        return decisions(
+            self.model, x, num_classes=self.data.num_classes, batch_size=self.batch_size, refuse_probabilities=clean
+        )
+
+    def _made(
+        self, planned: Planned, shard: Shard, images: tuple[Tensor, Tensor, Tensor], tick: Tick
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What the attack makes of the rows to attack, checked, and what it has to say."""
+        x, labels, rows = images
+        if isinstance(planned.attack, AutoAttackSuite):
+            found = self._made_by_suite(planned, planned.attack, images)
+            tick(len(x))
+            return found
+        made, done = x[rows], 0
+        for places in torch.arange(len(rows), device=rows.device).split(planned.batch_size or self.batch_size):
+            batch = rows[places]
+            threat, indices = planned.threat or self.threat, batch + shard.start
+            # The attack gets copies: whatever it does to them, the judge has the originals.
+            adversarial = planned.attack(self.model, x[batch], labels[batch], threat, seed=self.seed, indices=indices)
+            made[places] = check_attack_result(x[batch], adversarial, threat)
+            reached = int(batch[-1]) + 1
+            tick(reached - done)
+            done = reached
+        tick(len(x) - done)
+        return made, {}
+
+    def _made_by_suite(
+        self, planned: Planned, suite: AutoAttackSuite, images: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        x, labels, rows = images
+        if not len(rows):
+            return x[rows], {}
+        threat = planned.threat or self.threat
+        result = suite.run(self.model, x[rows], labels[rows], threat, seed=self.seed)
+        own = square_flags(result.accuracy)
+        told = {
+            "flags": tuple(flag for flag in result.flags if flag not in own),
+            "parts": tuple((part, _bits(robust, rows, len(x))) for part, robust in result.robust.items()),
+        }
+        return check_attack_result(x[rows], result.images, threat), told
+
+    @contextmanager
+    def _own_randomness(self, shard: Shard) -> Iterator[None]:
+        """Torch's random numbers set by seed and shard, for models and foreign attacks that use them."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            key = Draw(self.seed, torch.tensor([shard.number])).uniform(torch.empty(1, 1, dtype=torch.float64))
+            torch.manual_seed(int(key.item() * 2**24))
+            yield
+
+    @contextmanager
+    def _model_unchanged(self) -> Iterator[None]:
+        before = state_fingerprint(self.model)
+        yield
+        if state_fingerprint(self.model) != before:
+            raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is void")
+
+
+def square_flags(accuracy: Mapping[str, float]) -> tuple[str, ...]:
+    """AutoAttack's warning that its black-box part found what its white-box parts missed, if it has to be given.
+
+    It speaks of a share of all images, so it is asked once for an evaluation and not of every shard.
+
+    Args:
+        accuracy: Share of images classified correctly, ``"clean"`` and after each part.
+
+    Example:
+        >>> len(square_flags({"clean": 0.9, "apgd-ce": 0.5, "square": 0.4}))
+        1
+    """
+    texts: list[str] = []
+    check_square_sr(dict(accuracy), logger=SimpleNamespace(warning=texts.append))
+    return tuple(texts)
+
+
+def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:
+    held = set(rows[verdicts].tolist())
+    return "".join("1" if row in held else "0" for row in range(n))
+
+
+@contextmanager
+def _located(what: str, shard: Shard) -> Iterator[None]:
+    """Say of any error which attack and which images it came from."""
+    try:
+        yield
+    except EmpirError as error:
+        raise EvaluationError(f"{what}, {shard}: {error}") from error
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise EvaluationError(f"{what} failed on {shard} with {type(error).__name__}: {first}") from error
+
+
+def check_shard_size(planned: Planned, size: int) -> None:
+    """Refuse a shard size that would tear apart images an attack must be given together.
+
+    Raises:
+        InputError: If its batches do not fit into a shard.
+    """
+    if planned.batch_size is not None and size % planned.batch_size:
+        raise InputError(
+            f"shard_size must be a multiple of {planned.batch_size}, got {size}: "
+            f"{planned.name} has to be given that many images at once"
+        )

@@ -1,0 +1,171 @@
+"""The clip to [0, 1] inside activation quantizers, and the gradients an attacker may give it.
+
+A clip is flat outside [0, 1]. An activation beyond it hides everything before it from an attacker, while no decision
+becomes harder to change: gradient masking. Backward pass differentiable approximation (Athalye et al.,
+https://arxiv.org/abs/1802.00420) answers it: the same forward pass, bit for bit, with another slope behind it. Only an
+attacker's gradients change; training keeps :data:`as_trained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from empir_plugin.errors import InputError
+
+
+class BackwardRule(Protocol):
+    """What a rule must offer."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Activations of any shape clipped to [0, 1], the rule's slope behind them."""
+        ...
+
+
+class _Clip(torch.autograd.Function):
+    """Forward: the clip to [0, 1]. Backward: 1 on [0, 1], both ends included, and 0 outside."""
+
+    # Not left to torch: whether its clamp counts the ends in depends on the version, and black and white lie there.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * ((x >= 0) & (x <= 1))
+
+
+class _ClipWithSlope(torch.autograd.Function):
+    """Forward: the clip to [0, 1]. Backward: the gradient times a slope, of the input's shape."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, slope: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None
+
+
+def _apply(function: type[torch.autograd.Function], *args: Tensor) -> Tensor:
+    return function.apply(*args)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The clip's own gradient, with which the networks are trained: 1 on [0, 1], both ends included, and 0 outside.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.5, 1.0, 2.0], requires_grad=True)
+        >>> torch.autograd.grad(Clip()(x).sum(), x)
+        (tensor([0., 1., 1., 0.]),)
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Clip activations of any shape."""
+        return _apply(_Clip, x)
+
+    def __str__(self) -> str:
+        return "clip"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Gradient 1 everywhere: the attacker looks straight through the clip.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.5, 1.0, 2.0], requires_grad=True)
+        >>> torch.autograd.grad(Identity()(x).sum(), x)
+        (tensor([1., 1., 1., 1.]),)
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Clip activations of any shape."""
+        return _apply(_ClipWithSlope, x, torch.ones_like(x))
+
+    def __str__(self) -> str:
+        return "identity"
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Gradient 1 on [0, 1], fading outside like the derivative of a sigmoid.
+
+    At a distance ``d`` from [0, 1] it is ``4 s (1 - s)`` with ``s = sigmoid(d / width)``: 1 at the edge, 0.79 one width
+    away and 0.42 two. Units about to leave the flat part count, those far inside it hardly do.
+
+    Args:
+        width: How fast it fades, in units of the activation (whose range is 1).
+
+    Raises:
+        InputError: If the width is not positive.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.5, 1.0, 2.0], requires_grad=True)
+        >>> torch.autograd.grad(Soft(1.0)(x).sum(), x)
+        (tensor([0.7864, 1.0000, 1.0000, 0.7864]),)
+    """
+
+    width: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise InputError(f"width must be above 0, got {self.width}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Clip activations of any shape."""
+        with torch.no_grad():
+            s = ((x - x.clamp(0, 1)).abs_() / self.width).sigmoid_()
+            slope = 4 * s * (1 - s)
+        return _apply(_ClipWithSlope, x, slope)
+
+    def __str__(self) -> str:
+        return "soft" if self == Soft() else f"soft:{self.width:g}"
+
+
+as_trained = Clip()
+identity = Identity()
+soft = Soft()
+
+_NAMED: Mapping[str, BackwardRule] = MappingProxyType({str(rule): rule for rule in (as_trained, identity, soft)})
+_WITH_NUMBER: Mapping[str, Callable[[str], BackwardRule]] = MappingProxyType({"soft": lambda text: Soft(float(text))})
+
+
+def parse_backward(text: str) -> BackwardRule:
+    """Read a rule's text form, the one ``str`` gives.
+
+    Args:
+        text: ``clip``, ``identity``, ``soft`` or ``soft:0.25``.
+
+    Raises:
+        InputError: If the text has another form.
+
+    Example:
+        >>> parse_backward("soft:0.25")
+        Soft(width=0.25)
+    """
+    name, _, number = text.partition(":")
+    try:
+        return _WITH_NUMBER[name](number) if number else _NAMED[name]
+    except (KeyError, ValueError) as error:
+        forms = ", ".join([*_NAMED, "soft:0.25"])
+        raise InputError(f"a backward rule is written as one of {forms}, got {text!r}") from error

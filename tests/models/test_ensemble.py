@@ -1,0 +1,335 @@
+"""Votes counted by hand, the mean probability, and the contract: the argmax is the decision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability, Rule
+from empir_plugin.models.layers import QuantLinear
+from empir_plugin.models.precision import Precision
+
+A, B, C, D = range(4)
+Doubles = NDArray[np.float64]
+
+
+def ballot(*votes: tuple[int, float]) -> Tensor:
+    """Logits ``(M, 1, 4)`` of members that vote for a class with a lead over the others, which are equal."""
+    logits = torch.zeros(len(votes), 1, 4)
+    for member, (choice, lead) in enumerate(votes):
+        logits[member, 0, choice] = lead
+    return logits
+
+
+def decision(rule: Rule, logits: Tensor, leader: int | None) -> list[int]:
+    return rule(logits, leader).argmax(1).tolist()
+
+
+# -- The oracle: one image at a time in float64, written from the paper
+
+
+def softmax(logits: Doubles) -> Doubles:
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def favourites(logits: Doubles) -> set[int]:
+    """The classes with most votes, of members' logits ``(M, K)``."""
+    votes = [int(row.argmax()) for row in logits]
+    most = max(votes.count(vote) for vote in votes)
+    return {vote for vote in votes if votes.count(vote) == most}
+
+
+# -- Votes
+
+
+@pytest.mark.parametrize(
+    ("votes", "leader", "expected"),
+    [
+        pytest.param([(A, 1), (A, 1), (A, 1)], 2, A, id="unanimous"),
+        pytest.param([(A, 1), (A, 1), (B, 9)], 2, A, id="two-outvote-a-sure-fp"),
+        pytest.param([(A, 9), (B, 1), (B, 1)], 2, B, id="fp-and-one-against-a-sure-one"),
+        pytest.param([(B, 1), (A, 9), (B, 1)], 2, B, id="fp-and-the-other-one"),
+        pytest.param([(A, 9), (B, 8), (C, 1)], 2, C, id="three-way-split-falls-to-fp"),
+        pytest.param([(C, 1), (B, 8), (A, 9)], 0, C, id="three-way-split-fp-first"),
+        pytest.param([(A, 1), (B, 3), (C, 2)], None, B, id="three-way-split-no-fp-surest-wins"),
+        pytest.param([(D, 1), (B, 3), (B, 3)], None, B, id="majority-no-fp"),
+        pytest.param([(A, 1), (B, 9)], 0, A, id="two-members-fp-decides"),
+        pytest.param([(B, 9), (A, 1)], 1, A, id="two-members-fp-decides-at-the-end"),
+        pytest.param([(A, 1), (B, 2)], None, B, id="two-members-no-fp"),
+        pytest.param([(D, 1)], 0, D, id="single-fp"),
+        pytest.param([(D, 1)], None, D, id="single-low"),
+        pytest.param([(A, 1), (A, 1), (B, 2), (B, 2), (A, 1)], 2, A, id="five-majority"),
+        pytest.param([(A, 1), (A, 1), (B, 2), (B, 2), (C, 9)], 4, B, id="five-fp-not-among-the-tied"),
+        pytest.param([(A, 1), (A, 1), (B, 2), (B, 2), (C, 9)], 0, A, id="five-fp-among-the-tied"),
+        pytest.param([(A, 1), (A, 1), (B, 2), (C, 9), (D, 9)], 4, A, id="five-plurality-is-enough"),
+        pytest.param([(C, 1), (C, 1), (B, 9), (B, 9), (A, 1), (A, 1), (D, 9)], 4, A, id="seven-three-tied-fp-among"),
+        pytest.param([(C, 1), (C, 1), (B, 5), (B, 5), (A, 1), (A, 1), (D, 9)], 6, B, id="seven-three-tied-fp-not"),
+        pytest.param([(C, 1), (C, 1), (C, 1), (B, 9), (B, 9), (B, 9), (D, 1)], 6, B, id="seven-two-tied-fp-not"),
+        pytest.param([(C, 1), (C, 1), (C, 1), (C, 1), (B, 9), (B, 9), (B, 9)], 4, C, id="seven-majority-against-fp"),
+    ],
+)
+def test_votes_by_hand(votes: list[tuple[int, float]], leader: int | None, expected: int) -> None:
+    assert decision(MaxVote(), ballot(*votes), leader) == [expected]
+
+
+def test_equals_are_parted_by_the_mean_over_all_members() -> None:
+    """A's two voters are surer than B's, but the one for C thinks well of B."""
+    voters = torch.tensor([[[2.0, 0.0, 0.0]], [[2.0, 0.0, 0.0]], [[0.0, 1.9, 0.0]], [[0.0, 1.9, 0.0]]])
+    outsider = torch.tensor([[[0.0, 3.9, 4.0]]])
+    assert decision(MaxVote(), voters, None) == [A]
+    assert decision(MaxVote(), torch.cat([voters, outsider]), None) == [B]
+
+
+@pytest.mark.parametrize("leader", [None, 0])
+def test_an_exact_tie_in_a_members_logits_is_a_vote_for_its_first_class(leader: int | None) -> None:
+    logits = torch.tensor([[[1.0, 1.0, 0.0]]])
+    assert decision(MaxVote(), logits, leader) == [A]
+    assert decision(MaxVote(), torch.tensor([[[0.0, 1.0, 1.0]]]), leader) == [B]
+
+
+def test_images_are_judged_one_by_one() -> None:
+    logits = torch.cat([ballot((A, 1), (A, 1), (B, 1)), ballot((C, 1), (B, 1), (D, 1))], 1)
+    assert decision(MaxVote(), logits, 2) == [A, D]
+
+
+# -- What the vote returns
+
+
+@pytest.mark.parametrize(
+    ("votes", "leader", "voters"),
+    [
+        ([(A, 1), (A, 2), (B, 9)], 2, [0, 1]),
+        ([(A, 9), (B, 8), (C, 1)], 2, [2]),
+        ([(A, 1), (A, 2), (A, 3)], 2, [0, 1, 2]),
+        ([(B, 1), (A, 2), (B, 3), (A, 5), (C, 4)], 0, [0, 2]),
+    ],
+)
+def test_the_log_of_the_mean_probability_of_the_voters(
+    votes: list[tuple[int, float]], leader: int, voters: list[int]
+) -> None:
+    logits = ballot(*votes) + torch.randn(len(votes), 1, 4, generator=torch.Generator().manual_seed(0)) / 10
+    expected = np.log(softmax(logits.double().numpy())[voters].mean(0))
+    np.testing.assert_allclose(MaxVote()(logits, leader).numpy(), expected, rtol=1e-5)
+
+
+def test_mean_probability_equals_the_oracle() -> None:
+    logits = 3 * torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
+    expected = np.log(softmax(logits.double().numpy()).mean(0))
+    np.testing.assert_allclose(MeanProbability()(logits, None).numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(MeanProbability()(logits, 3), MeanProbability()(logits, None))
+
+
+def test_mean_probability_is_no_vote() -> None:
+    logits = ballot((A, 1), (A, 1), (B, 9))
+    assert decision(MeanProbability(), logits, 2) == [B]
+    assert decision(MaxVote(), logits, 2) == [A]
+
+
+def test_mean_probability_of_saturated_members_stays_finite() -> None:
+    logits = torch.tensor([[[1e4, -1e4]], [[1e4, 0.0]]])
+    np.testing.assert_allclose(MeanProbability()(logits, None).numpy(), [[0.0, -1e4 - np.log(2)]], rtol=1e-6)
+
+
+# Distances that the softmax rounds away, and others that it saturates on.
+logit = st.sampled_from([0.0, -1e-30, 1e-30, 1.0, 1.0 + 2**-23, 1e4, -1e4, 9999.0, 1e-8, 16.0]) | st.floats(
+    -1e4, 1e4, width=32
+)
+
+
+@st.composite
+def elections(draw: st.DrawFn) -> tuple[Tensor, int | None]:
+    """Logits ``(M, 3, K)`` of up to 7 members for up to 5 classes, and a leader or none."""
+    members, classes = draw(st.integers(1, 7)), draw(st.integers(2, 5))
+    rows = draw(st.lists(logit, min_size=members * classes, max_size=members * classes))
+    leader = draw(st.none() | st.integers(0, members - 1))
+    logits = torch.tensor(rows).view(members, 1, classes)
+    return torch.cat([logits, logits.flip(-1), logits.roll(1, -1)], 1), leader
+
+
+@settings(deadline=None, max_examples=100)
+@given(elections())
+def test_the_argmax_is_the_vote(election: tuple[Tensor, int | None]) -> None:
+    logits, leader = election
+    for image, winner in enumerate(decision(MaxVote(), logits, leader)):
+        rows = logits[:, image].double().numpy()
+        tied = favourites(rows)
+        assert winner in tied
+        if leader is not None and int(rows[leader].argmax()) in tied:
+            assert winner == int(rows[leader].argmax())
+        else:
+            mean = softmax(rows).mean(0)
+            assert mean[winner] >= max(mean[choice] for choice in tied) - 1e-6
+
+
+@settings(deadline=None, max_examples=40)
+@given(elections())
+def test_rows_are_probabilities(election: tuple[Tensor, int | None]) -> None:
+    logits, leader = election
+    for rule in (MaxVote(), MeanProbability()):
+        out = rule(logits, leader)
+        assert out.shape == logits.shape[1:]
+        assert not out.isnan().any()
+        total = out.exp().sum(1)
+        torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(elections())
+def test_a_single_member_decides_as_it_would_alone(election: tuple[Tensor, int | None]) -> None:
+    alone = election[0][:1]
+    assert decision(MaxVote(), alone, 0) == alone[0].argmax(1).tolist()
+
+
+def test_a_vote_survives_logits_that_the_softmax_makes_equal() -> None:
+    logits = torch.tensor([[[-1e-30, 0.0]]])
+    assert torch.equal(*logits.log_softmax(-1)[0].T)
+    out = MaxVote()(logits, 0)
+    assert out.argmax(1).tolist() == [1]
+    torch.testing.assert_close(out, torch.full((1, 2), 0.5).log())
+
+
+# -- Gradients
+
+
+def gradient(rule: Rule, logits: Tensor, leader: int | None, choice: int) -> Tensor:
+    logits = logits.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(rule(logits, leader)[:, choice].sum(), logits)
+    return grad
+
+
+@pytest.mark.parametrize("choice", range(4))
+def test_outvoted_members_get_no_gradient_and_voters_that_of_their_log_mean(choice: int) -> None:
+    logits = ballot((A, 1), (B, 5), (A, 3)).double()
+    grad = gradient(MaxVote(), logits, 1, choice)
+    voters = logits[[0, 2]].requires_grad_()
+    (expected,) = torch.autograd.grad(voters.softmax(-1).mean(0).log()[0, choice], voters)
+    assert torch.equal(grad[1], torch.zeros(1, 4, dtype=torch.float64))
+    torch.testing.assert_close(grad[[0, 2]], expected)
+    assert float(grad[0].abs().max()) > 0.01
+
+
+def test_a_split_gives_the_whole_gradient_to_the_full_precision_member() -> None:
+    grad = gradient(MaxVote(), ballot((A, 5), (B, 5), (C, 1)), 2, C)
+    assert not grad[:2].any()
+    p = ballot((C, 1)).softmax(-1)[0, 0]
+    torch.testing.assert_close(grad[2, 0], torch.eye(4)[C] - p)
+
+
+def test_every_member_has_a_part_in_the_gradient_of_the_mean_probability() -> None:
+    logits = ballot((A, 1), (B, 5), (A, 3)).double()
+    grad = gradient(MeanProbability(), logits, None, A)
+    p = logits.softmax(-1)[:, 0]  # (M, K)
+    expected = p[:, :1] * (torch.eye(4)[A] - p) / p[:, A].sum()
+    torch.testing.assert_close(grad[:, 0], expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(elections(), st.integers(0, 1))
+def test_gradients_are_finite_and_sum_to_zero(election: tuple[Tensor, int | None], choice: int) -> None:
+    """A constant added to a member's logits changes nothing."""
+    logits, leader = election
+    for rule in (MaxVote(), MeanProbability()):
+        grad = gradient(rule, logits, leader, choice)
+        assert grad.isfinite().all()
+        assert float(grad.sum(-1).abs().max()) < 1e-5
+
+
+@settings(deadline=None, max_examples=40)
+@given(elections())
+def test_voters_alone_have_a_gradient(election: tuple[Tensor, int | None]) -> None:
+    logits, leader = election
+    winner = MaxVote()(logits, leader).argmax(1)
+    outvoted = logits.argmax(-1) != winner
+    for choice in range(logits.shape[-1]):
+        assert not gradient(MaxVote(), logits, leader, choice)[outvoted].any()
+
+
+def test_a_lifted_winner_keeps_its_gradient() -> None:
+    logits = torch.tensor([[[-1e-30, 0.0]]])
+    torch.testing.assert_close(gradient(MaxVote(), logits, 0, 1), torch.tensor([[[-0.5, 0.5]]]))
+    torch.testing.assert_close(gradient(MaxVote(), logits, 0, 0), torch.tensor([[[0.5, -0.5]]]))
+
+
+# -- The module
+
+
+def member(text: str | None, seed: int = 0) -> nn.Module:
+    """A network for images ``(N, 1, 2, 2)`` and three classes."""
+    torch.manual_seed(seed)
+    last = nn.Linear(4, 3) if text is None else QuantLinear(4, 3, precision=Precision.parse(text))
+    return nn.Sequential(nn.Flatten(), last)
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        pytest.param(["w2a4", "w4a2", None], 2, id="as-released"),
+        pytest.param([None, "w2a4"], 0, id="first"),
+        pytest.param(["w2a4", None, None], 1, id="several-the-first-leads"),
+        pytest.param(["w2a4", "w4a32", "w32a4"], None, id="none"),
+        pytest.param(["w2a4", "fp"], 1, id="quantized-layer-of-32-bits"),
+        pytest.param([None], 0, id="single"),
+    ],
+)
+def test_the_leader_is_the_first_full_precision_member(texts: list[str | None], expected: int | None) -> None:
+    assert Ensemble([member(text) for text in texts]).leader == expected
+
+
+class Says(nn.Module):
+    """A full-precision member whose logits are given."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([logits], dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1)
+
+
+def test_of_several_full_precision_members_the_first_decides() -> None:
+    low = member("w2a4")
+    assert Ensemble([Says(0, 0, 1), Says(9, 0, 0)])(torch.zeros(1)).argmax(1).tolist() == [C]
+    assert Ensemble([Says(9, 0, 0), Says(0, 0, 1)])(torch.zeros(1)).argmax(1).tolist() == [A]
+    assert Ensemble([low, Says(0, 0, 1), Says(9, 0, 0)]).leader == 1
+
+
+def test_the_default_rule_is_the_vote() -> None:
+    assert Ensemble([member(None)]).rule == MaxVote()
+
+
+@pytest.mark.parametrize("rule", [MaxVote(), MeanProbability()], ids=repr)
+def test_the_ensemble_applies_its_rule_to_its_members_logits(rule: Rule) -> None:
+    members = [member("w2a4", 0), member("w4a2", 1), member(None, 2)]
+    ensemble, x = Ensemble(members, rule), torch.rand(8, 1, 2, 2)
+    logits = ensemble.member_logits(x)
+    assert logits.shape == (3, 8, 3)
+    for single, expected in zip(logits, members, strict=True):
+        assert torch.equal(single, expected(x))
+    assert torch.equal(ensemble(x), rule(logits, 2))
+    assert torch.equal(ensemble(x), ensemble(x))
+
+
+@pytest.mark.parametrize("rule", [MaxVote(), MeanProbability()], ids=repr)
+def test_the_gradient_reaches_the_image(rule: Rule) -> None:
+    ensemble = Ensemble([member("w2a4", 0), member("w4a2", 1), member(None, 2)], rule)
+    x = torch.rand(8, 1, 2, 2).requires_grad_()
+    ensemble(x)[:, 0].sum().backward()
+    assert x.grad is not None
+    assert (x.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_members_are_part_of_the_state() -> None:
+    keys = Ensemble([member("w2a4"), member(None)]).state_dict()
+    assert list(keys) == ["members.0.1.weight", "members.0.1.bias", "members.1.1.weight", "members.1.1.bias"]
+
+
+def test_an_empty_ensemble() -> None:
+    with pytest.raises(InputError, match=r"^an ensemble needs at least one member, got none$"):
+        Ensemble([])

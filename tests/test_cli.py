@@ -1,0 +1,110 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+import empir_cli
+from empir_plugin.evaluation.record import Record
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(empir_cli.main, arguments)
+
+
+def test_help_names_every_command() -> None:
+    text = _run("--help").output
+    assert all(command in text for command in ("evaluate", "list", "train"))
+
+
+def test_list_shows_models_with_precision_accuracy_and_size() -> None:
+    result = _run("list")
+    assert result.exit_code == 0
+    (line,) = (line for line in result.output.splitlines() if line.startswith(" empir-cifar "))
+    assert "w4a2 + w2a2 + fp" in line
+    assert "%" in line
+    assert "kB" in line
+
+
+def test_evaluate_prints_a_table_and_leaves_a_record(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "record.json"
+    result = _run("evaluate", "cifarconv-w2a2", "--n-examples", "6", "--threat", "Linf:1/255", "--record", str(target))
+    assert result.exit_code == 0, result.output
+    assert "cifarconv-w2a2 under Linf:1/255, 6 images of cifar10 (bundled sample)" in " ".join(result.output.split())
+    assert all(row in result.output for row in ("none (clean)", "FGSM", "PGD-100", "AutoAttack", "worst case"))
+    record = Record.read(target)
+    assert [len(attack.robust) for attack in record.attacks] == [6] * len(record.attacks)
+
+
+def test_json_replaces_the_table(tmp_path: Path) -> None:
+    target = tmp_path / "record.json"
+    arguments = ("evaluate", "cifarconv-fp", "--n-examples", "2", "--json", "--record", str(target))
+    result = CliRunner().invoke(empir_cli.main, arguments)
+    assert json.loads(result.stdout) == json.loads(target.read_text())
+
+
+BAD = {
+    "unknown model": (("evaluate", "empir-cifra"), "did you mean 'empir-cifar'?"),
+    "eps in 0..255": (("evaluate", "empir-cifar", "--threat", "Linf:8"), "so write 8/255"),
+    "threat text": (("evaluate", "empir-cifar", "--threat", "8/255"), "a threat is written 'Linf:8/255'"),
+    "unknown norm": (("evaluate", "empir-cifar", "--threat", "L7:1"), "L7"),
+    "no images": (("evaluate", "empir-cifar", "--n-examples", "0"), "n_examples must be"),
+    "more than bundled": (("evaluate", "empir-cifar", "--n-examples", "5000"), "pass --data-dir for the full set"),
+    "data folder": (("evaluate", "empir-cifar", "--data-dir", "nowhere"), "nowhere"),
+    "no such GPU": (("evaluate", "empir-cifar", "--device", "cuda:99"), "use --device cpu"),
+    "no device": (("evaluate", "empir-cifar", "--device", "tpu?"), "a device is written"),
+    "checkpoint": (("evaluate", "empir-cifar", "--checkpoint", "nowhere.safetensors"), "no weight file at nowhere"),
+    "recipe": (("train", "empir-cifra", "--data-dir", "."), "no recipe 'empir-cifra'"),
+    "training data": (("train", "empir-cifar", "--data-dir", "nowhere"), "nowhere"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _run(*arguments)
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert "Traceback" not in result.output
+    assert result.output.strip().count("\n") == 0
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_a_checkpoint_for_another_architecture(tmp_path: Path) -> None:
+    save_file({"members.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    result = _run("evaluate", "empir-cifar", "--checkpoint", str(tmp_path / "other.safetensors"))
+    assert result.exit_code == 2
+    assert "was made for another architecture" in result.output
+
+
+@pytest.mark.slow
+def test_a_model_without_weights_is_refused() -> None:
+    with pytest.warns(UserWarning, match="no weights"):
+        result = _run("evaluate", "alexnet-fp")
+    assert result.exit_code == 2
+    assert "alexnet-fp has no weights" in result.output
+
+
+def test_a_bug_still_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("empir_plugin.zoo.show.default_threat", broken)
+    assert isinstance(_run("evaluate", "empir-cifar").exception, ZeroDivisionError)
+
+
+def test_starting_the_command_line_loads_no_torch() -> None:
+    code = "import sys, empir_cli; sys.exit('torch' in sys.modules or 'empir_plugin' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    control = "import sys, torch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", control], check=False).returncode == 1

@@ -1,0 +1,112 @@
+"""Training learns, repeats itself bit for bit, and survives a kill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from empir_plugin.errors import EvaluationError, InputError, WeightsError
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.models.architectures import MNISTConv
+from empir_plugin.models.packing import load_packed
+from empir_plugin.models.precision import Precision
+from empir_plugin.training.loop import Step
+from empir_plugin.training.recipe import MemberRecipe, Recipe
+from empir_plugin.training.run import train_recipe
+
+LP = MemberRecipe("low", Precision(2, 4), seed=5, epochs=3, batch_size=16, shift=1, flip=True, ema=0.5, warmup=0.2)
+FP = MemberRecipe("full", Precision(), seed=6, epochs=1, batch_size=16, label_smoothing=0.1, weight_decay=1e-4)
+
+
+def _recipe(*members: MemberRecipe) -> Recipe:
+    return Recipe("tiny", "mnistconv", "mnist", members)
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _kill_at(step: int) -> object:
+    def on_step(at: Step) -> None:
+        if at.step == step:
+            raise _KilledError
+
+    return on_step
+
+
+def test_training_leaves_loadable_weights_history_and_the_ensemble(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    seen: list[Step] = []
+    low, full = train_recipe(_recipe(LP, FP), tiny_mnist, tmp_path, on_step=seen.append)
+    assert [line.keys() for line in low.history] == [{"loss", "accuracy", "seconds"}] * 3
+    assert [(step.member, step.step, step.steps) for step in seen[-4:]] == [("low", 9, 9), *_steps_of_full()]
+    model = MNISTConv(LP.precision)
+    load_packed(model, low.weights, expected_sha256=low.sha256)
+    assert full.weights.is_file()
+    whole = load_file(tmp_path / "tiny.safetensors")
+    assert {key.split(".")[1] for key in whole} == {"0", "1"}
+
+
+def _steps_of_full() -> list[tuple[str, int, int]]:
+    return [("full", step, 3) for step in (1, 2, 3)]
+
+
+def test_training_learns(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    recipe = replace(FP, epochs=8, learning_rate=2e-3)
+    (member,) = train_recipe(_recipe(recipe), tiny_mnist, tmp_path)
+    assert member.history[0]["accuracy"] < 0.6 < 0.95 < member.history[-1]["accuracy"]
+
+
+def test_killed_and_resumed_gives_the_same_bits_and_repeats_no_epoch(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    (whole,) = train_recipe(_recipe(LP), tiny_mnist, tmp_path / "whole")
+    with pytest.raises(_KilledError):
+        train_recipe(_recipe(LP), tiny_mnist, tmp_path / "cut", on_step=_kill_at(8))
+    seen: list[int] = []
+    (resumed,) = train_recipe(_recipe(LP), tiny_mnist, tmp_path / "cut", on_step=lambda at: seen.append(at.step))
+    assert seen == [7, 8, 9], "epochs 1 and 2 were finished"
+    assert resumed.sha256 == whole.sha256
+
+
+def test_restart_forgets_the_checkpoint(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    train_recipe(_recipe(FP), tiny_mnist, tmp_path)
+    seen: list[int] = []
+    train_recipe(_recipe(FP), tiny_mnist, tmp_path, resume=False, on_step=lambda at: seen.append(at.step))
+    assert seen == [1, 2, 3]
+
+
+def test_another_seed_gives_other_weights(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    one, other = train_recipe(_recipe(FP, replace(FP, name="other", seed=7)), tiny_mnist, tmp_path)
+    assert one.sha256 != other.sha256
+
+
+def test_the_caller_s_random_numbers_are_left_alone(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    train_recipe(_recipe(FP), tiny_mnist, tmp_path)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    train_recipe(_recipe(FP), tiny_mnist, tmp_path)
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        train_recipe(_recipe(replace(FP, seed=8)), tiny_mnist, tmp_path)
+    checkpoint = tmp_path / "full.checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="is damaged"):
+        train_recipe(_recipe(FP), tiny_mnist, tmp_path)
+
+
+def test_a_diverging_run_stops(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="lower learning_rate"):
+        train_recipe(_recipe(replace(FP, learning_rate=1e30, epochs=3)), tiny_mnist, tmp_path)
+
+
+def test_the_wrong_data_or_architecture_is_refused(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="recipe tiny is for mnist, got images of cifar10"):
+        train_recipe(_recipe(FP), replace(tiny_mnist, name="cifar10"), tmp_path)
+    with pytest.raises(InputError, match="architecture must be one of mnistconv"):
+        train_recipe(replace(_recipe(FP), architecture="resnet"), tiny_mnist, tmp_path)
+    with pytest.raises(InputError, match="48 training images are fewer than a batch of 64"):
+        train_recipe(_recipe(replace(FP, batch_size=64)), tiny_mnist, tmp_path)

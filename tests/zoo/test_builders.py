@@ -1,0 +1,95 @@
+"""The shipped models: what the cards say is what the files hold."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from empir_plugin.errors import WeightsError
+from empir_plugin.evaluation.data import load_images
+from empir_plugin.evaluation.judge import correct
+from empir_plugin.evaluation.record import Record, bits
+from empir_plugin.evaluation.subject import model_fingerprint, prepared
+from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.layers import quantized_layers
+from empir_plugin.models.packing import sha256
+from empir_plugin.zoo import builders
+from empir_plugin.zoo.builders import build_model
+from empir_plugin.zoo.card import ModelCard, cards
+
+SHIPPED = [card for card in cards().values() if card.has_weights]
+RUNS = Path(__file__).parents[2] / "leaderboard" / "runs"
+LIMIT = 12_000_000
+# Full official test set, percent: the least this project promises of its reproduction.
+PROMISED = {"mnistconv-fp": 99.1, "empir-mnist": 98.9, "cifarconv-fp": 77.0, "empir-cifar": 75.0}
+
+
+def test_the_models_of_the_paper_are_shipped() -> None:
+    assert {card.name for card in SHIPPED} >= {"empir-mnist", "empir-cifar", "mnistconv-w2a4", "cifarconv-w4a2"}
+
+
+def test_precisions_are_those_of_the_authors_repository() -> None:
+    assert cards()["empir-mnist"].precisions == "w2a4 + w2a4 + fp"
+    assert cards()["empir-cifar"].precisions == "w4a2 + w2a2 + fp"
+    assert cards()["empir-imagenet"].precisions == "w2a2 + w4a4 + fp"
+
+
+@pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
+def test_card_and_files_agree(card: ModelCard) -> None:
+    folder = Path(str(files("empir_plugin.zoo").joinpath("weights")))
+    assert [network.sha256 for network in card.networks] == [sha256(folder / n.weights) for n in card.networks]
+
+
+def test_weights_are_small_and_none_is_left_over() -> None:
+    folder = Path(str(files("empir_plugin.zoo").joinpath("weights")))
+    named = {network.weights for card in SHIPPED for network in card.networks}
+    assert {file.name for file in folder.iterdir()} == named
+    assert sum((folder / name).stat().st_size for name in named) < LIMIT
+
+
+def test_built_models_are_ready_to_evaluate() -> None:
+    model = build_model(cards()["empir-cifar"])
+    assert isinstance(model, Ensemble)
+    assert model.leader == 2
+    assert not model.training
+    assert all(layer.baked_weight is not None for _, layer in quantized_layers(model))
+
+
+@pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
+def test_the_published_verdicts_are_recomputed_on_the_bundled_images(card: ModelCard) -> None:
+    record = Record.read(RUNS / card.record)
+    model = prepared(build_model(card), torch.device("cpu"))
+    data = load_images(card.dataset)
+    again = bits(correct(model, data.as_float(), data.labels))
+    assert record.model["sha256"] == model_fingerprint(model)
+    assert record.data["full_official"]
+    assert record.clean_accuracy == card.clean_accuracy
+    # Another machine's kernels may round an activation to another level.
+    assert sum(a != b for a, b in zip(again, record.clean, strict=False)) <= 2
+
+
+@pytest.mark.parametrize(("name", "least"), PROMISED.items())
+def test_the_promised_clean_accuracy_is_reached(name: str, least: float) -> None:
+    assert (cards()[name].clean_accuracy or 0) >= least
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
+def test_clean_accuracy_on_the_full_test_set(card: ModelCard, data_dir: Path) -> None:
+    data = load_images(card.dataset, data_dir=data_dir)
+    found = correct(prepared(build_model(card), torch.device("cpu")), data.as_float(), data.labels)
+    assert 100 * found.double().mean().item() == pytest.approx(card.clean_accuracy, abs=0.05)
+
+
+def test_a_damaged_weight_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    card = cards()["cifarconv-w2a2"]
+    original = files("empir_plugin.zoo").joinpath("weights", card.networks[0].weights).read_bytes()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / card.networks[0].weights).write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    monkeypatch.setattr(builders, "files", lambda package: tmp_path)
+    with pytest.raises(WeightsError, match="is damaged or not the published file"):
+        build_model(card)

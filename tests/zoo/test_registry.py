@@ -1,0 +1,154 @@
+"""Models are found by entry point, registered with timm, and loaded under RobustBench's rules."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from empir_plugin.errors import InputError, WeightsError
+from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.zoo import registry
+from empir_plugin.zoo.builders import ModelBuilder, build_model
+from empir_plugin.zoo.card import cards
+from empir_plugin.zoo.registry import load_model, timm_name
+
+
+def test_every_card_is_an_entry_point_and_the_other_way_round() -> None:
+    assert set(registry.builders()) == set(cards())
+
+
+@pytest.mark.parametrize("name", list(cards()))
+def test_every_model_is_registered_with_timm_for_its_threats(name: str) -> None:
+    card = cards()[name]
+    assert all(timm.is_model(timm_name(name, card.dataset, threat)) for threat in card.threats)
+
+
+def test_timm_s_own_call_gives_the_model_whatever_keywords_its_release_adds() -> None:
+    model = timm.create_model("cifarconv_fp_cifar10_linf", pretrained=True, num_classes=10, unheard_of=None)
+    assert model(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "sentence"),
+    [
+        (
+            "empir_mnist_cifar10_linf",
+            {},
+            "empir-mnist is a model for mnist, got dataset='cifar10': pass dataset='mnist'",
+        ),
+        ("empir_cifar_cifar10_corruptions", {}, "empir-cifar is registered for 'Linf' or 'L2', got threat_model='corr"),
+        ("empir_cifar_cifar10_linf", {"num_classes": 100}, "empir-cifar has 10 classes, got num_classes=100"),
+    ],
+)
+def test_likely_misuse_is_answered_with_what_to_do(name: str, keywords: dict[str, int], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        timm.create_model(name, pretrained=True, **keywords)
+
+
+def test_load_model_knows_each_model_s_data_set_and_ignores_case_and_dashes() -> None:
+    model = load_model("EMPIR_mnist")
+    assert isinstance(model, Ensemble)
+    assert not model.training
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"model_name": "empir-cifar", "dataset": "mnist"}, "empir-cifar is a model for cifar10, got dataset='mnist'"),
+        ({"model_name": "empir-cifar", "threat_model": "L7"}, "empir-cifar is registered for 'Linf' or 'L2', got"),
+    ],
+)
+def test_load_model_refuses_what_does_not_fit(arguments: dict[str, str], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        load_model(**arguments)
+
+
+def test_a_checkpoint_replaces_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = build_model(cards()["cifarconv-w2a2"])
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    other.train().eval()
+    save_file({key: value.contiguous() for key, value in other.state_dict().items()}, tmp_path / "mine.safetensors")
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(load_model("cifarconv-w2a2", custom_checkpoint=tmp_path / "mine.safetensors")(x), other(x))
+    through_timm = timm.create_model(
+        "cifarconv_w2a2_cifar10_linf", pretrained=True, checkpoint_path=str(tmp_path / "mine.safetensors")
+    )
+    assert torch.equal(through_timm.eval()(x), other(x))
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(WeightsError, match="was made for another architecture"):
+        load_model("cifarconv-fp", custom_checkpoint=file)
+    file.write_bytes(b"<html>")
+    with pytest.raises(WeightsError, match="truncated or no safetensors file"):
+        load_model("cifarconv-fp", custom_checkpoint=file)
+    with pytest.raises(WeightsError, match="no weight file at"):
+        load_model("cifarconv-fp", custom_checkpoint=tmp_path / "missing.safetensors")
+
+
+@pytest.mark.slow
+def test_a_model_without_weights_says_so_and_takes_a_checkpoint() -> None:
+    with pytest.warns(UserWarning, match="alexnet-w2a2 has no weights: none are shipped for ImageNet; train"):
+        model = load_model("alexnet-w2a2")
+    assert not model.weights_loaded
+    model.load_state_dict(model.state_dict())
+    assert model.weights_loaded
+
+
+def _point(name: str, value: str, distribution: str) -> EntryPoint:
+    point = EntryPoint(name, value, registry.GROUP)
+    vars(point).update(dist=SimpleNamespace(name=distribution))
+    return point
+
+
+def _discover(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> list[str]:
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(registry, "builders", registry.builders.__wrapped__)
+        found = registry.builders()
+    assert "good" in found, "one broken package must not cost the others"
+    return [str(warning.message) for warning in caught]
+
+
+GOOD = _point("good", "empir_plugin.zoo.builders:empir_cifar", "empir-plugin")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("not_there:builder", "cannot be loaded (ModuleNotFoundError"),
+        ("empir_plugin:nothing", "cannot be loaded (AttributeError"),
+        ("empir_plugin:Threat", "is no empir_plugin.ModelBuilder but a type"),
+    ],
+)
+def test_a_broken_package_is_a_warning_that_names_it(monkeypatch: pytest.MonkeyPatch, value: str, problem: str) -> None:
+    (message,) = _discover(monkeypatch, _point("bad", value, "their-package"), GOOD)
+    assert message.startswith(f"model 'bad' of their-package is ignored: it {problem}")
+
+
+def test_a_name_taken_twice_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = _point("good", "empir_plugin.zoo.builders:empir_mnist", "a-package")
+    assert _discover(monkeypatch, theirs, GOOD) == ["model 'good' of a-package is ignored: the name is taken"]
+
+
+def test_another_package_s_model_is_registered_like_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = ModelBuilder(lambda num_classes: nn.Linear(3, num_classes), "cifar100", ("L2",), num_classes=100)
+    monkeypatch.setattr(registry, "builders", lambda: {"their-model": builder})
+    registry.register()
+    assert timm.create_model("their_model_cifar100_l2", pretrained=True).out_features == 100
+    assert load_model("their-model", threat_model="L2").out_features == 100
