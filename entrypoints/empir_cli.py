@@ -59,7 +59,7 @@ def list_models() -> None:
     from empir_plugin.zoo.registry import builders
     from empir_plugin.zoo.show import rows
 
-    table = _table("model", "data set", "precision", "clean", "parameters", "weights")
+    table = _table("model", "data set", "precision", "clean %", "Mparams", "kB")
     for row in rows(builders()):
         table.add_row(*row)
     _console().print(table)
@@ -224,7 +224,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-_NUMERIC = frozenset({"accuracy", "seconds", "clean", "parameters", "weights"})
+_NUMERIC = frozenset({"accuracy", "seconds", "clean %", "Mparams", "kB"})
 
 
 class _Progress:

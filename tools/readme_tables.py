@@ -16,8 +16,8 @@ HEADLINE = ("cifarconv-fp", "empir-cifar", "empir-mnist")
 
 
 def headline() -> str:
-    """What attacks leave of the headline models: one row for each record ``NAME-1000.json``."""
-    records = [Record.read(RUNS / f"{name}-1000.json") for name in HEADLINE]
+    """What attacks leave of the headline models: one row for each record ``NAME-500.json``."""
+    records = [Record.read(RUNS / f"{name}-500.json") for name in HEADLINE]
     columns = list(dict.fromkeys(attack.name for record in records for attack in record.attacks))
     lines = [
         _row("model", "threat", "clean", *columns, "worst case"),
@@ -36,7 +36,7 @@ def headline() -> str:
 
 def models() -> str:
     """The models that have weights."""
-    head = [_row("model", "data set", "precision", "clean", "parameters", "weights"), _row(*["---"] * 6)]
+    head = [_row("model", "data set", "precision", "clean %", "Mparams", "kB"), _row(*["---"] * 6)]
     shown = {name: builder for name, builder in builders().items() if name in cards() and cards()[name].has_weights}
     return "\n".join([*head, *(_row(*row) for row in rows(shown))])
 

@@ -112,6 +112,9 @@ class Record:
     schema: int = field(default=SCHEMA, kw_only=True)
 
     def __post_init__(self) -> None:
+        tables = self.model, self.data, self.run, self.protocol
+        if not (isinstance(self.threat, str) and all(isinstance(table, dict) for table in tables)):
+            raise EvaluationError("model, data, run and protocol are tables, and the threat is a text")
         _check_verdicts("the clean images", self.clean, self.clean_accuracy)
         _check_verdicts("the worst case", self.worst_case, self.worst_case_accuracy)
         for name, verdicts in (("data", self.data.get("n")), ("worst case", len(self.worst_case))):

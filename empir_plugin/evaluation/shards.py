@@ -145,12 +145,16 @@ class Bench:
     ) -> tuple[Tensor, dict[str, Any]]:
         """What the attack makes of the rows to attack, checked, and what it has to say."""
         x, labels, rows = images
+        if not len(rows):
+            tick(len(x))
+            return x[rows], {}
         if isinstance(planned.attack, AutoAttackSuite):
             found = self._made_by_suite(planned, planned.attack, images)
             tick(len(x))
             return found
         made, done = x[rows], 0
-        for places in torch.arange(len(rows), device=rows.device).split(planned.batch_size or self.batch_size):
+        places_of_batches = torch.arange(len(rows), device=rows.device).split(planned.batch_size or self.batch_size)
+        for places in places_of_batches if len(rows) else ():  # split gives one empty part of nothing
             batch = rows[places]
             threat, indices = planned.threat or self.threat, batch + shard.start
             # The attack gets copies: whatever it does to them, the judge has the originals.
@@ -166,8 +170,6 @@ class Bench:
         self, planned: Planned, suite: AutoAttackSuite, images: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
         x, labels, rows = images
-        if not len(rows):
-            return x[rows], {}
         threat = planned.threat or self.threat
         result = suite.run(self.model, x[rows], labels[rows], threat, seed=self.seed)
         own = square_flags(result.accuracy)

@@ -60,7 +60,7 @@ class Store:
     Example:
         >>> import tempfile
         >>> with opened(Path(tempfile.mkdtemp()), "a model and its data") as store:
-        ...     store.save({"shard": 0, "seed": 1}, Outcome((3,), 0.5, 1))
+        ...     kept = store.save({"shard": 0, "seed": 1}, Outcome((3,), 0.5, 1))
         ...     store.load({"shard": 0, "seed": 1}), store.load({"shard": 0, "seed": 2})
         (Outcome(decisions=(3,), seconds=0.5, threads=1, flags=(), parts=(), images_sha256=''), None)
     """

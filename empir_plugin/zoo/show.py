@@ -37,7 +37,7 @@ def default_threat(model: str) -> str:
 
 
 def rows(builders: Mapping[str, ModelBuilder]) -> Iterator[tuple[str, ...]]:
-    """Model, data set, precision, clean accuracy, parameters, size of the weights: one row for each model.
+    """Model, data set, precision, clean accuracy (%), parameters (millions), weights (kB): one row for each model.
 
     This package's models come in the order of their cards, those of other packages after them.
     """
@@ -50,11 +50,11 @@ def rows(builders: Mapping[str, ModelBuilder]) -> Iterator[tuple[str, ...]]:
 
 
 def _clean(card: ModelCard) -> str:
-    return "" if card.clean_accuracy is None else f"{card.clean_accuracy:.2f} %"
+    return "" if card.clean_accuracy is None else f"{card.clean_accuracy:.2f}"
 
 
 def _parameters(card: ModelCard) -> str:
-    return f"{sum(_count(network, card.num_classes) for network in card.networks):,}"
+    return f"{sum(_count(network, card.num_classes) for network in card.networks) / 1e6:,.3f}"
 
 
 def _count(network: NetworkCard, num_classes: int) -> int:
@@ -67,4 +67,4 @@ def _size(card: ModelCard) -> str:
     if not card.has_weights:
         return "none"
     folder = files("empir_plugin.zoo").joinpath("weights")
-    return f"{sum(len(folder.joinpath(network.weights).read_bytes()) for network in card.networks) / 1000:,.0f} kB"
+    return f"{sum(len(folder.joinpath(network.weights).read_bytes()) for network in card.networks) / 1000:,.0f}"

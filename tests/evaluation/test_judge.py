@@ -66,7 +66,9 @@ def test_nan_pixels_are_void() -> None:
 
 
 @pytest.mark.parametrize(
-    "result", [None, X.numpy(), X[:4], X.double(), X[:, :1], X.flatten(1)], ids=["none", "numpy", "n", "type", "c", "2d"]
+    "result",
+    [None, X.numpy(), X[:4], X.double(), X[:, :1], X.flatten(1)],
+    ids=["none", "numpy", "n", "type", "c", "2d"],
 )
 def test_what_is_no_image_like_the_given_is_void(result: object) -> None:
     with pytest.raises(EvaluationError, match="must return"):
@@ -106,7 +108,9 @@ def test_what_are_no_logits_is_refused(output: object, sentence: str) -> None:
         decisions(Returns(output), X, num_classes=10)
 
 
-@pytest.mark.parametrize("probabilities", [torch.randn(5, 10).softmax(1), torch.eye(10)[:5]], ids=["softmax", "one-hot"])
+@pytest.mark.parametrize(
+    "probabilities", [torch.randn(5, 10).softmax(1), torch.eye(10)[:5]], ids=["softmax", "one-hot"]
+)
 def test_probabilities_are_refused_where_asked_for(probabilities: Tensor) -> None:
     with pytest.raises(EvaluationError, match="leave its softmax out"):
         decisions(Returns(probabilities), X, refuse_probabilities=True)

@@ -65,10 +65,16 @@ def test_a_model_without_weights_is_refused() -> None:
 
 def test_tf32_is_off_inside_and_as_before_outside() -> None:
     cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    with pytest.raises(KeyError), exact_float32():
-        assert not cudnn.allow_tf32
-        raise KeyError
+    before, inside = cudnn.allow_tf32, []
+
+    def failing() -> None:
+        with exact_float32():
+            inside.append(cudnn.allow_tf32)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert inside == [False]
     assert cudnn.allow_tf32 == before
 
 
@@ -118,7 +124,7 @@ def test_odd_tensors_have_fingerprints() -> None:
     model = nn.Module()
     model.register_buffer("empty", torch.zeros(0, 3))
     model.register_buffer("scalar", torch.tensor(True))
-    model.half = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16).t())
+    model.halved = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16).t())
     assert len(model_fingerprint(model)) == len(state_fingerprint(model)) == 64
 
 
@@ -191,5 +197,3 @@ def test_sources_count_by_their_statements(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(EvaluationError, match="install it again"):
         named("def f(:\n")
     sources_sha256.cache_clear()
-
-

@@ -448,6 +448,19 @@ def test_a_full_disk_leaves_nothing_behind(before: bytes | None, file: Path, mon
     assert [path.read_bytes() for path in file.parent.iterdir()] == ([] if before is None else [before])
 
 
+def test_the_file_appears_in_one_step_or_not_at_all(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        assert is_packed(source)
+        assert target.read_bytes() == b"an older file"
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    file.write_bytes(b"an older file")
+    monkeypatch.setattr(packing.os, "replace", refuse)
+    with pytest.raises(WeightsError, match=r"cannot be written: .*Permission denied"):
+        save_packed(network(), file)
+    assert [path.read_bytes() for path in file.parent.iterdir()] == [b"an older file"]
+
+
 def test_a_folder_in_the_way(file: Path) -> None:
     file.mkdir()
     with pytest.raises(WeightsError, match="cannot be written"):

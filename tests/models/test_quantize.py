@@ -188,8 +188,10 @@ def test_every_level_of_the_activations_occurs_and_no_other(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", SEVERAL_BITS)
 def test_every_level_of_the_weights_occurs_and_no_other(bits: int) -> None:
-    levels = WeightQuantizer(bits)(torch.linspace(-1, 1, 30_001)).unique()
+    quantizer = WeightQuantizer(bits)
+    levels = quantizer(torch.linspace(-1, 1, 30_001)).unique()
     assert torch.equal(levels, 2 * (torch.arange(2**bits) / (2**bits - 1)) - 1)
+    assert torch.equal(quantizer.decode(torch.arange(2**bits, dtype=torch.uint8), torch.ones(())), levels)
 
 
 @settings(deadline=None, max_examples=100)
