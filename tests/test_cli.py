@@ -35,9 +35,9 @@ def test_list_shows_models_with_precision_accuracy_and_size() -> None:
 
 def test_evaluate_prints_a_table_and_leaves_a_record(tmp_path: Path) -> None:
     target = tmp_path / "new" / "record.json"
-    result = _run("evaluate", "cifarconv-w2a2", "--n-examples", "6", "--threat", "Linf:1/255", "--record", str(target))
+    result = _run("evaluate", "cifarconv-fp", "--n-examples", "6", "--threat", "Linf:16/255", "--record", str(target))
     assert result.exit_code == 0, result.output
-    assert "cifarconv-w2a2 under Linf:1/255, 6 images of cifar10 (bundled sample)" in " ".join(result.output.split())
+    assert "cifarconv-fp under Linf:16/255, 6 images of cifar10 (bundled sample)" in " ".join(result.output.split())
     assert all(row in result.output for row in ("none (clean)", "FGSM", "PGD-100", "AutoAttack", "worst case"))
     record = Record.read(target)
     assert [len(attack.robust) for attack in record.attacks] == [6] * len(record.attacks)

@@ -145,7 +145,7 @@ class Bench:
     ) -> tuple[Tensor, dict[str, Any]]:
         """What the attack makes of the rows to attack, checked, and what it has to say."""
         x, labels, rows = images
-        if not len(rows):
+        if not len(rows):  # Without this guard, split would give an attack one empty batch.
             tick(len(x))
             return x[rows], {}
         if isinstance(planned.attack, AutoAttackSuite):
@@ -153,8 +153,7 @@ class Bench:
             tick(len(x))
             return found
         made, done = x[rows], 0
-        places_of_batches = torch.arange(len(rows), device=rows.device).split(planned.batch_size or self.batch_size)
-        for places in places_of_batches if len(rows) else ():  # split gives one empty part of nothing
+        for places in torch.arange(len(rows), device=rows.device).split(planned.batch_size or self.batch_size):
             batch = rows[places]
             threat, indices = planned.threat or self.threat, batch + shard.start
             # The attack gets copies: whatever it does to them, the judge has the originals.
