@@ -39,7 +39,7 @@ PUBLISHED = {"CW": 48.51, "FGSM": 20.45, "BIM": 24.59, "PGD": 13.55}
 def protocols() -> str:
     """EMPIR's four attacks on CIFAR-10 at eps 0.1: as published, as its code runs them, as its paper words them."""
     lines = [_row("attacks at Linf eps 0.1", *PUBLISHED), _row("---", *["---:"] * len(PUBLISHED))]
-    lines.append(_row("published by EMPIR's authors", *(f"{value:.1f} %" for value in PUBLISHED.values())))
+    lines.append(_row("published by EMPIR's authors", *(f"{value:.2f} %" for value in PUBLISHED.values())))
     titles = {
         "released": "ours, attacks as their code runs them",
         "paper": "ours, attacks on the ensemble, true labels",
