@@ -1,6 +1,6 @@
 """AutoAttack with its original interface, which RobustBench calls, over pyautoattack, which can be installed.
 
-The original: https://github.com/fra31/auto-attack. The one underneath: https://github.com/fra31/auto-attack
+The original: https://github.com/fra31/auto-attack.
 """
 
 import logging
