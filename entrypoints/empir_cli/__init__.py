@@ -1,0 +1,20 @@
+"""The command ``empir``. Frameworks load this package by name: torch is imported only inside the commands."""
+
+from __future__ import annotations
+
+import click
+
+from empir_cli.commands.evaluate import evaluate
+from empir_cli.commands.models import list_models
+from empir_cli.commands.train import train
+from empir_cli.group import Commands
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="empir-plugin")
+def main() -> None:
+    """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
+
+
+for _command in (list_models, train, evaluate):
+    main.add_command(_command)

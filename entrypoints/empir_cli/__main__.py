@@ -1,0 +1,5 @@
+"""``python -m empir_cli`` is the command ``empir``."""
+
+from empir_cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""``empir evaluate``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from empir_cli.console import Progress, console, table
+from empir_cli.group import Refusal
+from empir_cli.options import DATA_DIR, DEVICE
+
+if TYPE_CHECKING:
+    from empir_plugin.attacks.threat import Threat
+    from empir_plugin.evaluation.planned import Planned
+    from empir_plugin.evaluation.protocols import Protocol
+    from empir_plugin.evaluation.record import Record
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--protocol", default="default", show_default=True, help="default, standard, adaptive, paper or released."
+)
+@click.option("--attack", "chosen", multiple=True, help="Run only this attack of the protocol (repeatable).")
+@click.option("--threat", help="Norm and radius, such as Linf:8/255.  [the protocol's, or the model card's]")
+@click.option("--n-examples", type=int, help="How many test images, from the first.  [100; all of --data-dir]")
+@DATA_DIR
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the model's own (safetensors).")
+@DEVICE
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random in the attacks.")
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Folder for finished shards: a killed run goes on there."
+)
+@click.option("--record", type=click.Path(path_type=Path), help="File for the run record.  [runs/MODEL-TIME.json]")
+@click.option("--json", "as_json", is_flag=True, help="Print the run record instead of the table.")
+def evaluate(
+    model: str,
+    protocol: str,
+    chosen: tuple[str, ...],
+    threat: str | None,
+    n_examples: int | None,
+    data_dir: Path | None,
+    checkpoint: Path | None,
+    device: str,
+    seed: int,
+    store: Path | None,
+    record: Path | None,
+    as_json: bool,
+) -> None:
+    """Attack MODEL and print what is left: FGSM, PGD and AutoAttack, or another protocol's attacks.
+
+    Without --data-dir it runs on the first images of the bundled sample of the test set, offline. Under torchrun, the
+    processes share the images.
+    """
+    from empir_plugin.evaluation.data import load_images
+    from empir_plugin.evaluation.distributed import torchrun_team
+    from empir_plugin.evaluation.protocols import parse_protocol
+    from empir_plugin.evaluation.run import Settings
+    from empir_plugin.evaluation.run import evaluate as run_evaluation
+    from empir_plugin.evaluation.subject import parse_device, require_weights
+    from empir_plugin.zoo.registry import load_model
+    from empir_plugin.zoo.show import dataset_of
+
+    settings, plan = Settings(seed=seed, device=parse_device(device)), parse_protocol(protocol)
+    dataset = dataset_of(model)
+    budget = _budget(threat, plan, model, dataset)
+    network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
+    require_weights(network, model)
+    attacks = _chosen(plan.attacks(network, dataset), chosen)
+    wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
+    data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
+    target = record or Path("runs", f"{model}-{datetime.now():%Y%m%d-%H%M%S}.json")
+    with torchrun_team() as team, _EvaluationProgress() as progress:
+        result = run_evaluation(
+            network,
+            data,
+            budget,
+            attacks,
+            protocol=plan,
+            name=model,
+            settings=settings,
+            store=store,
+            team=team,
+            on_progress=progress.show,
+        )
+    if team.is_leader:
+        result.write(target)
+        click.echo(result.to_json(), nl=False) if as_json else _report(result, target)
+
+
+_QUICK = 100
+"""Images of the bundled sample that take about two minutes on two cores."""
+
+
+def _budget(text: str | None, protocol: Protocol, model: str, dataset: str) -> Threat:
+    """The threat asked for, or the one the protocol prescribes, or the one on the model's card."""
+    from empir_plugin.attacks.threat import Threat
+    from empir_plugin.zoo.show import default_threat
+
+    if text is not None:
+        return Threat.parse(text)
+    return protocol.threat(dataset) or Threat.parse(default_threat(model))
+
+
+def _chosen(attacks: tuple[Planned, ...], names: tuple[str, ...]) -> tuple[Planned, ...] | None:
+    """The attacks of those names; None, for all of the protocol, where none is named."""
+    known = {planned.name: planned for planned in attacks}
+    for name in names:
+        if name not in known:
+            raise Refusal(f"--attack must be one of {', '.join(map(repr, known))}, got {name!r}")
+    return tuple(known[name] for name in names) or None
+
+
+def _report(result: Record, path: Path) -> None:
+    rows = table(["attack"], ["accuracy", "seconds"])
+    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", "")
+    for attack in result.attacks:
+        rows.add_row(attack.name, f"{attack.accuracy:.2f} %", f"{attack.seconds:.1f}")
+    rows.add_row("[bold]worst case per image", f"[bold]{result.worst_case_accuracy:.2f} %", "")
+    out = console()
+    images = f"{result.data['n']:,} images of {result.data['name']} ({result.data['source']})"
+    out.print(f"{result.model['name']} under {result.threat}, {images}", style="bold", markup=False)
+    out.print(rows)
+    if result.protocol["name"] not in ("default", "custom"):
+        out.print(result.protocol["description"], markup=False)
+    for attack in result.attacks:
+        for flag in attack.flags:
+            out.print(f"{attack.name} warns: {flag}", markup=False)
+    out.print(f"Record: {path}", markup=False, soft_wrap=True)
+
+
+class _EvaluationProgress(Progress):
+    def show(self, attack: str, done: int, total: int) -> None:
+        self.update(attack, done, total)
