@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import empir_cli
 from empir_plugin.evaluation.record import Record
@@ -50,11 +50,26 @@ def test_json_replaces_the_table(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == json.loads(target.read_text())
 
 
+def test_a_cascade_says_so_and_images_are_kept(tmp_path: Path) -> None:
+    folders = ("--store", str(tmp_path / "store"), "--images", str(tmp_path / "adv.safetensors"))
+    arguments = ("--n-examples", "6", "--attack", "FGSM", "--attack", "PGD-100", "--record", str(tmp_path / "r.json"))
+    result = _run("evaluate", "cifarconv-fp", *arguments, *folders, "--cascade", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert "only what the ones above it left" in " ".join(result.output.split())
+    assert Record.read(tmp_path / "r.json").run["cascade"] is True
+    assert load_file(tmp_path / "adv.safetensors")["images"].shape == (6, 3, 32, 32)
+    independent = _run(
+        "evaluate", "cifarconv-fp", "--n-examples", "2", "--attack", "FGSM", "--record", str(tmp_path / "s")
+    )
+    assert "ones above it" not in independent.output
+
+
 BAD = {
     "unknown model": (("evaluate", "empir-cifra"), "did you mean 'empir-cifar'?"),
     "eps in 0..255": (("evaluate", "empir-cifar", "--threat", "Linf:8"), "so write 8/255"),
     "threat text": (("evaluate", "empir-cifar", "--threat", "8/255"), "a threat is written 'Linf:8/255'"),
     "unknown norm": (("evaluate", "empir-cifar", "--threat", "L7:1"), "L7"),
+    "images without store": (("evaluate", "cifarconv-fp", "--images", "x.safetensors"), "pass one, too"),
     "no images": (("evaluate", "empir-cifar", "--n-examples", "0"), "n_examples must be"),
     "more than bundled": (("evaluate", "empir-cifar", "--n-examples", "5000"), "pass --data-dir for the full set"),
     "data folder": (("evaluate", "empir-cifar", "--data-dir", "nowhere"), "nowhere"),

@@ -336,7 +336,8 @@ def test_a_half_imported_robustbench_is_refused() -> None:
     done = python("sys.modules['robustbench'] = types.ModuleType('robustbench')\n" + INSTALL)
     assert done.stderr.splitlines()[-1] == (
         "empir_plugin.errors.CompatibilityError: robustbench must be imported whole, got one without robustbench.eval: "
-        "import empir_plugin before robustbench, in a fresh interpreter"
+        "import empir_plugin before robustbench, in a fresh interpreter; if that does not help, another package was "
+        "installed over it, as torchattacks 3.5 is: pip install --force-reinstall --no-deps robustbench"
     )
 
 

@@ -114,6 +114,10 @@ class Ensemble(nn.Module):
         """Index of the first full-precision member, which decides when no class has a majority."""
         return next((i for i, member in enumerate(self.members) if is_full_precision(member)), None)
 
+    def extra_repr(self) -> str:
+        """The rule: it decides what the network computes, so its text has to tell."""
+        return f"rule={self.rule}"
+
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits ``(M, N, K)`` of every member for images ``(N, C, H, W)``."""
         return torch.stack([member(x) for member in self.members])

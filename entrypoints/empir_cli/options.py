@@ -12,3 +12,14 @@ DATA_DIR = click.option(
     help="Folder of the full data set, as torchvision lays it out.",
 )
 DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; results may differ in bits with their number."
+)
+
+
+def set_threads(threads: int | None) -> None:
+    """Compute on that many CPU threads, or on torch's own choice."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)

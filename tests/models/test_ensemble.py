@@ -333,3 +333,9 @@ def test_members_are_part_of_the_state() -> None:
 def test_an_empty_ensemble() -> None:
     with pytest.raises(InputError, match=r"^an ensemble needs at least one member, got none$"):
         Ensemble([])
+
+
+def test_its_text_names_the_rule_which_decides_what_it_computes() -> None:
+    members = [nn.Flatten(), nn.Flatten()]
+    assert "rule=MaxVote()" in repr(Ensemble(members))
+    assert "rule=MeanProbability()" in repr(Ensemble(members, MeanProbability()))

@@ -10,7 +10,7 @@ import click
 
 from empir_cli.console import Progress, console, table
 from empir_cli.group import Refusal
-from empir_cli.options import DATA_DIR, DEVICE
+from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.attacks.threat import Threat
@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 @click.option(
     "--store", type=click.Path(path_type=Path), help="Folder for finished shards: a killed run goes on there."
 )
+@click.option(
+    "--cascade",
+    is_flag=True,
+    help="Spare images that fell under one attack the next ones: the same worst case, sooner.",
+)
+@click.option(
+    "--images", type=click.Path(path_type=Path), help="File for the adversarial images (safetensors); needs --store."
+)
+@THREADS
 @click.option("--record", type=click.Path(path_type=Path), help="File for the run record.  [runs/MODEL-TIME.json]")
 @click.option("--json", "as_json", is_flag=True, help="Print the run record instead of the table.")
 def evaluate(
@@ -47,6 +56,9 @@ def evaluate(
     device: str,
     seed: int,
     store: Path | None,
+    cascade: bool,
+    images: Path | None,
+    threads: int | None,
     record: Path | None,
     as_json: bool,
 ) -> None:
@@ -64,7 +76,9 @@ def evaluate(
     from empir_plugin.zoo.registry import load_model
     from empir_plugin.zoo.show import dataset_of
 
-    settings, plan = Settings(seed=seed, device=parse_device(device)), parse_protocol(protocol)
+    set_threads(threads)
+    settings = Settings(seed=seed, device=parse_device(device), cascade=cascade)
+    plan = parse_protocol(protocol)
     dataset = dataset_of(model)
     budget = _budget(threat, plan, model, dataset)
     network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
@@ -83,6 +97,7 @@ def evaluate(
             name=model,
             settings=settings,
             store=store,
+            images=images,
             team=team,
             on_progress=progress.show,
         )
@@ -126,6 +141,8 @@ def _report(result: Record, path: Path) -> None:
     out.print(rows)
     if result.protocol["name"] not in ("default", "custom"):
         out.print(result.protocol["description"], markup=False)
+    if result.run["cascade"]:
+        out.print("Each attack was given only what the ones above it left.", markup=False)
     for attack in result.attacks:
         for flag in attack.flags:
             out.print(f"{attack.name} warns: {flag}", markup=False)

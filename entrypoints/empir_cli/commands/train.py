@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empir_cli.console import Progress
-from empir_cli.options import DEVICE
+from empir_cli.options import DEVICE, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.training.loop import Step
@@ -20,20 +20,17 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for checkpoints and weights. [runs/train/RECIPE]")
 @DEVICE
 @click.option("--resume/--restart", default=True, show_default=True, help="Go on from checkpoints in --out.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; results depend on their number.")
+@THREADS
 def train(recipe: str, data_dir: Path, out: Path | None, device: str, resume: bool, threads: int | None) -> None:
     """Train the members of RECIPE: a name such as empir-cifar, or a TOML file.
 
     Every epoch ends in a checkpoint: a run that was killed goes on where it stopped, with the same result.
     """
-    import torch
-
     from empir_plugin.evaluation.data import load_images
     from empir_plugin.evaluation.subject import parse_device
     from empir_plugin.training.run import find_recipe, train_recipe
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     plan, target = find_recipe(recipe), parse_device(device)
     data = load_images(plan.dataset, data_dir=data_dir, split="train")
     folder = out or Path("runs", "train", plan.name)
