@@ -32,6 +32,7 @@ def test_the_wheel_holds_the_package_its_data_and_the_command(tmp_path: Path) ->
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"empir_plugin", "empir_cli"}
+    top = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert top == {"empir_plugin", "empir_cli", "pytest_empir"}
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "empir_plugin").rglob("*") if path.is_file()}
     assert {name for name in here if "__pycache__" not in name} <= names

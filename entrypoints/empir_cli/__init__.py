@@ -6,6 +6,7 @@ import click
 
 from empir_cli.commands.evaluate import evaluate
 from empir_cli.commands.models import list_models
+from empir_cli.commands.overhead import overhead
 from empir_cli.commands.train import train
 from empir_cli.group import Commands
 
@@ -16,5 +17,5 @@ def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
 
 
-for _command in (list_models, train, evaluate):
+for _command in (list_models, train, evaluate, overhead):
     main.add_command(_command)

@@ -1,0 +1,202 @@
+"""How much a layer's quantization error can amplify: norms of the latent weights minus the quantized ones.
+
+Source: Song et al., "Improving adversarial robustness in weight-quantized neural networks",
+https://arxiv.org/abs/2012.14965, which calls a layer whose norm exceeds 1 one that amplifies. They take the norm of the
+weights as a matrix (Cisse et al., "Parseval networks", https://arxiv.org/abs/1704.08847); a convolution with its stride
+and padding is another matrix, so both are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.layers import QuantizedLayer, quantized_layers
+from empir_plugin.models.precision import FULL_BITS
+
+LinearMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ErrorNorms:
+    """Lipschitz constants of the map from a layer's input to its quantization error.
+
+    Args:
+        spectral: Of the map between L2 norms: its largest singular value, for the input size the layer sees.
+        infinity: Of the map between Linf norms: its largest sum of absolute values in a row. An upper bound where a
+            convolution pads with other values than zero.
+        flattened: Largest singular value of the weights as a matrix of ``(out, in * height * width)``.
+    """
+
+    spectral: float
+    infinity: float
+    flattened: float
+
+
+def quantization_error_norms(model: nn.Module, images: Tensor) -> dict[str, ErrorNorms]:
+    """Norms of ``W - Q(W)`` of every layer with quantized weights, by its name.
+
+    Without a scale (see :class:`~empir_plugin.models.quantize.WeightQuantizer`) the error holds the change of size too.
+    Of a weight-standardised convolution it is the error before the standardisation. Layers that never run are left out,
+    and so are layers whose latent weights were dropped by packing.
+
+    Args:
+        model: In evaluation mode.
+        images: ``(N, C, H, W)``, where the model is; only their size matters.
+
+    Raises:
+        InputError: If a weight is not finite.
+
+    Example:
+        >>> from empir_plugin.models.layers import QuantConv2d
+        >>> from empir_plugin.models.precision import Precision
+        >>> layer = QuantConv2d(1, 1, 1, bias=False, precision=Precision.parse("w2"))
+        >>> _ = layer.load_state_dict({"weight": torch.full((1, 1, 1, 1), 0.75)})
+        >>> norms = quantization_error_norms(nn.Sequential(layer).eval(), torch.zeros(1, 1, 4, 4))
+        >>> round(norms["0"].spectral, 6)
+        0.25
+    """
+    shapes = _shapes(model, images)
+    found = {name: layer for name, layer in quantized_layers(model) if name in shapes}
+    return {name: error_norms(layer, *shapes[name]) for name, layer in found.items() if _has_error(layer)}
+
+
+def error_norms(layer: QuantizedLayer, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> ErrorNorms:
+    """Norms of one layer's ``W - Q(W)``.
+
+    Args:
+        layer: A convolution or linear layer.
+        input_shape: Of what it is given, with the batch dimension, whose size does not matter.
+        output_shape: Of what it returns, likewise.
+
+    Raises:
+        InputError: If a weight is not finite.
+    """
+    error = (layer.weight - layer.quantized_weight()).detach().double().cpu()
+    if not error.isfinite().all():
+        raise InputError("weights must be finite numbers to have an error: train the network again, or load others")
+    flattened = matrix_norm(error.flatten(1))
+    if isinstance(layer, nn.Linear):
+        return ErrorNorms(flattened, error.abs().sum(1).max().item(), flattened)
+    extra, one = _missing_padding(layer, input_shape, output_shape), (1, *input_shape[1:])
+    spectral = spectral_norm(_convolution(layer, error, extra), one)
+    rows = _convolution(layer, error.abs(), extra)(torch.ones(one, dtype=torch.float64))
+    return ErrorNorms(spectral, rows.max().item(), flattened)
+
+
+def matrix_norm(matrix: Tensor) -> float:
+    """Largest singular value of a matrix, through the smaller of its two Gram matrices.
+
+    Example:
+        >>> round(matrix_norm(torch.tensor([[3.0, 0.0], [4.0, 0.0]])), 6)
+        5.0
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    return torch.linalg.eigvalsh((tall.T @ tall).double())[-1].clamp_min(0).sqrt().item()
+
+
+def spectral_norm(
+    operator: LinearMap, shape: tuple[int, ...], *, iterations: int = 200, tolerance: float = 1e-9
+) -> float:
+    """Largest singular value of a linear map A that is only known by what it does.
+
+    Power iteration on the transpose of A times A, keeping the whole Krylov space instead of its last vector (Lanczos),
+    as a convolution has many singular values near the largest. The result approaches it from below.
+
+    Args:
+        operator: A, differentiable, on float64 tensors.
+        shape: Of its input.
+        iterations: At most so many applications of A and its transpose.
+        tolerance: Stop when the estimate grows by less than this part of itself.
+
+    Example:
+        >>> round(spectral_norm(lambda x: torch.tensor([3.0, -1.0]).double() * x, (2,)), 6)
+        3.0
+    """
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(shape, generator=generator, dtype=torch.float64)
+    vector, previous = vector / vector.norm(), torch.zeros_like(vector)
+    diagonal: list[float] = []
+    beside: list[float] = [0.0]
+    found = 0.0
+    for _ in range(iterations):
+        image = _gram(operator, vector)
+        diagonal.append((image * vector).sum().item())
+        image = image - diagonal[-1] * vector - beside[-1] * previous
+        before, found = found, _largest_eigenvalue(diagonal, beside[1:])
+        beside.append(image.norm().item())
+        if found - before <= tolerance * found or beside[-1] <= tolerance * found:
+            break
+        previous, vector = vector, image / beside[-1]
+    return max(found, 0.0) ** 0.5
+
+
+def _gram(operator: LinearMap, vector: Tensor) -> Tensor:
+    """The transpose of A times A times a vector."""
+    with torch.enable_grad():
+        leaf = vector.detach().requires_grad_(True)
+        image = operator(leaf)
+        (result,) = torch.autograd.grad(image, leaf, image.detach())
+    return result
+
+
+def _largest_eigenvalue(diagonal: list[float], beside: list[float]) -> float:
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    index = torch.arange(len(beside))
+    matrix[index + 1, index] = torch.tensor(beside, dtype=torch.float64)  # eigvalsh reads the lower triangle
+    return torch.linalg.eigvalsh(matrix)[-1].item()
+
+
+def _has_error(layer: QuantizedLayer) -> bool:
+    """Whether its weights are quantized, and latent ones are there that the network was trained with.
+
+    Packed files keep the codes alone. What stands in for the latent weights after loading has as many different numbers
+    as there are levels, or is the quantized weights; it says nothing of the error.
+    """
+    bits, weight = layer.precision.weight_bits, layer.weight.detach()
+    if bits == FULL_BITS or torch.allclose(weight, layer.quantized_weight(), atol=0):
+        return False
+    return weight.numel() <= 2**bits or len(weight.unique()) > 2**bits
+
+
+def _shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of what every quantized layer was given and returned, at its last call."""
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            shapes[name] = tuple(inputs[0].shape), tuple(output.shape)
+
+        return layer.register_forward_hook(note)
+
+    handles = [watch(name, layer) for name, layer in quantized_layers(model)]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _convolution(layer: Any, weight: Tensor, extra: list[int]) -> LinearMap:
+    return lambda x: layer._conv_forward(nn.functional.pad(x, extra), weight, None)
+
+
+def _missing_padding(layer: Any, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> list[int]:
+    """Zeros before and after the last dimension, then the one before it, that the layer adds beside its own padding.
+
+    Layers with TensorFlow's SAME padding pad by the size of their input, the odd pixel at the end.
+    """
+    extra: list[int] = []
+    for dim in reversed(range(len(layer.kernel_size))):
+        own = 0 if isinstance(layer.padding, str) else layer.padding[dim]
+        reach = (output_shape[dim + 2] - 1) * layer.stride[dim] + layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
+        missing = 0 if isinstance(layer.padding, str) else max(0, reach - input_shape[dim + 2] - 2 * own)
+        extra += [missing // 2, missing - missing // 2]
+    return extra

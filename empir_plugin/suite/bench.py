@@ -1,0 +1,105 @@
+"""Cases one after the other, without loading or attacking twice what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.merge import merged
+from empir_plugin.evaluation.record import Record
+from empir_plugin.evaluation.run import evaluate
+from empir_plugin.suite.case import Case
+from empir_plugin.suite.named import named_attacks
+
+
+@dataclass
+class _Latest:
+    """What was made last, and of what."""
+
+    key: Hashable = None
+    value: Any = None
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if self.value is None or key != self.key:
+            self.key, self.value = None, None  # the old one goes before the new one comes: models are large
+            self.key, self.value = key, make()
+        return self.value
+
+
+@dataclass
+class Bench:
+    """Evaluates cases in turn; keeps the model and the data at hand, and what each attack left of them.
+
+    Example:
+        >>> bench, case = Bench(), Case(model="cifarconv-w2a2", attack=("fgsm",), n_examples=4)
+        >>> bench.record(case, bench.model(case), bench.data(case)).data["n"]
+        4
+    """
+
+    _model: _Latest = field(default_factory=_Latest)
+    _data: _Latest = field(default_factory=_Latest)
+    _done: dict[Hashable, Record] = field(default_factory=dict)
+    _subject: tuple[Any, Any] = (None, None)
+
+    def model(self, case: Case) -> nn.Module:
+        """The named model of a case; see :meth:`Case.load_model`."""
+        key = case.model, case.dataset, str(case.budget.norm), str(case.checkpoint)
+        return self._model.get(key, case.load_model)
+
+    def data(self, case: Case) -> ImageSet:
+        """The images of a case; see :meth:`Case.load_data`."""
+        key = case.model, case.dataset, str(case.data), case.n_examples
+        return self._data.get(key, case.load_data)
+
+    def check(self, case: Case) -> None:
+        """Raise what a case with a named model would raise before its first attack."""
+        _ = case.settings, case.plan, case.budget
+        for attack in case.attack:
+            if isinstance(attack, str):
+                named_attacks(attack, nn.Identity())
+        self.model(case)
+        self.data(case)
+
+    def record(self, case: Case, model: nn.Module, data: ImageSet) -> Record:
+        """Evaluate a case.
+
+        Args:
+            case: What is asked for.
+            model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
+            data: Images and true labels.
+
+        Raises:
+            InputError: If something asked for does not exist or makes no sense.
+            EvaluationError: If the evaluation cannot be trusted or cannot go on.
+        """
+        if len(case.attack) < 1 or case.store is not None or not all(isinstance(each, str) for each in case.attack):
+            return _evaluated(case, model, data)
+        if self._subject[0] is not model or self._subject[1] is not data:
+            self._subject = model, data
+            self._done.clear()
+        return merged([self._one(replace(case, attack=(name,)), model, data) for name in case.attack])
+
+    def _one(self, case: Case, model: nn.Module, data: ImageSet) -> Record:
+        key = case.model, case.attack, str(case.budget), case.seed, case.batch_size, case.device
+        if key not in self._done:
+            self._done[key] = _evaluated(case, model, data)
+        return self._done[key]
+
+
+def _evaluated(case: Case, model: nn.Module, data: ImageSet) -> Record:
+    name = case.model or type(model).__name__
+    return evaluate(
+        model,
+        data,
+        case.budget,
+        case.planned(model),
+        protocol=case.plan,
+        name=name,
+        settings=case.settings,
+        store=case.store,
+        images=case.images_file(name),
+    )

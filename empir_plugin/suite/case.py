@@ -1,0 +1,213 @@
+"""One evaluation as somebody asks for it: in words, with defaults for what is left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from empir_plugin.attacks.batch import Attack
+from empir_plugin.attacks.norms import parse_norm
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import InputError
+from empir_plugin.evaluation.data import ImageSet, load_images
+from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.protocols import Protocol, parse_protocol
+from empir_plugin.evaluation.run import Settings
+from empir_plugin.evaluation.subject import parse_device, require_weights
+from empir_plugin.evaluation.thresholds import Thresholds
+from empir_plugin.suite.named import named_attacks
+from empir_plugin.zoo.registry import load_model
+from empir_plugin.zoo.show import dataset_of, default_threat
+
+_QUICK = 100
+"""Images of the bundled sample, as ``empir evaluate`` takes by default."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to evaluate; empty texts and None stand for what nobody said.
+
+    Args:
+        model: By name, as :func:`empir_plugin.load_model` takes it; empty for a model of the caller's own.
+        dataset: The data set; the named model's own by default.
+        threat: Norm, ``"Linf"`` by default, or norm and radius, such as ``"Linf:8/255"``.
+        eps: Radius in units of the image, as a number or as text such as ``"8/255"``; by default the protocol's, or the
+            one on the named model's card.
+        attack: Names, :class:`~empir_plugin.evaluation.planned.Planned` attacks, or attacks; the protocol's by default.
+        protocol: By name, instead of attacks.
+        n_examples: From the first; 100 of the bundled sample, or all of ``data``, by default.
+        data: Folder of the full data set; None for the bundled sample.
+        checkpoint: Weights (safetensors) instead of the named model's own.
+        batch_size: Images per forward pass of an attack.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        seed: Of everything random in the attacks.
+        min_robust: Least worst-case accuracy, in percent.
+        min_clean: Least clean accuracy, in percent.
+        store: Folder for finished shards.
+        adv_out: Folder for adversarial images.
+
+    Raises:
+        InputError: If both attacks and a protocol are named, or a threshold is no percentage.
+
+    Example:
+        >>> case = Case(model="empir-cifar", attack=("pgd",), eps="4/255")
+        >>> str(case.budget), len(case.load_data())
+        ('Linf:4/255', 100)
+    """
+
+    model: str = ""
+    dataset: str = ""
+    threat: str = ""
+    eps: str | float = ""
+    attack: tuple[str | Planned | Attack, ...] = ()
+    protocol: str = ""
+    n_examples: int | None = None
+    data: Path | str | None = None
+    checkpoint: Path | str | None = None
+    batch_size: int = 250
+    device: str = "cpu"
+    seed: int = 0
+    min_robust: float | None = None
+    min_clean: float | None = None
+    store: Path | None = None
+    adv_out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.attack and self.protocol:
+            raise InputError(f"attacks come one by one or as a protocol, got both ({self.label}): leave one out")
+        _ = self.thresholds  # refuses what is no percentage
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What has to be left."""
+        return Thresholds(min_clean=self.min_clean, min_robust=self.min_robust)
+
+    @property
+    def settings(self) -> Settings:
+        """How to run it."""
+        return Settings(seed=self.seed, batch_size=self.batch_size, device=parse_device(self.device))
+
+    @property
+    def plan(self) -> Protocol:
+        """The protocol that holds where no attack is named."""
+        return parse_protocol(self.protocol or "default")
+
+    @property
+    def label(self) -> str:
+        """What it is attacked with, in a few words."""
+        names = ", ".join(map(name_of, self.attack))
+        return ", ".join(part for part in (names, self.protocol) if part) or "default"
+
+    @property
+    def budget(self) -> Threat:
+        """The threat: the one asked for, else the protocol's, else the one on the model's card.
+
+        Raises:
+            InputError: If there is none, or it makes no sense.
+        """
+        if ":" in self.threat and not self.eps:
+            return Threat.parse(self.threat)
+        if self.eps:
+            return _threat(self.threat or "Linf", self.eps)
+        found = self.plan.threat(self._dataset)
+        if found is None and self.model:
+            found = Threat.parse(default_threat(self.model))
+        if found is None or self.threat not in ("", str(found.norm)):
+            whose = f"there is no default under {self.threat}" if self.threat else "a model of your own has no default"
+            raise InputError(f"an evaluation needs a radius, {whose}: pass eps, such as '8/255' (--rb-eps)")
+        return found
+
+    @property
+    def _dataset(self) -> str:
+        return self.dataset or (dataset_of(self.model) if self.model else "")
+
+    def load_model(self) -> nn.Module:
+        """The model of that name.
+
+        Raises:
+            InputError: If there is none.
+            WeightsError: If the checkpoint is missing, damaged or another model's.
+            EvaluationError: If it has no weights.
+        """
+        if not self.model:
+            hint = "name one with model='...', or define a fixture rb_model that returns your torch.nn.Module"
+            raise InputError(f"the marker robustness needs a model, got none: {hint}")
+        norm, checkpoint = str(self.budget.norm), self.checkpoint or ""
+        model = load_model(self.model, dataset=self._dataset, threat_model=norm, custom_checkpoint=checkpoint)
+        require_weights(model, self.model)
+        return model
+
+    def load_data(self) -> ImageSet:
+        """The images, as :func:`empir_plugin.load_images` finds them.
+
+        Raises:
+            InputError: If no data set is named, or there are fewer images.
+            DataError: If the folder is missing or damaged.
+        """
+        if not self._dataset:
+            hint = "name one with dataset='cifar10' (--rb-dataset), or define a fixture rb_data"
+            raise InputError(f"a model of your own needs a data set, got none: {hint}")
+        wanted = self.n_examples if self.n_examples is not None or self.data is not None else _QUICK
+        return load_images(self._dataset, data_dir=self.data, n_examples=wanted)
+
+    def planned(self, model: nn.Module) -> tuple[Planned, ...] | None:
+        """The attacks on a model; None for those of the protocol.
+
+        Raises:
+            InputError: If an attack is not known.
+        """
+        return tuple(planned for attack in self.attack for planned in _planned(attack, model)) or None
+
+    def images_file(self, name: str) -> Path | None:
+        """Where adversarial images of a model of that name go, if anywhere."""
+        if self.adv_out is None:
+            return None
+        text = f"{name}-{self.label}-{self.budget}"
+        return self.adv_out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)}.safetensors"
+
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, for a report."""
+        names = ("model", "dataset", "threat", "protocol", "n_examples", "device", "seed", "min_robust", "min_clean")
+        chosen = {name: getattr(self, name) for name in names}
+        return {
+            **chosen,
+            "eps": str(self.eps),
+            "attack": [name_of(attack) for attack in self.attack],
+            "label": self.label,
+        }
+
+
+def _threat(norm: str, eps: str | float) -> Threat:
+    if ":" in norm:
+        raise InputError(f"the radius is named once, got {norm!r} and eps={eps!r}: leave one out")
+    if isinstance(eps, str):
+        return Threat.parse(f"{norm}:{eps}")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise InputError(f"eps is a number or text such as '8/255', got {eps!r}")
+    return Threat(parse_norm(norm), float(eps))
+
+
+def _planned(attack: str | Planned | Attack, model: nn.Module) -> Sequence[Planned]:
+    if isinstance(attack, str):
+        return named_attacks(attack, model)
+    return [attack if isinstance(attack, Planned) else Planned(name_of(attack), attack)]
+
+
+def name_of(attack: str | Planned | Attack) -> str:
+    """What tables call an attack.
+
+    Example:
+        >>> from empir_plugin.attacks import fgsm
+        >>> name_of("pgd"), name_of(fgsm())
+        ('pgd', 'GradientAttack')
+    """
+    if isinstance(attack, str):
+        return attack
+    if isinstance(attack, Planned):
+        return attack.name
+    return getattr(attack, "__name__", type(attack).__name__)

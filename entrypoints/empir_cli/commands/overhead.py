@@ -1,0 +1,153 @@
+"""``empir overhead``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from empir_cli.console import console, table
+from empir_cli.group import Refusal
+from empir_cli.options import DEVICE
+
+if TYPE_CHECKING:
+    from empir_plugin.evaluation.overhead import MemberOverhead, Overhead
+    from empir_plugin.evaluation.overhead_latency import Latency
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="File for all numbers, as JSON.")
+@click.option("--layers", is_flag=True, help="Show every layer, and how far its quantization error reaches.")
+@click.option("--latency/--no-latency", default=True, show_default=True, help="Measure times; use an idle machine.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Images per timed forward pass.")
+@click.option("--threads", type=int, help="CPU threads of the timed passes.")
+@click.option("--repeats", type=int, default=20, show_default=True, help="Timed rounds.")
+@click.option("--image-shape", help="Of the model's images, such as 3x32x32.  [its data set's]")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the model's own (safetensors).")
+@DEVICE
+def overhead(
+    model: str,
+    target: Path | None,
+    layers: bool,
+    latency: bool,
+    batch_size: int,
+    threads: int | None,
+    repeats: int,
+    image_shape: str | None,
+    checkpoint: Path | None,
+    device: str,
+) -> None:
+    """Show what MODEL costs beside one full-precision network: parameters, operations, bytes, Equation 6, time.
+
+    A ratio counts the layers that stay in full precision as such; the ideal ratio supposes that there are none, as
+    EMPIR's Equation 6 does.
+    """
+    from empir_plugin.evaluation.overhead import image_shape_of, parse_image_shape
+    from empir_plugin.evaluation.overhead import overhead as find_overhead
+    from empir_plugin.evaluation.overhead_latency import LatencySettings
+    from empir_plugin.evaluation.subject import parse_device
+    from empir_plugin.zoo.registry import find_builder, load_model
+    from empir_plugin.zoo.show import dataset_of
+
+    how = LatencySettings(batch_size, repeats, threads, parse_device(device))
+    dataset, builder = dataset_of(model), find_builder(model)
+    threat = builder.threats[0] if builder else "Linf"
+    network = load_model(model, dataset=dataset, threat_model=threat, custom_checkpoint=checkpoint or "")
+    shape = parse_image_shape(image_shape) if image_shape else image_shape_of(dataset)
+    trained = getattr(network, "weights_loaded", True)
+    found = find_overhead(network, shape, latency=how if latency else None, errors=layers and trained)
+    if target is not None:
+        _write(found, target)
+    _report(model, found)
+    if layers:
+        _report_layers(found)
+
+
+def _write(found: Overhead, path: Path) -> None:
+    import json
+
+    from empir_plugin.evaluation.files import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise Refusal(f"{path} cannot be written ({error}): choose another place") from error
+
+
+def _report(model: str, found: Overhead) -> None:
+    out = console()
+    out.print(f"{model} beside {found.baseline}", style="bold", markup=False)
+    out.print(_costs(found))
+    out.print(_members(found.members))
+    out.print("Equation 6, time", style="bold")
+    out.print(_equation(found))
+    out.print(f"{found.eq6.k_rule}: {found.eq6.k_rule_text}. Throughputs:", markup=False)
+    for platform, source in {answer.platform: answer.source for answer in (found.eq6, *found.eq6_alternatives)}.items():
+        out.print(f"{platform}: {source}", markup=False, soft_wrap=True)
+    if found.measured is not None:
+        out.print(_measured(found.measured), markup=False)
+
+
+def _costs(found: Overhead) -> Any:
+    rows = table(["cost"], ["model", "full precision", "ratio", "ideal ratio"])
+    eq6, bits = found.eq6, found.bops_ratio
+    macs, whole = f"{found.macs / 1e6:,.3f}", f"{found.baseline_macs / 1e6:,.3f}"
+    rows.add_row("MMACs per image", macs, whole, f"{found.macs / found.baseline_macs:.3f}", "")
+    counts = found.parameters, found.baseline_parameters
+    rows.add_row("parameters", *(f"{number:,}" for number in counts), f"{counts[0] / counts[1]:.3f}", "")
+    sizes = found.storage_bytes_packed, found.baseline_storage_bytes
+    rows.add_row("weight file, bytes", *(f"{number:,}" for number in sizes), f"{found.storage_ratio:.3f}", "")
+    rows.add_row("storage, Equation 6", "", "", f"{eq6.storage.as_built:.3f}", f"{eq6.storage.ideal:.3f}")
+    rows.add_row("time, Equation 6", "", "", f"{eq6.time.as_built:.3f}", f"{eq6.time.ideal:.3f}")
+    rows.add_row("bit operations", "", "", f"{bits.as_built:.3f}", f"{bits.ideal:.3f}")
+    rows.add_row("  with sums", "", "", f"{found.bops_with_sums_ratio:.3f}", "")
+    if found.measured is not None:
+        times = found.measured.model.median, found.measured.baseline.median
+        shown = [f"{time:,.2f}" for time in times]
+        rows.add_row("measured, ms", *shown, f"{found.measured.ratio.median:.3f}", "")
+    return rows
+
+
+def _members(members: tuple[MemberOverhead, ...]) -> Any:
+    rows = table(["member", "precision"], ["Mparams", "MMACs", "MACs quantized", "weights quantized"])
+    for index, member in enumerate(members):
+        sizes = f"{member.parameters / 1e6:,.3f}", f"{member.macs / 1e6:,.3f}"
+        shares = f"{member.macs_quantized_share:.2%}", f"{member.weights_quantized_share:.2%}"
+        rows.add_row(str(index), member.precision, *sizes, *shares)
+    return rows
+
+
+def _equation(found: Overhead) -> Any:
+    rows = table(["throughput", "full precision", "k"], ["ratio", "ideal ratio"])
+    for answer in (found.eq6, *found.eq6_alternatives):
+        ratios = f"{answer.time.as_built:.3f}", f"{answer.time.ideal:.3f}"
+        rows.add_row(answer.platform, answer.fp_baseline, answer.k_rule, *ratios)
+    return rows
+
+
+def _measured(latency: Latency) -> str:
+    ratio, layout = latency.ratio, latency.baseline_layout
+    where = f"{latency.device}, threads: {latency.threads}, batch {latency.batch_size}, {latency.repeats} rounds"
+    return (
+        f"Measured ({latency.backend}) on {where}, against the faster layout, {layout}: "
+        f"{ratio.median:.3f} times as long, 80 % of the rounds between {ratio.p10:.3f} and {ratio.p90:.3f}."
+    )
+
+
+def _report_layers(found: Overhead) -> None:
+    rows = table(["layer", "precision"], ["weights", "kMACs", "error L2", "Linf", "matrix L2"])
+    many = len(found.members) > 1
+    for index, member in enumerate(found.members):
+        for layer in member.layers:
+            name = f"{index}.{layer.name}" if many else layer.name
+            error = member.errors.get(layer.name)
+            norms = (error.spectral, error.infinity, error.flattened) if error else ()
+            shown = [f"{norm:.3f}" for norm in norms] or [""] * 3
+            rows.add_row(name, str(layer.precision), f"{layer.weights:,}", f"{layer.macs / 1e3:,.1f}", *shown)
+    out = console()
+    out.print(rows)
+    if not any(member.errors for member in found.members):
+        out.print("No latent weights, so no quantization error: packed weight files keep the quantized ones alone.")

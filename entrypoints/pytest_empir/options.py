@@ -1,0 +1,125 @@
+"""Options, and what they and the ini file ask for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One option; its setting is what :class:`empir_plugin.suite.case.Case` and the marker call it."""
+
+    setting: str
+    help: str
+    metavar: str
+    type: Any = str
+    many: bool = False
+
+    @property
+    def flag(self) -> str:
+        return f"--rb-{self.setting.replace('_', '-')}"
+
+    def add_to(self, group: pytest.OptionGroup) -> None:
+        action = "append" if self.many else "store"
+        group.addoption(self.flag, action=action, type=self.type, metavar=self.metavar, default=None, help=self.help)
+
+
+_OPTIONS = (
+    _Option("model", "Evaluate this model, by its name (repeatable).", "NAME", many=True),
+    _Option("dataset", "Data set. [the model's own]", "NAME"),
+    _Option("threat", "Norm, Linf or L2. [Linf]", "NORM"),
+    _Option("eps", "Radius, such as 8/255. [the model card's]", "EPS"),
+    _Option("attack", "Run this attack, by its name (repeatable). [all of the protocol]", "NAME", many=True),
+    _Option("protocol", "Run this protocol's attacks: default, standard, adaptive, paper or released.", "NAME"),
+    _Option("n_examples", "How many test images, from the first. [100; all of --rb-data]", "N", int),
+    _Option("data", "Folder of the full data set, as torchvision lays it out.", "DIR", Path),
+    _Option("checkpoint", "Weights instead of the model's own (safetensors).", "FILE", Path),
+    _Option("batch_size", "Images per forward pass. [250]", "N", int),
+    _Option("device", "cpu, cuda or cuda:N. [cpu]", "DEVICE"),
+    _Option("seed", "Of everything random in the attacks. [0]", "N", int),
+    _Option("min_robust", "Fail below this worst case per image, in percent.", "PERCENT", float),
+    _Option("min_clean", "Fail below this clean accuracy, in percent.", "PERCENT", float),
+)
+_OUTPUTS = (
+    _Option("json", "File for the report of the session.", "FILE", Path),
+    _Option("state", "Folder for finished shards: a killed run goes on there.", "DIR", Path),
+    _Option("adv_out", "Folder for adversarial images (safetensors); needs --rb-state.", "DIR", Path),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options ``--rb-...`` and their defaults in the ini file."""
+    group = parser.getgroup("robustness", "robustness under attack (empir-plugin)")
+    for option in (*_OPTIONS, *_OUTPUTS):
+        option.add_to(group)
+    parser.addini("rb_models", "Models to evaluate where --rb-model is left out.", type="linelist")
+    parser.addini("rb_attacks", "Attacks to run where --rb-attack is left out.", type="linelist")
+    parser.addini("rb_data", "Folder of the data sets, from the ini file's, where --rb-data is left out.", default="")
+
+
+def settings(config: pytest.Config) -> dict[str, Any]:
+    """What the command line and the ini file ask of every case; what neither names is left out."""
+    ini = {"model": config.getini("rb_models"), "attack": _ini_attacks(config), "data": _ini_data(config)}
+    asked = {option.setting: config.getoption(f"rb_{option.setting}") for option in _OPTIONS}
+    chosen = {key: ini.get(key) if value is None else value for key, value in asked.items()}
+    return {key: value for key, value in chosen.items() if value not in (None, [])}
+
+
+def _ini_attacks(config: pytest.Config) -> list[str]:
+    """The ini file's attacks; none where the command line asks for a protocol."""
+    return [] if config.getoption("rb_protocol") else config.getini("rb_attacks")
+
+
+def _ini_data(config: pytest.Config) -> Path | None:
+    text = config.getini("rb_data")
+    folder = config.inipath.parent if config.inipath else config.rootpath
+    return folder / text if text else None
+
+
+def output(config: pytest.Config, name: str) -> Path | None:
+    """A path given for something to be written to, from the folder pytest was started in."""
+    path = config.getoption(f"rb_{name}")
+    return None if path is None else config.invocation_params.dir / path
+
+
+def as_arguments(asked: dict[str, Any]) -> list[str]:
+    """Settings as they are typed on the command line."""
+    found: list[str] = []
+    for option in _OPTIONS:
+        value = asked.get(option.setting)
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is not None:
+                found += [option.flag, f"{each:g}" if isinstance(each, float) else str(each)]
+    return found
+
+
+def check_outputs(config: pytest.Config) -> None:
+    """Refuse paths that nothing can be written to.
+
+    Raises:
+        pytest.UsageError: If there is one.
+    """
+    report = output(config, "json")
+    if report is not None:
+        if report.is_dir():
+            raise pytest.UsageError(f"--rb-json must be a file, got the folder {report}: name a file in it")
+        _check_folder("--rb-json", report.parent)
+    for flag, name in (("--rb-state", "state"), ("--rb-adv-out", "adv_out")):
+        folder = output(config, name)
+        if folder is not None:
+            _check_folder(flag, folder)
+    if output(config, "adv_out") is not None and output(config, "state") is None:
+        raise pytest.UsageError("--rb-adv-out collects images in the store: pass --rb-state, too")
+
+
+def _check_folder(flag: str, folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise pytest.UsageError(f"{flag} cannot be written, {nearest} is a file and no folder: choose another path")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise pytest.UsageError(f"{flag} cannot be written, {nearest} is read-only: choose another path")

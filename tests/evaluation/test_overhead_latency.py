@@ -1,0 +1,117 @@
+"""Times are taken in turns, against the baseline's faster layout; the clock here is a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.evaluation import overhead_latency
+from empir_plugin.evaluation.overhead_latency import LatencySettings, Spread, measure_latency, take_turns
+
+
+class Clock:
+    """Time that passes only when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_runs_take_turns_and_warm_up_does_not_count() -> None:
+    clock, order = Clock(), []
+
+    def run(name: str, seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            order.append(name)
+            clock.now += seconds
+
+        return work
+
+    times = take_turns({"a": run("a", 1.0), "b": run("b", 2.0), "c": run("c", 4.0)}, 3, clock, warm_up=1)
+    assert times == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [4.0] * 3}
+    assert "".join(order) == "cab" + "abc" + "bca" + "cab"
+
+
+class Slow(nn.Module):
+    """Takes fake time: more where its weights lie contiguous."""
+
+    def __init__(self, clock: Clock, contiguous: float, channels_last: float, drift: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.clock, self.seconds, self.drift = clock, (contiguous, channels_last), drift
+        self.threads: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Slow:
+        copy = Slow(self.clock, *self.seconds, self.drift)
+        copy.threads = self.threads
+        return copy
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.threads.append(torch.get_num_threads())
+        last = self.conv.weight.is_contiguous(memory_format=torch.channels_last)
+        self.clock.now += self.seconds[last] * (1 + self.drift * self.clock.now)
+        return self.conv(x)
+
+
+@pytest.mark.parametrize(("layout", "seconds"), [("contiguous", (1.0, 2.0)), ("channels_last", (2.0, 1.0))])
+def test_the_baseline_is_measured_in_its_faster_layout(layout: str, seconds: tuple[float, float]) -> None:
+    clock = Clock()
+    model, baseline = Slow(clock, 9.0, 3.0), Slow(clock, *seconds)
+    found = measure_latency(model, baseline, (3, 8, 8), LatencySettings(batch_size=2, repeats=4), clock=clock)
+    assert found.baseline_layout == layout
+    assert found.model == Spread(3000.0, 3000.0, 3000.0), "the model as an evaluation prepares it: channels last"
+    assert found.baseline == Spread(1000.0, 1000.0, 1000.0)
+    assert found.ratio == Spread(3.0, 3.0, 3.0)
+    assert (found.batch_size, found.repeats, found.device.split(":")[0]) == (2, 4, "cpu")
+    assert "simulated" in found.backend
+    again = measure_latency(model, baseline, (3, 8, 8), LatencySettings(1, 1), backend="int8", clock=clock)
+    assert again.backend == "int8"
+
+
+def test_a_machine_that_slows_down_hardly_moves_the_ratio() -> None:
+    clock = Clock()
+    model, baseline = Slow(clock, 3.0, 3.0, drift=1e-3), Slow(clock, 1.0, 1.5, drift=1e-3)
+    found = measure_latency(model, baseline, (3, 8, 8), LatencySettings(batch_size=1, repeats=31), clock=clock)
+    assert found.model.p90 / found.model.p10 > 1.1, "the times themselves moved"
+    assert found.ratio.median == pytest.approx(3.0, rel=0.02)
+
+
+def test_threads_are_as_asked_inside_and_as_before_outside() -> None:
+    before, clock = torch.get_num_threads(), Clock()
+    model = Slow(clock, 1.0, 1.0)
+    found = measure_latency(model, model, (3, 8, 8), LatencySettings(1, 2, threads=2), clock=clock)
+    assert found.threads == 2
+    assert set(model.threads) == {2}
+    assert torch.get_num_threads() == before
+
+
+def test_spread_by_hand() -> None:
+    assert Spread.of([5.0]) == Spread(5.0, 5.0, 5.0)
+    assert Spread.of([float(i) for i in range(11)]) == Spread(5.0, 1.0, 9.0)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "repeats", "threads"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} must be 1 or more"):
+        replace(LatencySettings(), **{name: 0})
+
+
+def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    overhead_latency._run(nn.Identity(), torch.zeros(1).as_subclass(OnGpu))
+    assert len(waited) == 1
+    overhead_latency._run(nn.Identity(), torch.zeros(1))
+    assert len(waited) == 1

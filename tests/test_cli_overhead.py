@@ -1,0 +1,100 @@
+"""``empir overhead`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+from empir_cli.commands.overhead import overhead
+from empir_cli.group import Commands
+from empir_plugin.models.architectures import CIFARConv
+from empir_plugin.models.precision import Precision
+
+MAIN = Commands("empir", commands={"overhead": overhead})
+FAST = ("--batch-size", "2", "--repeats", "2")
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(MAIN, ("overhead", *arguments), catch_exceptions=False)
+
+
+def _row(result: Result, start: str) -> list[str]:
+    (line,) = (line for line in result.output.splitlines() if line.startswith(f" {start} "))
+    return line.split()
+
+
+def test_tables_of_an_ensemble() -> None:
+    result = _run("empir-cifar", *FAST)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("empir-cifar beside member 2 of the ensemble, its full-precision one")
+    assert _row(result, "storage, Equation 6")[-2:] == ["1.770", "1.188"]
+    assert _row(result, "time, Equation 6")[-2:] == ["1.194", "1.188"]
+    assert _row(result, "parameters")[1:] == ["350,112", "116,704", "3.000"]
+    assert len(_row(result, "measured, ms")) == 5
+    assert "batch 2, 2 rounds" in " ".join(result.output.split())
+    assert "NVIDIA H200" in result.output
+    assert "…" not in result.output, "nothing is cut at 80 columns"
+
+
+def test_without_latency_nothing_is_measured() -> None:
+    assert "easured" not in _run("cifarconv-w4a2", "--no-latency").output
+
+
+def test_json_holds_every_number(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "overhead.json"
+    assert _run("cifarconv-w4a2", "--json", str(target), *FAST).exit_code == 0
+    found = json.loads(target.read_text())
+    assert found["eq6"]["storage"]["ideal"] == 0.125
+    assert found["measured"]["repeats"] == 2
+    assert found["baseline"] == "the same network in full precision"
+
+
+def test_layers_of_packed_weights_say_why_there_is_no_error() -> None:
+    result = _run("cifarconv-w4a2", "--no-latency", "--layers")
+    assert _row(result, "conv2") == ["conv2", "w4a2", "25,600", "5,760.0"]
+    assert "No latent weights" in result.output
+
+
+def test_layers_of_latent_weights_have_errors(tmp_path: Path) -> None:
+    save_file(CIFARConv(Precision.parse("w4a2")).state_dict(), tmp_path / "latent.safetensors")
+    checkpoint = ("--checkpoint", str(tmp_path / "latent.safetensors"))
+    result = _run("cifarconv-w4a2", "--no-latency", "--layers", *checkpoint)
+    assert all(float(norm) > 0 for norm in _row(result, "conv2")[-3:])
+    assert _row(result, "ip1")[1:] == ["fp", "36,864", "36.9"]
+    assert "No latent weights" not in result.output
+
+
+BAD = {
+    "unknown model": (("empir-cifra",), "did you mean 'empir-cifar'?"),
+    "batch": (("empir-cifar", "--batch-size", "0"), "batch_size must be 1 or more"),
+    "repeats": (("empir-cifar", "--repeats", "0"), "repeats must be 1 or more"),
+    "device": (("empir-cifar", "--device", "cuda:99"), "use --device cpu"),
+    "image": (("empir-cifar", "--image-shape", "32"), "is written 3x32x32"),
+    "checkpoint": (("empir-cifar", "--checkpoint", "nowhere.safetensors"), "no weight file at nowhere"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments: tuple[str, ...], sentence: str) -> None:
+    result = _run(*arguments)
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    result = _run("cifarconv-w4a2", "--no-latency", "--json", str(tmp_path))
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
+
+
+@pytest.mark.slow
+def test_a_model_without_weights_has_an_overhead_and_no_errors() -> None:
+    with pytest.warns(UserWarning, match="no weights"):
+        result = _run("alexnet-w2a2", "--no-latency", "--layers")
+    assert result.exit_code == 0
+    assert "No latent weights" in result.output
