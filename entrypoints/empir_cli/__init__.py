@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from empir_cli.commands.evaluate import evaluate
+from empir_cli.commands.leaderboard import leaderboard
 from empir_cli.commands.models import list_models
 from empir_cli.commands.overhead import overhead
 from empir_cli.commands.train import train
@@ -17,5 +18,5 @@ def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
 
 
-for _command in (list_models, train, evaluate, overhead):
+for _command in (list_models, train, evaluate, overhead, leaderboard):
     main.add_command(_command)

@@ -1,0 +1,106 @@
+"""Does a tree hold what it claims? Every entry is made again from its sources and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from empir_plugin.errors import EmpirError, InputError
+from empir_plugin.leaderboard.compose import compose
+from empir_plugin.leaderboard.entry import KEYS, Entry
+from empir_plugin.leaderboard.evidence import Evidence
+from empir_plugin.leaderboard.left_out import left_out
+from empir_plugin.leaderboard.papers import Facts, require_stem
+from empir_plugin.leaderboard.tree import Place, Tree
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file.
+
+    Args:
+        path: Of the file.
+        reason: What is wrong.
+    """
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def check(tree: Tree) -> list[Problem]:
+    """Everything that is wrong with a tree; nothing if all its entries follow from their sources.
+
+    Raises:
+        InputError: If there is no such folder.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "model_info").mkdir()
+        >>> _ = (root / "model_info" / "Sen2020EMPIR.json").write_text("{}")
+        >>> [problem.path.name for problem in check(Tree(root))]
+        ['Sen2020EMPIR.json']
+    """
+    if not tree.root.is_dir():
+        raise InputError(f"there is no leaderboard at {tree.root}: pass its folder as --tree")
+    places = list(tree.places())
+    found = [Problem(place.entry, reason) for place in places for reason in check_entry(tree, place)]
+    return [*found, *_strays(tree, places)]
+
+
+def check_entry(tree: Tree, place: Place) -> list[str]:
+    """Everything that is wrong with one entry, in sentences."""
+    try:
+        require_stem(place.stem)
+        entry = Entry.read(place.entry)
+    except InputError as error:
+        return [str(error).removeprefix(f"{place.entry} is no leaderboard entry: ")]
+    return [*_against_folder(entry, place), *_against_sources(entry, tree, place)]
+
+
+def _against_folder(entry: Entry, place: Place) -> Iterator[str]:
+    if entry.dataset != place.board.dataset:
+        yield f"its dataset is {entry.dataset}, its folder is that of {place.board.dataset}"
+    if entry.eps != place.board.threat.eps_text:
+        yield f"its eps is {entry.eps}, entries on {place.board} have {place.board.threat.eps_text}"
+
+
+def _against_sources(entry: Entry, tree: Tree, place: Place) -> Iterator[str]:
+    try:
+        evidence = Evidence.read(place.evidence)
+        findings = evidence.findings(tree.runs)
+        yield from _against_facts(findings.facts, place)
+        made = compose(findings, place.board).table()
+    except EmpirError as error:
+        yield str(error)
+        return
+    for name in left_out(tree, evidence.model, place.board, [source.path for source in evidence.records]):
+        yield f"{name} is a record of {evidence.model} on {place.board}, too: add the entry anew, with it"
+    shown = entry.table()
+    for key in KEYS:
+        if shown.get(key) != made.get(key):
+            yield f"{key} is {_text(shown.get(key))}, its sources make it {_text(made.get(key))}"
+
+
+def _against_facts(facts: Facts, place: Place) -> Iterator[str]:
+    if (facts.stem, facts.dataset) != (place.stem, place.board.dataset):
+        yield f"entries of {facts.model} are named {facts.stem} on {facts.dataset}, not {place}"
+
+
+def _text(value: object) -> str:
+    return "left out" if value is None else json.dumps(value)
+
+
+def _strays(tree: Tree, places: list[Place]) -> Iterator[Problem]:
+    known = {path for place in places for path in (place.entry, place.evidence)}
+    for folder, reason in (
+        (tree.model_info, "no board has a file here: entries are <dataset>/<norm>/<Stem>.json"),
+        (tree.evidence, "the entry it names the sources of is missing"),
+    ):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path not in known):
+            yield Problem(path, reason)

@@ -1,0 +1,155 @@
+"""One entry of a leaderboard: RobustBench's keys in RobustBench's format, and one key more.
+
+The keys, their order and their types are those of the files in RobustBench's ``model_info``
+(https://github.com/RobustBench/robustbench): accuracies are texts in percent with two decimals, the radius is a text
+such as ``"8/255"``, and what does not apply is left out. Ours is ``overhead``, what the model costs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+from empir_plugin.errors import InputError
+from empir_plugin.evaluation.files import write_atomically
+from empir_plugin.leaderboard.schema import problems
+from empir_plugin.leaderboard.strict_json import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a leaderboard shows of one model. Texts are HTML: ``&``, ``<`` and ``>`` are written as entities.
+
+    Args:
+        link: Address of the paper.
+        name: Title of the paper.
+        authors: Names, separated by commas.
+        additional_data: Whether it was trained on more than the data set.
+        number_forward_passes: Networks that run for one decision.
+        dataset: Name of the data set.
+        venue: Where and when the paper appeared.
+        architecture: Of the model.
+        eps: Radius, in units of the image, as text.
+        clean_acc: Percent of the test set it classifies correctly.
+        reported: Percent the paper claims under attacks of the same radius; empty if it claims none.
+        autoattack_acc: Percent that withstands standard AutoAttack.
+        external: Percent that withstands every attack known, per image, where that is fewer.
+        footnote: What a reader must know, with simple markup.
+        unreliable: Whether AutoAttack's number is likely to be too high.
+        overhead: What the model costs.
+        others: Keys this package does not know; they are kept.
+        order: Of the keys in the file it came from.
+
+    Raises:
+        InputError: If something is not so; the sentence names all of it.
+    """
+
+    link: str
+    name: str
+    authors: str
+    additional_data: bool
+    number_forward_passes: int
+    dataset: str
+    venue: str
+    architecture: str
+    eps: str
+    clean_acc: str
+    reported: str
+    autoattack_acc: str
+    external: str | None = None
+    footnote: str | None = None
+    unreliable: bool
+    overhead: Mapping[str, Any] | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+    order: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        _require_none(problems(self.table()))
+
+    @property
+    def lowest_acc(self) -> str:
+        """Percent left by the strongest attack known: what RobustBench ranks by."""
+        return self.external or self.autoattack_acc
+
+    def table(self) -> dict[str, Any]:
+        """Keys and values as they stand in a file, in order; unknown keys where they were."""
+        known = {key: getattr(self, key) for key in KEYS}
+        present = {key: value for key, value in known.items() if value is not None} | dict(self.others)
+        return {key: present[key] for key in _placed(list(present), [key for key in self.order if key in present])}
+
+    def to_json(self) -> str:
+        """The text of its file, in ASCII.
+
+        Example:
+            >>> from empir_plugin.leaderboard.papers import facts_of
+            >>> facts = facts_of("empir-cifar").fields()
+            >>> accuracies = {"eps": "8/255", "clean_acc": "75.23", "reported": "", "autoattack_acc": "1.40"}
+            >>> entry = Entry(**facts, **accuracies, unreliable=True)
+            >>> entry.to_json().splitlines()[-2:]
+            ['  "unreliable": true', '}']
+        """
+        return json.dumps(self.table(), indent=2, allow_nan=False) + "\n"
+
+    def in_place_of(self, old: Entry) -> Entry:
+        """This entry with the order, and the unknown keys, of the one it replaces."""
+        return replace(self, others={**old.others, **self.others}, order=old.order)
+
+    def write(self, path: Path) -> None:
+        """Write the entry; a kill leaves what was there, or all of the new one.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, self.to_json().encode())
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"the entry cannot be written to {path} ({reason}): choose another folder") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Entry:
+        """Read an entry back; one that is written again has the same keys in the same places.
+
+        Raises:
+            InputError: If the file is missing or no entry; the sentence says all that is wrong with it.
+        """
+        table = read_json(path, "a leaderboard entry")
+        try:
+            return cls.of(table)
+        except InputError as error:
+            raise InputError(f"{path} is no leaderboard entry: {error}") from error
+
+    @classmethod
+    def of(cls, table: object) -> Entry:
+        """The entry of a parsed file.
+
+        Raises:
+            InputError: If it is none.
+        """
+        _require_none(problems(table))
+        items = dict(cast("Mapping[str, Any]", table))
+        order = tuple(items)
+        known = {key: items.pop(key) for key in KEYS if key in items}
+        return cls(**known, others=items, order=order)
+
+
+KEYS = tuple(item.name for item in fields(Entry) if item.name not in ("others", "order"))
+"""RobustBench's keys in its most frequent order, and ``overhead``."""
+
+
+def _require_none(found: Sequence[str]) -> None:
+    if found:
+        raise InputError("; ".join(found))
+
+
+def _placed(present: Sequence[str], order: list[str]) -> list[str]:
+    """All keys: those with a place in ``order`` there, each new one behind the known key it follows."""
+    for key in present:
+        if key not in order:
+            before = [other for other in KEYS[: KEYS.index(key)] if other in order] if key in KEYS else order[-1:]
+            order.insert(order.index(before[-1]) + 1 if before else 0, key)
+    return order

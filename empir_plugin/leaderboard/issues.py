@@ -1,0 +1,130 @@
+"""The texts of the two issues RobustBench has forms for: a new model, and a new evaluation of a model.
+
+The headings and fields are those of RobustBench's forms
+(https://github.com/RobustBench/robustbench/tree/master/.github/ISSUE_TEMPLATE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from empir_plugin.evaluation.record import Record
+from empir_plugin.leaderboard.entry import Entry
+from empir_plugin.leaderboard.evidence import Findings
+from empir_plugin.leaderboard.markup import plain
+from empir_plugin.leaderboard.tensor import Left
+from empir_plugin.zoo.card import cards
+
+CODE_URL = "(fill in: address of the code)"
+"""Stands where an address was not given."""
+
+TENSOR_URL = "(fill in: address of the uploaded file)"
+
+
+def new_model(stem: str, entry: Entry, findings: Findings, code_url: str = CODE_URL) -> str:
+    """The text of a "New Model(s)" issue.
+
+    Args:
+        stem: The model's name on the leaderboard.
+        entry: Its entry.
+        findings: What the entry was made of.
+        code_url: Where the code can be found.
+    """
+    norm = findings.records[0].threat.partition(":")[0]
+    lines = [
+        "---",
+        f'title: "[New Model] {stem}"',
+        "labels: new-model",
+        "---",
+        "",
+        "# Paper Information",
+        "",
+        f"- **Paper Title**: {plain(entry.name)}",
+        f"- **Paper URL**: {entry.link}",
+        f"- **Paper authors**: {plain(entry.authors)}",
+        "",
+        "# Leaderboard Claim(s)",
+        "",
+        "## Model 1",
+        "",
+        f"- **Architecture**: {plain(entry.architecture)}",
+        f"- **Threat Model**: {norm}",
+        f"- **eps**: {entry.eps}",
+        f"- **Clean accuracy**: {entry.clean_acc}%",
+        f"- **Robust accuracy**: {_robust(entry)}",
+        f"- **Additional data**: {str(entry.additional_data).lower()}",
+        f"- **Evaluation method**: {' '.join(_methods(entry, findings))}",
+        f"- **Checkpoint and code**: {' '.join(_code(findings, code_url))}",
+        *([f"- **Footnote**: {entry.footnote}"] if entry.footnote else []),
+        "",
+        "# Model Zoo:",
+        "",
+        "- [x] I want to add my models to the Model Zoo (`zoo_row.py`)",
+        "- [x] The architecture is in `timm`, or a link to its implementation is given: it registers itself with "
+        "`timm`, from the code linked above",
+        "- [x] I agree to release my model(s) under MIT license",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def external_evaluation(stem: str, entry: Entry, norm: str, left: Left, tensor: str) -> str:
+    """The text of a "New external evaluation(s)" issue.
+
+    Args:
+        stem: The model's name on the leaderboard.
+        entry: Its entry.
+        norm: Of the board's threat.
+        left: What the adversarial images leave.
+        tensor: Name of the file that holds them.
+    """
+    checked = "; the norm of each measured against the official images" if left.checked else ""
+    lines = [
+        "---",
+        f'title: "[New evaluation] {stem}"',
+        "---",
+        "",
+        "## Target model",
+        "",
+        f"- **Model identifier(s):** {stem}",
+        f"- **Leaderboard(s):** {entry.dataset}, {norm}, eps = {entry.eps}",
+        "",
+        "## New evaluation",
+        "",
+        f"- **Link to adversarial images:** {TENSOR_URL}: `{tensor}`, one float32 tensor, {left.n:,} images in the "
+        "order of the test set",
+        f"- **Robust accuracy:** {left.accuracy:.2f}% (AutoAttack leaves {entry.autoattack_acc}%)",
+        "- **Author(s):** the empir-plugin developers",
+        "- **Description of the method used:** for each image, the first of the attacks of empir-plugin that broke the "
+        f"model's own decision; true labels{checked}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _robust(entry: Entry) -> str:
+    known = f", {entry.external}% in the worst case per image over all attacks" if entry.external else ""
+    return f"{entry.autoattack_acc}% under AutoAttack{known}"
+
+
+def _methods(entry: Entry, findings: Findings) -> Iterator[str]:
+    for record in findings.records:
+        yield _method(record)
+    if entry.unreliable:
+        yield "AutoAttack's number is flagged as potentially unreliable."
+
+
+def _method(record: Record) -> str:
+    versions, names = record.run.get("versions", {}), [attack.name for attack in record.attacks]
+    told = ", ".join(f"{package} {versions[package]}" for package in _PACKAGES if package in versions)
+    return f"{', '.join(names)} (seed {record.run.get('seed')}, {told}), on all {record.data['n']:,} test images."
+
+
+_PACKAGES = ("empir-plugin", "pyautoattack", "torch")
+
+
+def _code(findings: Findings, code_url: str) -> Iterator[str]:
+    model = findings.facts.model
+    yield f'{code_url}; `empir_plugin.load_model("{model}")`.'
+    card = cards().get(model)
+    if card is not None and card.has_weights:
+        told = ", ".join(f"`{network.weights}` ({network.sha256})" for network in card.networks)
+        yield f"The weights travel with the package (safetensors, SHA-256): {told}."

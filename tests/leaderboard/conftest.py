@@ -1,0 +1,118 @@
+"""Records of whole test sets, without attacking one: verdicts whose accuracies are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from empir_plugin.evaluation.fingerprint import OFFICIAL_FINGERPRINTS
+from empir_plugin.evaluation.masking_report import AuditReport, Finding, verdict_on
+from empir_plugin.evaluation.record import AttackRecord, Record, percent
+from empir_plugin.evaluation.summary import worst_case
+from empir_plugin.leaderboard.add import Files, add
+from empir_plugin.leaderboard.measured import shipped_fingerprint
+from empir_plugin.leaderboard.tree import Place, Tree
+
+N = 10_000
+AUTOATTACK = "AutoAttackSuite(version='standard', attacks=(), surrogate=Plain(), batch_size=250, queries=5000)"
+THREATS = {"cifar10": "Linf:8/255", "mnist": "Linf:0.3"}
+
+
+def standing(start: int, stop: int, n: int = N) -> str:
+    """Verdicts: images ``start`` to ``stop - 1`` withstood."""
+    return "0" * start + "1" * (stop - start) + "0" * (n - stop)
+
+
+def attack(name: str, robust: str, settings: str = "pgd()", **more: Any) -> AttackRecord:
+    return AttackRecord(name, settings, robust, percent(robust), 1.0, **{"threat": "Linf:8/255", **more})
+
+
+def record_of(
+    *attacks: AttackRecord, model: str = "empir-cifar", dataset: str = "cifar10", clean: int = 7523, **more: Any
+) -> Record:
+    """A record of the whole official test set, of which the first ``clean`` images are classified correctly."""
+    threat = more.pop("threat", THREATS[dataset])
+    verdicts = standing(0, clean)
+    worst = worst_case(verdicts, attacks)
+    data = {"name": dataset, "split": "test", "source": "official", "n": N, "full_official": True}
+    return Record(
+        model={"name": model, "sha256": shipped_fingerprint(model), "weights_loaded": True} | more.pop("model_", {}),
+        data=data | {"sha256": OFFICIAL_FINGERPRINTS[dataset, "test"]} | more.pop("data", {}),
+        threat=threat,
+        clean=verdicts,
+        clean_accuracy=percent(verdicts),
+        attacks=attacks,
+        worst_case=worst,
+        worst_case_accuracy=percent(worst),
+        run={"seed": 0, "cascade": False, "versions": {"empir-plugin": "0.1.0", "torch": "2.15.0"}} | more,
+        protocol={"name": "standard", "description": "", "headline": "WORST_CASE"},
+    )
+
+
+def autoattack(start: int = 0, stop: int = 140, **more: Any) -> AttackRecord:
+    return attack("AutoAttack", standing(start, stop), AUTOATTACK, **more)
+
+
+def audit_of(record: Record, *, masked: bool = False, **more: Any) -> AuditReport:
+    value = 0.5 if masked else 0.0
+    checks = (Finding("zero gradients", "Some.", value, 0.02, 1e-6 if masked else 1.0, "few are", not masked),)
+    data = {"name": record.data["name"], "split": "test", "source": "official", "n": 200, "sha256": "ab"}
+    model = {"name": record.model["name"], "sha256": record.model["sha256"]}
+    made = AuditReport(model, data, record.threat, record.threat, 150, checks, (), verdict_on(checks))
+    return replace(made, **more)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What tests call: ``tests`` is no package, so that they cannot import it."""
+
+    standing: Callable[..., str] = standing
+    attack: Callable[..., AttackRecord] = attack
+    autoattack: Callable[..., AttackRecord] = autoattack
+    record: Callable[..., Record] = record_of
+    audit: Callable[..., AuditReport] = audit_of
+
+
+@pytest.fixture(scope="session")
+def made() -> Made:
+    return Made()
+
+
+@pytest.fixture
+def standard() -> Record:
+    """AutoAttack leaves images 0 to 139: 1.40 %."""
+    return record_of(autoattack())
+
+
+@pytest.fixture
+def adaptive() -> Record:
+    """An adaptive attack leaves images 50 to 199: 1.50 %, and with AutoAttack 0.90 %."""
+    return record_of(attack("PGD-100 mean_probability", standing(50, 200)))
+
+
+@pytest.fixture
+def files(tmp_path: Path, standard: Record, adaptive: Record) -> Files:
+    """Two records, a passed audit and costs, outside of any tree."""
+    folder = tmp_path / "experiments"
+    standard.write(folder / "aa.json")
+    adaptive.write(folder / "adaptive.json")
+    audit_of(standard).write(folder / "audit.json")
+    costs = {"model_sha256": standard.model["sha256"], "storage_ratio": 1.77, "eq6": {"storage": 0.1875}}
+    (folder / "overhead.json").write_text(json.dumps(costs))
+    return Files((folder / "aa.json", folder / "adaptive.json"), folder / "audit.json", folder / "overhead.json")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path / "leaderboard")
+
+
+@pytest.fixture
+def place(tree: Tree, files: Files) -> Place:
+    """The entry of ``empir-cifar`` in the tree."""
+    return add(tree, "empir-cifar", files)

@@ -1,0 +1,232 @@
+"""Entries made from files: facts and numbers together, and a tree that is changed whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from empir_plugin.errors import EmpirError, EvaluationError, InputError
+from empir_plugin.evaluation.record import Record
+from empir_plugin.leaderboard.add import Files, add
+from empir_plugin.leaderboard.check import check
+from empir_plugin.leaderboard.entry import KEYS, Entry
+from empir_plugin.leaderboard.evidence import Evidence
+from empir_plugin.leaderboard.tree import Place, Tree
+
+PAPER = """
+title = "Standing <still>"
+link = "https://example.org/paper"
+authors = "Ann Other"
+venue = "Nowhere 2021"
+[[models]]
+model = "my-model"
+stem = "Other2021Standing"
+dataset = "cifar10"
+architecture = "ResNet"
+claims = [{ threat = "Linf:8/255", accuracy = "50.00", attack = "PGD" }]
+"""
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_entry_of_empir(place: Place, tree: Tree) -> None:
+    assert place.entry == tree.root / "model_info" / "cifar10" / "Linf" / "Sen2020EMPIR.json"
+    table = json.loads(place.entry.read_text())
+    footnote, overhead = table.pop("footnote"), table.pop("overhead")
+    assert table == {
+        "link": "https://openreview.net/forum?id=HJem3yHKwH",
+        "name": "EMPIR: Ensembles of Mixed Precision Deep Networks for Increased Robustness against Adversarial "
+        "Attacks",
+        "authors": "Sanchari Sen, Balaraman Ravindran, Anand Raghunathan",
+        "additional_data": False,
+        "number_forward_passes": 3,
+        "dataset": "cifar10",
+        "venue": "ICLR 2020",
+        "architecture": "CIFARconv, max vote of 3 (4-bit weights and 2-bit activations; 2-bit both; full precision)",
+        "eps": "8/255",
+        "clean_acc": "75.23",
+        "reported": "",
+        "autoattack_acc": "1.40",
+        "external": "0.90",
+        "unreliable": False,
+    }
+    assert overhead["eq6"] == {"storage": 0.1875}
+    assert "not the authors' weights" in footnote
+    assert "The paper attacks at another eps (13.55% under PGD at Linf eps = 0.1)" in footnote
+    assert "0.90% robust accuracy is the worst case per image over AutoAttack and 1 other attack" in footnote
+    assert place.entry.read_text().endswith("}\n")
+
+
+def test_all_it_rests_on_is_in_the_tree(place: Place, tree: Tree, files: Files) -> None:
+    evidence = Evidence.read(place.evidence)
+    assert [source.path for source in evidence.records] == ["aa.json", "adaptive.json"]
+    assert {path.name for path in tree.runs.glob("*.json")} == {path.name for path in files}
+    assert all((tree.runs / path.name).read_bytes() == path.read_bytes() for path in files)
+    assert check(tree) == []
+
+
+def test_records_in_the_tree_stay_where_they_are(tree: Tree, standard: Record) -> None:
+    path = tree.runs / "deep" / "aa.json"
+    standard.write(path)
+    place = add(tree, "empir-cifar", Files((path,)))
+    assert [source.path for source in Evidence.read(place.evidence).records] == ["deep/aa.json"]
+    assert [found.name for found in tree.runs.rglob("aa.json")] == ["aa.json"]
+    assert check(tree) == []
+
+
+def test_the_number_is_reported_where_the_paper_attacks_at_the_same_eps(tree: Tree, tmp_path: Path, made: Any) -> None:
+    about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
+    record = made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about)
+    record.write(tmp_path / "aa.json")
+    entry = Entry.read(add(tree, "empir-mnist", Files((tmp_path / "aa.json",))).entry)
+    assert (entry.eps, entry.clean_acc, entry.autoattack_acc, entry.reported) == ("0.3", "99.01", "0.03", "17.51")
+    assert "another eps" not in (entry.footnote or "")
+    assert "external" not in entry.table()
+    assert "overhead" not in entry.table()
+    assert (tree.model_info / "mnist" / "Linf" / "Sen2020EMPIR.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "masked", "sentence"),
+    [
+        (("a flag",), False, "AutoAttack warns that"),
+        ((), True, "An audit finds masked gradients (zero gradients)."),
+    ],
+)
+def test_what_makes_it_unreliable_is_told(
+    flags: tuple[str, ...], masked: bool, sentence: str, tree: Tree, tmp_path: Path, made: Any
+) -> None:
+    record = made.record(made.autoattack(flags=flags))
+    record.write(tmp_path / "aa.json")
+    made.audit(record, masked=masked).write(tmp_path / "audit.json")
+    entry = Entry.read(add(tree, "empir-cifar", Files((tmp_path / "aa.json",), tmp_path / "audit.json")).entry)
+    assert entry.unreliable
+    assert sentence in (entry.footnote or "")
+
+
+def test_a_model_of_somebody_else(tree: Tree, tmp_path: Path, made: Any) -> None:
+    (tmp_path / "paper.toml").write_text(PAPER)
+    made.record(made.autoattack(), model="my-model", model_={"sha256": "ab"}).write(tmp_path / "aa.json")
+    place = add(tree, "my-model", Files((tmp_path / "aa.json",), paper=tmp_path / "paper.toml"))
+    entry = Entry.read(place.entry)
+    assert (place.stem, entry.name, entry.reported, entry.footnote) == (
+        "Other2021Standing", "Standing &lt;still&gt;", "50.00", None,
+    )  # fmt: skip
+    assert check(tree) == []
+
+
+def test_an_entry_made_again_keeps_unknown_keys_in_their_places(place: Place, tree: Tree, files: Files) -> None:
+    table = json.loads(place.entry.read_text())
+    mine = {"mine": 1, **table, "clean_acc": "10.00", "autoattack_acc": "1.00", "external": "0.00"}
+    place.entry.write_text(json.dumps(mine))
+    add(tree, "empir-cifar", files)
+    assert list(json.loads(place.entry.read_text()).items()) == [("mine", 1), *table.items()]
+
+
+def test_a_record_of_a_sample_goes_to_the_runs_and_makes_no_entry(tree: Tree, tmp_path: Path, made: Any) -> None:
+    whole = made.record(made.autoattack())
+    attacks = tuple(replace(a, robust=a.robust[:500], accuracy=28.0) for a in whole.attacks)
+    small = replace(
+        whole, data={**whole.data, "n": 500, "full_official": False}, clean="1" * 500, clean_accuracy=100.0,
+        attacks=attacks, worst_case=attacks[0].robust, worst_case_accuracy=28.0,
+    )  # fmt: skip
+    path = tmp_path / "small.json"
+    small.write(path)
+    sentence = r"small\.json covers 500 images of cifar10 .* needs the official 10,000 test images: .* is kept in"
+    with pytest.raises(EvaluationError, match=sentence):
+        add(tree, "empir-cifar", Files((path,)))
+    assert contents(tree.root) == {"runs/small.json": path.read_bytes()}
+    assert check(tree) == []
+
+
+def spoiled(change: str, files: Files, made: Any) -> Files:
+    """Files of which one cannot be part of the entry."""
+    folder = files.records[0].parent
+    bad = folder / "bad.json"
+    if change == "malformed record":
+        bad.write_text("{")
+        return replace(files, records=(*files.records, bad))
+    if change == "other model":
+        made.record(made.autoattack(), model="cifarconv-fp").write(bad)
+        return replace(files, records=(*files.records, bad))
+    if change == "missing audit":
+        return replace(files, audit=folder / "none.json")
+    if change == "no audit":
+        return replace(files, audit=files.records[0])
+    if change == "same names":
+        (folder / "deep").mkdir()
+        (folder / "deep" / "aa.json").write_bytes(files.records[1].read_bytes())
+        return replace(files, records=(files.records[0], folder / "deep" / "aa.json"))
+    if change == "no records":
+        return replace(files, records=())
+    number = {"NaN": "NaN", "infinite": "1e999"}[change]
+    bad.write_text((folder / "overhead.json").read_text().replace("1.77", number))
+    return replace(files, overhead=bad)
+
+
+SPOILED = {
+    "malformed record": "is no run record",
+    "other model": "the record is of 'cifarconv-fp'",
+    "missing audit": "cannot be read",
+    "no audit": "is no audit report",
+    "same names": "files of an entry need different names",
+    "no records": "pass --record",
+    "NaN": "there is no NaN",
+    "infinite": "a number is NaN or infinite",
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), SPOILED.items(), ids=SPOILED)
+def test_a_refusal_leaves_the_tree_as_it_was(
+    change: str, sentence: str, place: Place, tree: Tree, files: Files, made: Any
+) -> None:
+    before = contents(tree.root)
+    with pytest.raises(EmpirError, match=sentence) as refused:
+        add(tree, "empir-cifar", spoiled(change, files, made))
+    assert contents(tree.root) == before
+    assert "\n" not in str(refused.value)
+
+
+def test_no_record_of_the_tree_is_left_out(place: Place, tree: Tree, files: Files) -> None:
+    before = contents(tree.root)
+    with pytest.raises(EvaluationError, match=r"an entry rests on all: pass adaptive\.json as --record, too"):
+        add(tree, "empir-cifar", replace(files, records=files.records[:1]))
+    assert contents(tree.root) == before
+
+
+def test_a_name_that_is_taken_by_another_run(place: Place, tree: Tree, files: Files, made: Any) -> None:
+    made.record(made.autoattack(0, 100)).write(files.records[0])
+    before = contents(tree.root)
+    with pytest.raises(EvaluationError, match=r"aa\.json holds something else: rename"):
+        add(tree, "empir-cifar", files)
+    assert contents(tree.root) == before
+
+
+def test_a_disk_that_is_full(place: Place, tree: Tree, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(tree.root)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"the entry cannot be written to .* \(No space left on device\)"):
+        add(tree, "empir-cifar", files)
+    assert contents(tree.root) == before
+
+
+def test_a_tree_that_cannot_be_written(tmp_path: Path, files: Files) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be copied to"):
+        add(Tree(tmp_path / "file"), "empir-cifar", files)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_every_key_of_an_entry_is_made(place: Place) -> None:
+    assert list(json.loads(place.entry.read_text())) == list(KEYS)

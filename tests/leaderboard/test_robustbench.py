@@ -1,0 +1,31 @@
+"""RobustBench's own leaderboard renders our tree."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from empir_plugin.leaderboard.add import Files, add
+from empir_plugin.leaderboard.tree import Place, Tree
+
+RENDER = """
+import sys
+import empir_plugin
+from robustbench.leaderboard.template import generate_leaderboard
+generate_leaderboard("cifar10", "Linf", models_folder=sys.argv[1])
+"""
+
+
+def test_robustbench_renders_the_tree(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
+    made.record(made.autoattack(0, 95, flags=("a",)), model="cifarconv-w2a2").write(tmp_path / "w2a2.json")
+    add(tree, "cifarconv-w2a2", Files((tmp_path / "w2a2.json",)))
+    command = [sys.executable, "-W", "error", "-c", RENDER, str(tree.model_info)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split("<tbody>")[1].split("</tr>")[:2]
+    assert [text in first for text in ("0.95%", "2-bit weights and activations", "&#9745;")] == [True] * 3
+    assert [text in second for text in ("75.23%", "1.40%", "0.90%", "ICLR 2020", "&#215;")] == [True] * 5
+    assert "another eps (13.55% under PGD at Linf eps = 0.1)" in second
+    assert "Unknown" not in done.stdout

@@ -1,0 +1,135 @@
+"""Submissions: all RobustBench asks for, and nothing that would not hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.leaderboard import submit as module
+from empir_plugin.leaderboard.add import Files, add
+from empir_plugin.leaderboard.entry import Entry
+from empir_plugin.leaderboard.issues import external_evaluation
+from empir_plugin.leaderboard.submit import find, submit
+from empir_plugin.leaderboard.tensor import Left
+from empir_plugin.leaderboard.tree import Place, Tree
+from empir_plugin.models.ensemble import Ensemble
+
+
+def test_the_folder_holds_entry_issue_and_row(place: Place, tree: Tree, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    written = submit(tree, "empir-cifar", out, code_url="https://example.org/code")
+    assert {path.relative_to(out).as_posix() for path in written} == {
+        "model_info/cifar10/Linf/Sen2020EMPIR.json", "new-model.md", "zoo_row.py",
+    }  # fmt: skip
+    assert set(written) == {path for path in out.rglob("*") if path.is_file()}
+    assert (out / "model_info/cifar10/Linf/Sen2020EMPIR.json").read_bytes() == place.entry.read_bytes()
+
+
+def test_the_issue_answers_every_field_of_the_form(place: Place, tree: Tree, tmp_path: Path) -> None:
+    submit(tree, "empir-cifar", tmp_path, code_url="https://example.org/code")
+    text = (tmp_path / "new-model.md").read_text()
+    lines = text.splitlines()
+    assert lines[:4] == ["---", 'title: "[New Model] Sen2020EMPIR"', "labels: new-model", "---"]
+    answers = dict(line[4:].split("**: ", 1) for line in lines if line.startswith("- **"))
+    assert answers["Paper Title"].startswith("EMPIR: Ensembles of Mixed Precision")
+    assert answers["Paper URL"] == "https://openreview.net/forum?id=HJem3yHKwH"
+    assert answers["Paper authors"] == "Sanchari Sen, Balaraman Ravindran, Anand Raghunathan"
+    assert answers["Architecture"].startswith("CIFARconv, max vote of 3")
+    assert (answers["Threat Model"], answers["eps"]) == ("Linf", "8/255")
+    assert answers["Clean accuracy"] == "75.23%"
+    assert answers["Robust accuracy"].startswith("1.40% under AutoAttack, 0.90% in the worst case")
+    assert answers["Additional data"] == "false"
+    assert "AutoAttack (seed 0, empir-plugin 0.1.0" in answers["Evaluation method"]
+    assert answers["Checkpoint and code"].startswith(
+        'https://example.org/code; `empir_plugin.load_model("empir-cifar")'
+    )
+    assert "cifarconv-fp.safetensors" in answers["Checkpoint and code"]
+    assert sum(line.startswith("- [x]") for line in lines) == 3
+    assert "fill in" not in text
+
+
+def test_an_address_that_is_not_known_is_left_to_be_filled_in(place: Place, tree: Tree, tmp_path: Path) -> None:
+    submit(tree, "Sen2020EMPIR", tmp_path)
+    assert "(fill in: address of the code)" in (tmp_path / "new-model.md").read_text()
+
+
+def test_the_row_builds_the_model_through_timm(place: Place, tree: Tree, tmp_path: Path) -> None:
+    submit(tree, "cifar10/Linf/Sen2020EMPIR", tmp_path)
+    spec = importlib.util.spec_from_file_location("row_of_a_test", tmp_path / "zoo_row.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["row_of_a_test"] = row = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(row)
+        import timm
+
+        # The name RobustBench's load_model("Sen2020EMPIR") asks for, and the call it makes.
+        made = timm.create_model("sen2020empir_cifar10_linf", num_classes=10, pretrained=True)
+    finally:
+        del sys.modules["row_of_a_test"]
+    assert isinstance(made, Ensemble)
+    assert ("Sen2020EMPIR", {"model": row.sen2020empir_cifar10_linf, "gdrive_id": None}) == row.ROW
+
+
+def test_an_entry_is_found_by_any_of_its_names(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
+    assert {find(tree, name).place for name in ("empir-cifar", "Sen2020EMPIR", "cifar10/Linf/Sen2020EMPIR")} == {place}
+    with pytest.raises(InputError, match=r"got 'other', of which it has 0: cifar10/Linf/Sen2020EMPIR"):
+        find(tree, "other")
+    about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
+    made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about).write(tmp_path / "mnist.json")
+    add(tree, "empir-mnist", Files((tmp_path / "mnist.json",)))
+    with pytest.raises(InputError, match=r"of which it has 2: cifar10/Linf/Sen2020EMPIR, mnist/Linf/Sen2020EMPIR"):
+        find(tree, "Sen2020EMPIR")
+    with pytest.raises(InputError, match="RobustBench keeps no board for mnist/Linf"):
+        find(tree, "empir-mnist")
+
+
+def test_an_entry_that_does_not_follow_is_not_submitted(place: Place, tree: Tree, tmp_path: Path) -> None:
+    table = json.loads(place.entry.read_text())
+    place.entry.write_text(json.dumps({**table, "autoattack_acc": "1.50"}))
+    with pytest.raises(EvaluationError, match="is not ready to be submitted: autoattack_acc is"):
+        submit(tree, "empir-cifar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(place: Place, tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(InputError, match="the submission cannot be written to"):
+        submit(tree, "empir-cifar", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
+def test_images_make_an_external_evaluation(
+    place: Place, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(images: Path, target: Path, *_: Any, below: float, **__: Any) -> Left:
+        assert below == 1.40
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.zeros(1), target)
+        return Left(0.90, 10_000, checked=False)
+
+    monkeypatch.setattr(module, "export", exported)
+    written = submit(tree, "empir-cifar", tmp_path / "out", images=tmp_path / "images.safetensors")
+    names = {path.name for path in written}
+    assert names == {"Sen2020EMPIR.json", "new-model.md", "zoo_row.py", "new-external-evaluation.md", "Sen2020EMPIR.pt"}
+    text = (tmp_path / "out" / "new-external-evaluation.md").read_text()
+    assert "- **Robust accuracy:** 0.90% (AutoAttack leaves 1.40%)" in text
+
+
+def test_the_issue_of_an_external_evaluation(place: Place) -> None:
+    entry = Entry.read(place.entry)
+    text = external_evaluation("Sen2020EMPIR", entry, "Linf", Left(0.9, 10_000, checked=True), "Sen2020EMPIR.pt")
+    lines = text.splitlines()
+    assert lines[1] == 'title: "[New evaluation] Sen2020EMPIR"'
+    assert "- **Model identifier(s):** Sen2020EMPIR" in lines
+    assert "- **Leaderboard(s):** cifar10, Linf, eps = 8/255" in lines
+    assert "`Sen2020EMPIR.pt`, one float32 tensor, 10,000 images" in text
+    assert "the norm of each measured against the official images" in text
+    assert "measured" not in external_evaluation("S", entry, "Linf", Left(0.9, 10_000, checked=False), "S.pt")
