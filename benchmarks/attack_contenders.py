@@ -1,0 +1,130 @@
+"""Who runs: this package's attacks, the same attacks of other libraries, and nothing but the passes they need."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from attack_timing import Contender, Make, Role
+from torch import Tensor, nn
+
+from empir_plugin._compat import autoattack_state_kept_clean, contiguous_gradient
+from empir_plugin.attacks.autoattack import AutoAttackSuite
+from empir_plugin.attacks.gradient import pgd
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.evaluation.subject import prepared
+
+PEERS = ("torchattacks", "foolbox", "cleverhans", "pyautoattack")
+CPU = torch.device("cpu")
+STEPS = 40
+
+
+def as_written(model: nn.Module) -> nn.Module:
+    """A copy as one would write it: weights quantized at every pass, parameters that want gradients, usual layout."""
+    network = copy.deepcopy(model).train().eval()  # Training mode forgets the weights quantized in advance.
+    return network.to(memory_format=torch.contiguous_format).requires_grad_(True)
+
+
+def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
+    """PGD with 40 steps of a quarter of eps: ours, three libraries twice, and 40 bare passes twice."""
+    plain, ready = as_written(model), prepared(model, CPU)
+    found = [Contender("empir_plugin", Role.OURS, plain, _our_pgd(threat, seed))]
+    for network, role, where in ((plain, Role.PLAIN_PEER, "as written"), (ready, Role.PREPARED_PEER, "prepared")):
+        makes = {
+            "torchattacks": _pgd_of_torchattacks(threat.eps, seed),
+            "foolbox": _pgd_of_foolbox(threat.eps, seed),
+            "cleverhans": _pgd_of_cleverhans(threat.eps, seed),
+        }
+        found += [Contender(f"{name}, {where}", role, network, make) for name, make in makes.items()]
+        found.append(Contender(f"{STEPS} bare passes, {where}", Role.BARE, network, _bare_passes))
+    return found
+
+
+def autoattack_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
+    """AutoAttack, standard version: ours, and pyautoattack twice."""
+    plain, ready = as_written(model), _ContiguousGradient(prepared(model, CPU))
+    make = _pyautoattack(threat, seed)
+    return [
+        Contender("empir_plugin", Role.OURS, plain, _our_autoattack(threat, seed)),
+        Contender("pyautoattack, as written", Role.PLAIN_PEER, plain, make),
+        Contender("pyautoattack, prepared", Role.PREPARED_PEER, ready, make),
+    ]
+
+
+class _ContiguousGradient(nn.Module):
+    """A network whose gradient pyautoattack can reshape, as it cannot that of another memory layout."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Square overwrites the logits it is given.
+        return self.network(contiguous_gradient(x)).clone()
+
+
+def _our_pgd(threat: Threat, seed: int) -> Make:
+    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return pgd(STEPS, step_size=threat.eps / 4)(prepared(network, CPU), x, y, threat, seed=seed)
+
+    return make
+
+
+def _pgd_of_torchattacks(eps: float, seed: int) -> Make:
+    import torchattacks
+
+    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return torchattacks.PGD(network, eps=eps, alpha=eps / 4, steps=STEPS, random_start=True)(x, y)
+
+    return make
+
+
+def _pgd_of_foolbox(eps: float, seed: int) -> Make:
+    from foolbox.attacks import LinfPGD
+    from foolbox.models.pytorch import PyTorchModel
+
+    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        attack = LinfPGD(abs_stepsize=eps / 4, steps=STEPS, random_start=True)
+        return attack(PyTorchModel(network, bounds=(0, 1), device=CPU), x, y, epsilons=eps)[1]
+
+    return make
+
+
+def _pgd_of_cleverhans(eps: float, seed: int) -> Make:
+    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
+
+    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return projected_gradient_descent(network, x, eps, eps / 4, STEPS, float("inf"), clip_min=0, clip_max=1, y=y)
+
+    return make
+
+
+def _bare_passes(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Forward and backward to the images, as often as the attack has steps, and nothing else."""
+    for _ in range(STEPS):
+        images = x.detach().requires_grad_(True)
+        torch.autograd.grad(F.cross_entropy(network(images), y), images)
+    return x
+
+
+def _our_autoattack(threat: Threat, seed: int) -> Make:
+    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return AutoAttackSuite()(prepared(network, CPU), x, y, threat, seed=seed)
+
+    return make
+
+
+def _pyautoattack(threat: Threat, seed: int) -> Make:
+    from pyautoattack import AutoAttack
+
+    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with autoattack_state_kept_clean():
+            attack = AutoAttack(network, norm="Linf", eps=threat.eps, seed=seed, version="standard")
+            found = attack.run_standard_evaluation(x, y, batch_size=250)
+        return found[0]
+
+    return make

@@ -1,0 +1,163 @@
+"""Time attacks on the same images in turns, and count what they ask of the network."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+Make = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From network, images ``(N, C, H, W)`` and labels ``(N,)`` to adversarial images."""
+
+
+class Role(Enum):
+    """What a contender's time is good for."""
+
+    OURS = "ours"
+    PLAIN_PEER = "peer on the network as written"
+    PREPARED_PEER = "peer on our prepared network"
+    BARE = "bare passes"
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """An attack of one library on one form of the network.
+
+    Args:
+        name: What tables call it.
+        role: What its time is compared as.
+        network: The network it is given.
+        make: The attack.
+    """
+
+    name: str
+    role: Role
+    network: nn.Module
+    make: Make
+
+
+@dataclass
+class Tally:
+    """How many images went through a network: forward only, and forward with a gradient asked for."""
+
+    forward: int = 0
+    gradient: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """What a contender did.
+
+    Args:
+        contender: Which one.
+        seconds: Wall-clock time of every round.
+        cpu_seconds: Processor time of every round, all threads together: what a busy machine disturbs less.
+        images: What it made in the last round ``(N, C, H, W)``.
+        tally: What one round asked of the network.
+    """
+
+    contender: Contender
+    seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
+    images: Tensor
+    tally: Tally
+
+    @property
+    def median(self) -> float:
+        """Median of the rounds, in seconds."""
+        return statistics.median(self.seconds)
+
+    def ratio_to(self, other: Timed) -> float:
+        """How many times longer this took than the other, by the medians."""
+        return self.median / other.median
+
+    def ratios_to(self, other: Timed) -> tuple[float, float]:
+        """The smallest and the largest ratio within a round."""
+        ratios = [mine / its for mine, its in zip(self.seconds, other.seconds, strict=True)]
+        return min(ratios), max(ratios)
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[Tally]:
+    """Count the images that go through a network, and through copies made of it inside."""
+    tally = Tally()
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and inputs[0].requires_grad:
+            tally.gradient += len(inputs[0])
+        else:
+            tally.forward += len(inputs[0])
+
+    # A hook that is a function survives a deep copy as it is, and goes on counting here.
+    handle = network.register_forward_pre_hook(count)
+    try:
+        yield tally
+    finally:
+        handle.remove()
+
+
+def race(
+    contenders: Sequence[Contender],
+    x: Tensor,
+    y: Tensor,
+    repeats: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    on_run: Callable[[int, Contender, float], None] | None = None,
+) -> list[Timed]:
+    """Run every contender ``repeats`` times, in turns, so that a slow spell of the machine meets all of them.
+
+    Args:
+        contenders: Who runs; each round begins with another one.
+        x: Images ``(N, C, H, W)`` in [0, 1].
+        y: Labels ``(N,)``.
+        repeats: Rounds.
+        clock: Seconds.
+        on_run: Told of each run: its round, who ran, its seconds.
+    """
+    runs: dict[Contender, list[_Run]] = {contender: [] for contender in contenders}
+    for contender in contenders:
+        _warm_up(contender.network, x[:2])
+    for number in range(repeats):
+        turn = number % len(contenders)
+        for contender in (*contenders[turn:], *contenders[:turn]):
+            runs[contender].append(_run(contender, x, y, clock))
+            if on_run is not None:
+                on_run(number, contender, runs[contender][-1].seconds)
+    return [_timed(contender, its) for contender, its in runs.items()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One contender's part of one round."""
+
+    seconds: float
+    cpu_seconds: float
+    images: Tensor
+    tally: Tally
+
+
+def _run(contender: Contender, x: Tensor, y: Tensor, clock: Callable[[], float]) -> _Run:
+    x, y = x.clone(), y.clone()
+    with counted(contender.network) as tally:
+        start, cpu_start = clock(), time.process_time()
+        images = contender.make(contender.network, x, y)
+        run = _Run(clock() - start, time.process_time() - cpu_start, images.detach(), tally)
+    contender.network.zero_grad(set_to_none=True)
+    return run
+
+
+def _timed(contender: Contender, runs: Sequence[_Run]) -> Timed:
+    seconds, cpu_seconds = tuple(run.seconds for run in runs), tuple(run.cpu_seconds for run in runs)
+    return Timed(contender, seconds, cpu_seconds, runs[-1].images, runs[-1].tally)
+
+
+def _warm_up(network: nn.Module, x: Tensor) -> None:
+    network(x.clone().requires_grad_(True)).sum().backward()
+    network.zero_grad(set_to_none=True)

@@ -1,0 +1,203 @@
+"""How fast are the attacks? Against other libraries, on the same network and images: ``python benchmarks/attacks.py``.
+
+Every case is run in turns by this package, by the same attack of other libraries on the network as one would write it
+and on the network as this package prepares it, and, for PGD, by the bare forward and backward passes. This package's
+time includes preparing the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from attack_contenders import CPU, PEERS, autoattack_contenders, pgd_contenders
+from attack_timing import Contender, Role, Timed, race
+from torch import Tensor, nn
+
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.evaluation.data import load_images
+from empir_plugin.evaluation.files import write_atomically
+from empir_plugin.evaluation.judge import correct, decisions
+from empir_plugin.evaluation.provenance import code_sha256, now, versions
+from empir_plugin.evaluation.subject import prepared
+from empir_plugin.zoo.registry import load_model
+from empir_plugin.zoo.show import dataset_of
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Args:
+        title: What it shows.
+        threat: The budget.
+        n_images: How many images by default.
+        target: How many times faster than the fastest library on the network as written this package means to be.
+        contenders: Who runs, for a model, a threat and a seed.
+        own_labels: Attack the network's own decisions, so that no image falls before the first step.
+    """
+
+    title: str
+    threat: Threat
+    n_images: int
+    target: float
+    contenders: Callable[[nn.Module, Threat, int], Sequence[Contender]]
+    own_labels: bool = False
+
+
+CASES = {
+    "pgd-standing": Case(
+        "PGD-40, no image falls", Threat.parse("Linf:1e-6"), 100, 2.0, pgd_contenders, own_labels=True
+    ),
+    "pgd": Case("PGD-40", Threat.parse("Linf:8/255"), 100, 6.0, pgd_contenders),
+    "autoattack": Case("AutoAttack, standard", Threat.parse("Linf:8/255"), 32, 2.0, autoattack_contenders),
+}
+
+
+@click.command()
+@click.option("--case", "chosen", multiple=True, type=click.Choice(list(CASES)), help="Only this one (repeatable).")
+@click.option("--model", default="empir-cifar", show_default=True, help="Whom to attack.")
+@click.option("--n-images", type=click.IntRange(1), help="How many test images.  [100 for PGD, 32 for AutoAttack]")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of torch.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs of everyone, in turns.")
+@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File (JSON) for all that was measured.")
+def main(
+    chosen: tuple[str, ...],
+    model: str,
+    n_images: int | None,
+    threads: int,
+    repeats: int,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Time this package's attacks against torchattacks, foolbox, cleverhans and pyautoattack."""
+    _require_peers()
+    if out is not None and not out.parent.is_dir():
+        raise click.ClickException(f"no folder {out.parent} for --out: make it first")
+    torch.set_num_threads(threads)
+    settings = {"model": model, "threads": threads, "repeats": repeats, "seed": seed}
+    report: dict[str, Any] = {"machine": machine(), "versions": _versions(), "settings": settings, "cases": {}}
+    network, data = load_model(model), load_images(dataset_of(model))
+    for name in chosen or CASES:
+        case = CASES[name]
+        x, y = data.first(n_images or case.n_images).batch(0, n_images or case.n_images)
+        report["cases"][name] = measure(case, network, x, y, repeats, seed)
+        click.echo(table(report["cases"][name]))
+        if out is not None:  # After each case: the next one may take long.
+            content = json.dumps({**report, "finished": now()}, indent=1)
+            write_atomically(out, f"{content}\n".encode())
+
+
+def measure(case: Case, model: nn.Module, x: Tensor, y: Tensor, repeats: int, seed: int) -> dict[str, Any]:
+    """Run a case on a model, images ``(N, C, H, W)`` and labels ``(N,)``; all that was found, ready for JSON."""
+    ready = prepared(model, CPU)
+    if case.own_labels:
+        y = decisions(ready, x)
+    timed = race(case.contenders(model, case.threat, seed), x, y, repeats, on_run=_tell)
+    # Whoever attacked the network as written is judged by it: rounding in another memory layout can move a decision.
+    judges = [each.contender.network if each.contender.role is Role.PLAIN_PEER else ready for each in timed]
+    left = [correct(judge, each.images, y) for judge, each in zip(judges, timed, strict=True)]
+    (mine,) = (number for number, each in enumerate(timed) if each.contender.role is Role.OURS)
+    return {
+        "title": case.title,
+        "threat": str(case.threat),
+        "n_images": len(x),
+        "labels": "the network's own decisions" if case.own_labels else "true labels",
+        "target": case.target,
+        "speedup_over_fastest": _speedups(timed, timed[mine]),
+        "contenders": [_row(each, timed[mine], its, left[mine]) for each, its in zip(timed, left, strict=True)],
+    }
+
+
+def _speedups(timed: Sequence[Timed], ours: Timed) -> dict[str, float]:
+    """How many times faster this package is than the fastest of each role, by the medians."""
+    roles = dict.fromkeys(each.contender.role for each in timed if each is not ours)
+    of_role = {role: [each.ratio_to(ours) for each in timed if each.contender.role is role] for role in roles}
+    return {role.value: round(min(ratios), 3) for role, ratios in of_role.items()}
+
+
+def _row(each: Timed, ours: Timed, left: Tensor, left_by_ours: Tensor) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": each.contender.name,
+        "role": each.contender.role.value,
+        "seconds": [round(seconds, 4) for seconds in each.seconds],
+        "cpu_seconds": [round(seconds, 4) for seconds in each.cpu_seconds],
+        "median": round(each.median, 4),
+        "times_ours": round(each.ratio_to(ours), 3),
+        "times_ours_by_round": [round(ratio, 3) for ratio in each.ratios_to(ours)],
+        "image_passes": asdict(each.tally),
+    }
+    if each.contender.role is not Role.BARE:
+        row["robust_accuracy"] = round(100 * left.double().mean().item(), 2)
+        row["verdicts_unlike_ours"] = int((left != left_by_ours).sum())
+    return row
+
+
+def table(case: dict[str, Any]) -> str:
+    """A case in words and columns."""
+    width = max(len(row["name"]) for row in case["contenders"])
+    title = f"{case['title']}, {case['threat']}, {case['n_images']} images, {case['labels']}"
+    columns = (f"{'seconds (range)':>24}", "  CPU s", f"{'times ours (by round)':>24}", "   left", "unlike ours")
+    head = "  ".join(["", *columns, f"{'passes: all, with gradient':>28}"])
+    rows = [_line(row, width) for row in case["contenders"]]
+    found = case["speedup_over_fastest"]
+    ratio = found[Role.PLAIN_PEER.value]
+    verdict = f"target {case['target']:g}: {'met' if ratio >= case['target'] else 'missed'}"
+    ratios = [f"{value:.2f} times as fast as the fastest {role}" for role, value in found.items()]
+    return "\n".join(["", title, " " * width + head, *rows, *ratios, verdict])
+
+
+def _line(row: dict[str, Any], width: int) -> str:
+    seconds = f"{row['median']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"
+    cpu = statistics.median(row["cpu_seconds"])
+    low, high = row["times_ours_by_round"]
+    ratio = f"{row['times_ours']:.2f} ({low:.2f} to {high:.2f})"
+    left = f"{row['robust_accuracy']:.2f} %" if "robust_accuracy" in row else ""
+    passes = row["image_passes"]
+    counts = f"{passes['forward'] + passes['gradient']:,}, {passes['gradient']:,}"
+    unlike = str(row.get("verdicts_unlike_ours", ""))
+    return f"{row['name']:{width}}  {seconds:>24}  {cpu:>7.2f}  {ratio:>24}  {left:>7}  {unlike:>11}  {counts:>28}"
+
+
+def machine() -> dict[str, Any]:
+    """What the times are times of, as far as Python can tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {**versions(), **{peer: version(peer) for peer in PEERS}, "code_sha256": code_sha256()}
+
+
+def _require_peers() -> None:
+    lacking = [peer for peer in PEERS if find_spec(peer) is None]
+    if lacking:
+        cure = "install them by the two commands at the top of benchmarks/peers.txt"
+        raise click.ClickException(f"{', '.join(lacking)} must be installed to be compared with: {cure}")
+
+
+def _tell(number: int, contender: Contender, seconds: float) -> None:
+    click.echo(f"round {number + 1}: {contender.name} took {seconds:.2f} s", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What other packages offer under an entry-point group, and how a name is looked up in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def discover(
+    points: Iterable[EntryPoint], kind: str, accepted: Callable[[Any], T | None], wanted: str
+) -> Mapping[str, T]:
+    """Load entry points, this package's first.
+
+    A broken one is skipped with a warning that names its distribution; so is a second one of the same name.
+
+    Args:
+        points: The entry points of one group.
+        kind: What such an entry point names, for the warning.
+        accepted: Gives what was loaded back, or None if it is not what the group is for.
+        wanted: What the group is for, in words.
+
+    Example:
+        >>> point = EntryPoint("gcd", "math:gcd", "a.group")
+        >>> list(discover([point], "function", lambda loaded: loaded if callable(loaded) else None, "function"))
+        ['gcd']
+    """
+    found: dict[str, T] = {}
+    for point in sorted(points, key=_ours_first):
+        value, problem = (None, "the name is taken") if point.name in found else _load(point, accepted, wanted)
+        if value is None:
+            message = f"{kind} {point.name!r} of {_distribution(point)} is ignored: {problem}"
+            warnings.warn(message, stacklevel=3)
+        else:
+            found[point.name] = value
+    return MappingProxyType(found)
+
+
+def _ours_first(point: EntryPoint) -> tuple[bool, str]:
+    return _distribution(point) != "empir-plugin", _distribution(point)
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an unknown distribution"
+
+
+def _load(point: EntryPoint, accepted: Callable[[Any], T | None], wanted: str) -> tuple[T | None, str]:
+    try:
+        loaded = point.load()
+    except Exception as error:  # whatever somebody else's package raises must not break everybody's
+        return None, f"it cannot be loaded ({type(error).__name__}: {error})"
+    return accepted(loaded), f"it is no {wanted} but a {type(loaded).__name__}"
+
+
+def find(found: Mapping[str, T], name: str) -> T | None:
+    """What was discovered under a name, RobustBench's way: case, ``-`` and ``_`` make no difference.
+
+    Example:
+        >>> find({"empir-cifar": 3}, "EMPIR_cifar")
+        3
+    """
+    return next((value for known, value in found.items() if _plain(known) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def hint(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about an unknown name: the closest known one, or else another advice.
+
+    Example:
+        >>> hint("pdg", ["fgsm", "pgd"], "install one")
+        "did you mean 'pgd'?"
+    """
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise
