@@ -5,6 +5,7 @@ Importing this package makes RobustBench importable, and registers the models wi
 """
 
 from empir_plugin import _compat
+from empir_plugin.attacks.registry import load_attack as load_attack
 from empir_plugin.attacks.threat import Threat as Threat
 from empir_plugin.errors import CompatibilityError as CompatibilityError
 from empir_plugin.errors import DataError as DataError
@@ -19,6 +20,8 @@ from empir_plugin.evaluation.run import evaluate as evaluate
 from empir_plugin.models.architectures import AlexNet as AlexNet
 from empir_plugin.models.architectures import CIFARConv as CIFARConv
 from empir_plugin.models.architectures import MNISTConv as MNISTConv
+from empir_plugin.models.convert import quantize_ as quantize_
+from empir_plugin.models.convert_report import ConversionReport as ConversionReport
 from empir_plugin.models.ensemble import Ensemble as Ensemble
 from empir_plugin.models.ensemble import MaxVote as MaxVote
 from empir_plugin.models.ensemble import MeanProbability as MeanProbability
@@ -27,6 +30,8 @@ from empir_plugin.models.layers import QuantLinear as QuantLinear
 from empir_plugin.models.precision import Precision as Precision
 from empir_plugin.zoo import registry
 from empir_plugin.zoo.builders import ModelBuilder as ModelBuilder
+from empir_plugin.zoo.quantized import empir as empir
+from empir_plugin.zoo.quantized import register_quantized as register_quantized
 from empir_plugin.zoo.registry import load_model as load_model
 
 _compat.install()

@@ -12,9 +12,10 @@ import pytest
 import empir_plugin
 
 PUBLIC = {
-    "AlexNet", "CIFARConv", "CompatibilityError", "DataError", "EmpirError", "Ensemble", "EvaluationError", "ImageSet",
-    "InputError", "MNISTConv", "MaxVote", "MeanProbability", "ModelBuilder", "Precision", "QuantConv2d", "QuantLinear",
-    "Record", "Threat", "WeightsError", "evaluate", "load_images", "load_model",
+    "AlexNet", "CIFARConv", "CompatibilityError", "ConversionReport", "DataError", "EmpirError", "Ensemble",
+    "EvaluationError", "ImageSet", "InputError", "MNISTConv", "MaxVote", "MeanProbability", "ModelBuilder", "Precision",
+    "QuantConv2d", "QuantLinear", "Record", "Threat", "WeightsError", "empir", "evaluate", "load_attack", "load_images",
+    "load_model", "quantize_", "register_quantized",
 }  # fmt: skip
 ROOT = Path(__file__).parents[1]
 

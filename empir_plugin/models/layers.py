@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from empir_plugin.models.activations import InputQuantizer, in_learned_range
 from empir_plugin.models.backward import BackwardRule
+from empir_plugin.models.binary import AnyWeightQuantizer, SignWeightQuantizer
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
 
@@ -23,17 +25,33 @@ class QuantizedLayer(nn.Module):
     """What quantized layers share: latent float weights, two quantizers and, for evaluation, weights quantized once.
 
     The state dict holds the latent weights under the names of the full-precision layer, so that weights load strictly
-    from one into the other, both ways.
+    from one into the other, both ways. Only a learned range has a name of its own, ``activation_bound``: weights
+    without it still load, and leave it as it is.
     """
 
     weight: Tensor
-    weight_quantizer: WeightQuantizer
-    activation_quantizer: ActivationQuantizer
+    weight_quantizer: AnyWeightQuantizer
+    activation_quantizer: InputQuantizer
+    activation_bound: nn.Parameter | None
     baked_weight: Tensor | None
 
     def _set_quantizers(self, precision: Precision, scale: Scale) -> None:
-        self.weight_quantizer = WeightQuantizer(precision.weight_bits, scale)
-        self.activation_quantizer = ActivationQuantizer(precision.activation_bits)
+        weights = WeightQuantizer(precision.weight_bits, scale)
+        self.use_quantizers_(weights, ActivationQuantizer(precision.activation_bits))
+
+    def use_quantizers_(
+        self, weights: AnyWeightQuantizer, activations: InputQuantizer, bound: float | None = None
+    ) -> None:
+        """Quantize from now on with these.
+
+        Args:
+            weights: For the latent weights.
+            activations: For the input.
+            bound: Where a learned range of the input starts from; none is learned by default.
+        """
+        self.weight_quantizer, self.activation_quantizer = weights, activations
+        learned = None if bound is None else nn.Parameter(self.weight.new_tensor(bound))
+        self.register_parameter("activation_bound", learned)
         self.register_buffer("baked_weight", None, persistent=False)
 
     @property
@@ -44,6 +62,12 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(self) -> Tensor:
         """The weights the layer computes with, of the latent weights' shape."""
         return self.weight_quantizer(self.weight) if self.baked_weight is None else self.baked_weight
+
+    def quantized_input(self, input: Tensor) -> Tensor:
+        """What the layer computes with in place of its input, of the same shape."""
+        if self.activation_bound is None:
+            return self.activation_quantizer(input)
+        return in_learned_range(self.activation_quantizer, input, self.activation_bound)
 
     def bake_(self) -> None:
         """Quantize the weights once; training mode or newly loaded weights undo it."""
@@ -56,13 +80,21 @@ class QuantizedLayer(nn.Module):
             self.baked_weight = None
         return super().train(mode)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self.activation_bound is not None:
+            state_dict.setdefault(f"{prefix}activation_bound", self.activation_bound.detach())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.baked_weight = None
 
     def extra_repr(self) -> str:
-        """The parent's description and the precision."""
-        return f"{super().extra_repr()}, precision={self.precision}"
+        """The parent's description, the precision, and what else differs from EMPIR's quantizers."""
+        # Published hashes cover this text: nothing may be added for layers that are as they were.
+        text = f"{super().extra_repr()}, precision={self.precision}"
+        if isinstance(self.weight_quantizer, SignWeightQuantizer):
+            text += f", weights={self.weight_quantizer}"
+        if not isinstance(self.activation_quantizer, ActivationQuantizer):
+            text += f", activations={self.activation_quantizer}"
+        return text if self.activation_bound is None else f"{text}, range=learned"
 
 
 class QuantConv2d(QuantizedLayer, nn.Conv2d):
@@ -86,7 +118,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        return self._conv_forward(self.activation_quantizer(input), self.quantized_weight(), self.bias)
+        return self._conv_forward(self.quantized_input(input), self.quantized_weight(), self.bias)
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):
@@ -109,7 +141,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map features ``(..., in_features)``."""
-        return nn.functional.linear(self.activation_quantizer(input), self.quantized_weight(), self.bias)
+        return nn.functional.linear(self.quantized_input(input), self.quantized_weight(), self.bias)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

@@ -1,7 +1,8 @@
 """Weight files: safetensors in which every quantized weight takes its own k bits and nothing more.
 
 A quantized tensor ``name`` is stored as its codes 0 .. 2**k - 1, a little-endian bit stream in ``name`` (uint8), and
-its scale in ``name.scale`` (one float32). Everything else is stored as it is. The header says which tensors are packed.
+its scale in ``name.scale`` (one float32, or one for each filter). Everything else is stored as it is. The header says
+which tensors are packed, and which layers quantize their input otherwise than to [0, 1].
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from empir_plugin.errors import WeightsError
+from empir_plugin.models.activations import (
+    InputQuantizer,
+    SignActivationQuantizer,
+    SignedActivationQuantizer,
+)
+from empir_plugin.models.binary import AnyWeightQuantizer, SignWeightQuantizer
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
+from empir_plugin.models.packing_latent import latent_weights
 from empir_plugin.models.precision import FULL_BITS
-from empir_plugin.models.quantize import WeightQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer
+from empir_plugin.models.state import load_strictly as load_strictly
 
 _HEADER = "empir_packed"
+_INPUTS = "empir_inputs"
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -73,7 +83,7 @@ def save_packed(model: nn.Module, path: Path) -> str:
         layer = packed.get(key)
         tensors |= {key: value} if layer is None else _packed_tensors(key, layer)
     partial = path.with_suffix(".partial")
-    metadata = {_HEADER: json.dumps(_description(packed), sort_keys=True)}
+    metadata = {_HEADER: json.dumps(_description(packed), sort_keys=True)} | _inputs_metadata(model)
     try:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
         os.replace(partial, path)
@@ -89,7 +99,7 @@ def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = N
     """Load what :func:`save_packed` wrote into a model of the same architecture and precision.
 
     Quantized layers come out baked with exactly the weights that were saved. Their latent weights are some that
-    quantize to these: what the packing dropped is gone.
+    quantize to these: what the packing dropped is gone. Which inputs are signed is taken over from the file.
 
     Raises:
         WeightsError: If the file is missing, damaged, not of this format, or made for another model; the model is then
@@ -99,15 +109,18 @@ def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = N
         raise WeightsError(f"no weight file at {path}")
     if expected_sha256 is not None and sha256(path) != expected_sha256:
         raise WeightsError(f"{path} is damaged or not the published file: its SHA-256 differs from the model card's")
-    tensors, described = _read(path)
+    tensors, described, inputs = _read(path)
     layers = _packable(model)
     _check_packed(path, tensors, described, layers)
+    quantizers = {name: _input_quantizer(path, name, layer, inputs) for name, layer in quantized_layers(model)}
     baked = {key: _decode(layer.weight_quantizer, tensors, key, layer) for key, layer in layers.items()}
-    latent = {key: _latent(layers[key].weight_quantizer, weight) for key, weight in baked.items()}
+    latent = {key: latent_weights(layers[key].weight_quantizer, weight) for key, weight in baked.items()}
     state = {key: value for key, value in tensors.items() if not _belongs_to_packed(key, layers)} | latent
     load_strictly(model, state, path)
     for key, layer in layers.items():
         layer.baked_weight = baked[key].to(layer.weight.device)
+    for name, layer in quantized_layers(model):
+        layer.activation_quantizer = quantizers[name]
 
 
 def is_packed(path: Path) -> bool:
@@ -119,20 +132,6 @@ def is_packed(path: Path) -> bool:
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     return _HEADER in _metadata(path)
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict into a model; ``path`` is where it came from, for the error.
-
-    Raises:
-        WeightsError: If a name or a shape differs; the model is then left as it was.
-    """
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    if own != found:
-        differing = sorted(dict(own.items() ^ found.items()))[0]
-        raise WeightsError(f"{path} was made for another architecture: it differs in {differing!r}")
-    model.load_state_dict(dict(state))
 
 
 def sha256(path: Path) -> str:
@@ -148,9 +147,38 @@ def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
 
 def _description(layers: Mapping[str, QuantizedLayer]) -> dict[str, object]:
     """What the header says of packed tensors."""
-    return {
-        key: {"bits": layer.precision.weight_bits, "shape": list(layer.weight.shape)} for key, layer in layers.items()
+    return {key: _describe(layer) for key, layer in layers.items()}
+
+
+def _describe(layer: QuantizedLayer) -> dict[str, object]:
+    found: dict[str, object] = {"bits": layer.precision.weight_bits, "shape": list(layer.weight.shape)}
+    rule = layer.weight_quantizer
+    return found | {"rule": str(rule)} if isinstance(rule, SignWeightQuantizer) else found
+
+
+_INPUT_QUANTIZERS: Mapping[str, Callable[[int], InputQuantizer]] = MappingProxyType(
+    {
+        "unsigned": ActivationQuantizer,
+        "signed": SignedActivationQuantizer,
+        "sign": lambda bits: SignActivationQuantizer(),
     }
+)
+
+
+def _inputs_metadata(model: nn.Module) -> dict[str, str]:
+    """How layers quantize their input where it is not to [0, 1]; nothing at all if it always is."""
+    found = {name: layer.activation_quantizer for name, layer in quantized_layers(model)}
+    other = {name: str(rule) for name, rule in found.items() if not isinstance(rule, ActivationQuantizer)}
+    return {_INPUTS: json.dumps(other, sort_keys=True)} if other else {}
+
+
+def _input_quantizer(path: Path, name: str, layer: QuantizedLayer, inputs: object) -> InputQuantizer:
+    """How the file says that a layer quantizes its input."""
+    rule = str(inputs.get(name, "unsigned")) if isinstance(inputs, Mapping) else "nothing"
+    bits = layer.activation_quantizer.bits
+    if rule not in _INPUT_QUANTIZERS or (rule == "sign" and bits != 1):
+        raise WeightsError(f"{path} is damaged or newer than this package: input of {name!r} is quantized as {rule!r}")
+    return _INPUT_QUANTIZERS[rule](bits)
 
 
 def _packed_tensors(key: str, layer: QuantizedLayer) -> dict[str, Tensor]:
@@ -172,14 +200,15 @@ def _metadata(path: Path) -> dict[str, str]:
         raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], object]:
+def _read(path: Path) -> tuple[dict[str, Tensor], object, object]:
+    """Tensors, the description of the packed ones, and that of the inputs."""
     metadata = _metadata(path)
     if _HEADER not in metadata:
         raise WeightsError(f"{path} holds plain weights, not packed ones: load it with load_state_dict")
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     try:
-        return tensors, json.loads(metadata[_HEADER])
+        return tensors, json.loads(metadata[_HEADER]), json.loads(metadata.get(_INPUTS, "{}"))
     except ValueError as error:
         raise WeightsError(f"{path} is damaged: what it packs is not described in JSON") from error
 
@@ -189,44 +218,14 @@ def _check_packed(
 ) -> None:
     if described != _description(layers):
         raise WeightsError(f"{path} was made for another architecture or precision: it packs {described}")
-    for key in layers:
+    for key, layer in layers.items():
         codes, scale = tensors.get(key), tensors.get(f"{key}.scale")
-        if codes is None or scale is None or codes.dtype != torch.uint8 or codes.dim() != 1 or scale.dim() != 0:
+        if codes is None or scale is None or codes.dtype != torch.uint8 or codes.dim() != 1:
+            raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
+        if scale.shape != layer.weight_quantizer.factor(layer.weight).shape:
             raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
 
 
-def _decode(quantizer: WeightQuantizer, tensors: Mapping[str, Tensor], key: str, layer: QuantizedLayer) -> Tensor:
+def _decode(quantizer: AnyWeightQuantizer, tensors: Mapping[str, Tensor], key: str, layer: QuantizedLayer) -> Tensor:
     codes = unpack(tensors[key], quantizer.bits, tuple(layer.weight.shape))
     return quantizer.decode(codes, tensors[f"{key}.scale"])
-
-
-def _latent(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-    """Latent weights that quantize to ``weight``: to the same codes exactly, to the same scale up to rounding."""
-    if quantizer.bits == 1:
-        return weight.clone()
-    largest = weight.abs().max()
-    tiny = torch.finfo(weight.dtype).tiny
-    if largest < (1 if quantizer.scale == "none" else tiny):
-        return weight * tiny  # so does a layer of zeros come out, whose maximum the quantizer bounds by this number
-    levels = (weight / largest).double()
-    # tanh undoes atanh, and the division by the maximum undoes the amplitude.
-    return (levels * _AMPLITUDES[quantizer.scale](levels, largest.double())).atanh().float()
-
-
-def _amplitude_of_mean(levels: Tensor, mean: Tensor) -> Tensor:
-    """The amplitude ``m`` for which ``mean|atanh(m * levels)|`` is ``mean``, by bisection."""
-    low, high = torch.zeros_like(mean), torch.ones_like(mean)
-    for _ in range(60):
-        middle = (low + high) / 2
-        too_small = (levels * middle).atanh().abs().mean() < mean
-        low, high = torch.where(too_small, middle, low), torch.where(too_small, high, middle)
-    return low
-
-
-_AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {
-        "none": lambda levels, largest: largest.new_tensor(math.tanh(1.0)),
-        "max": lambda levels, largest: largest.clamp_max(1 - 1e-7),
-        "mean": _amplitude_of_mean,
-    }
-)

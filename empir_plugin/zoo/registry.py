@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
 
 from empir_plugin._compat.quiet import harmless_warnings_silenced
+from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
 from empir_plugin.models.packing import is_packed, load_packed, load_strictly
 from empir_plugin.zoo.builders import ModelBuilder
+from empir_plugin.zoo.quantized_catalog import curated
 
 with harmless_warnings_silenced():
     import timm.models
@@ -41,37 +41,11 @@ def builders() -> Mapping[str, ModelBuilder]:
         >>> builders()["empir-cifar"].dataset
         'cifar10'
     """
-    found: dict[str, ModelBuilder] = {}
-    for point in sorted(entry_points(group=GROUP), key=_ours_first):
-        builder = _load(point)
-        if builder is None:
-            continue
-        if point.name in found:
-            warnings.warn(f"model {point.name!r} of {_distribution(point)} is ignored: the name is taken", stacklevel=2)
-            continue
-        found[point.name] = builder
-    return MappingProxyType(found)
+    return discover(entry_points(group=GROUP), "model", _accepted, "empir_plugin.ModelBuilder")
 
 
-def _ours_first(point: EntryPoint) -> tuple[bool, str]:
-    return _distribution(point) != "empir-plugin", _distribution(point)
-
-
-def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "an unknown distribution"
-
-
-def _load(point: EntryPoint) -> ModelBuilder | None:
-    try:
-        loaded = point.load()
-    except Exception as error:  # whatever somebody else's package raises must not break everybody's
-        problem = f"cannot be loaded ({type(error).__name__}: {error})"
-    else:
-        if isinstance(loaded, ModelBuilder):
-            return loaded
-        problem = f"is no empir_plugin.ModelBuilder but a {type(loaded).__name__}"
-    warnings.warn(f"model {point.name!r} of {_distribution(point)} is ignored: it {problem}", stacklevel=4)
-    return None
+def _accepted(loaded: Any) -> ModelBuilder | None:
+    return loaded if isinstance(loaded, ModelBuilder) else None
 
 
 def timm_name(model: str, dataset: str, threat: str) -> str:
@@ -85,16 +59,34 @@ def timm_name(model: str, dataset: str, threat: str) -> str:
 
 
 def register() -> None:
-    """Register every discovered model with timm, once for each threat model it is meant for.
+    """Register every discovered model, and every quantized network that has a name from the start, with timm."""
+    for name, builder in builders().items():
+        register_family(name, (builder,))
+    for name, family in curated().items():
+        register_family(name, family)
+
+
+def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
+    """Register a name with timm, once for each data set and threat model it is meant for.
 
     For RobustBench's other data sets and threat models a name is registered too: asking for it explains what to ask
     for instead.
+
+    Args:
+        name: Model id.
+        family: Its builders, one for each data set.
+
+    Example:
+        >>> register_family("my-network", (ModelBuilder(lambda num_classes: nn.Flatten(), dataset="cifar10"),))
+        >>> load_model("my-network")
+        Flatten(start_dim=1, end_dim=-1)
     """
     module = _timm_module()
-    for name, builder in builders().items():
-        for dataset in {*_ROBUSTBENCH_DATASETS, builder.dataset}:
-            for threat in {*_ROBUSTBENCH_THREATS, *builder.threats}:
-                _register_one(module, name, builder, dataset, threat)
+    by_dataset = {builder.dataset: builder for builder in family}
+    for dataset in dict.fromkeys((*by_dataset, *_ROBUSTBENCH_DATASETS)):
+        builder = by_dataset.get(dataset, family[0])
+        for threat in dict.fromkeys((*builder.threats, *_ROBUSTBENCH_THREATS)):
+            _register_one(module, name, builder, dataset, threat)
 
 
 def _register_one(module: ModuleType, name: str, builder: ModelBuilder, dataset: str, threat: str) -> None:
@@ -105,6 +97,7 @@ def _register_one(module: ModuleType, name: str, builder: ModelBuilder, dataset:
     function = _entrypoint(builder) if fits else _explanation(name, builder, dataset, threat)
     function.__name__ = function.__qualname__ = key
     function.__module__ = module.__name__
+    vars(function).update({"builder": builder} if fits else {})
     setattr(module, key, function)
     timm.models.register_model(function)
 
@@ -129,8 +122,8 @@ def _entrypoint(builder: ModelBuilder) -> Callable[..., nn.Module]:
 def _explanation(name: str, builder: ModelBuilder, dataset: str, threat: str) -> Callable[..., nn.Module]:
     def explain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if dataset not in ("None", builder.dataset):
-            hint = f"pass dataset={builder.dataset!r}, or use empir_plugin.load_model, which knows it"
-            raise InputError(f"{name} is a model for {builder.dataset}, got dataset={dataset!r}: {hint}")
+            advice = f"pass dataset={builder.dataset!r}, or use empir_plugin.load_model, which knows it"
+            raise InputError(f"{name} is a model for {builder.dataset}, got dataset={dataset!r}: {advice}")
         known = " or ".join(repr(text) for text in builder.threats)
         raise InputError(f"{name} is registered for {known}, got threat_model={threat!r}: pass one of these")
 
@@ -161,7 +154,8 @@ def load_model(
     """Load a model by name: RobustBench's ``load_model``, which also knows MNIST and each model's own data set.
 
     Args:
-        model_name: A discovered id such as ``"empir-cifar"``, or any name RobustBench knows.
+        model_name: A discovered id such as ``"empir-cifar"``, a quantized network such as ``"dorefa-w4a4-resnet18"``,
+            or any name RobustBench knows.
         model_dir: Where RobustBench keeps the weights it downloads; of no use to discovered models.
         dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
         threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
@@ -179,7 +173,7 @@ def load_model(
         >>> load_model("empir-mnist")(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    builder = find_builder(model_name)
+    builder = find_builder(model_name, dataset)
     if builder is None:
         return _load_from_robustbench(model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint)
     fits = dataset in (None, builder.dataset) and threat_model in builder.threats
@@ -189,10 +183,20 @@ def load_model(
     return model.eval()
 
 
-def find_builder(model_name: str) -> ModelBuilder | None:
-    """The discovered model of that name, RobustBench's way: case, ``-`` and ``_`` make no difference."""
-    wanted = model_name.lower().replace("-", "_")
-    return next((found for name, found in builders().items() if name.lower().replace("-", "_") == wanted), None)
+def find_builder(model_name: str, dataset: str | None = None) -> ModelBuilder | None:
+    """The discovered or registered model of that name, RobustBench's way: case, ``-`` and ``_`` make no difference.
+
+    Args:
+        model_name: Its id.
+        dataset: Which of several data sets a name may have; the first by default, or if it has not this one.
+    """
+    return find(builders(), model_name) or _registered(model_name, dataset)
+
+
+def _registered(name: str, dataset: str | None) -> ModelBuilder | None:
+    registered = {key: each.builder for key, each in vars(_timm_module()).items() if hasattr(each, "builder")}
+    found = [each for key, each in registered.items() if key == timm_name(name, each.dataset, each.threats[0])]
+    return next((builder for builder in found if builder.dataset == dataset), found[0] if found else None)
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:
@@ -214,7 +218,6 @@ def _load_from_robustbench(name: str, model_dir: str | Path, dataset: str, threa
 
     known = {model for threats in model_dicts.values() for models in threats.values() for model in models}
     if name not in known:
-        close = get_close_matches(name, [*builders(), *known], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"this package has {', '.join(builders())}"
-        raise InputError(f"no model {name!r} here or in RobustBench: {hint}")
+        advice = hint(name, [*builders(), *curated(), *known], f"this package has {', '.join(builders())}")
+        raise InputError(f"no model {name!r} here or in RobustBench: {advice}")
     return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))

@@ -11,6 +11,7 @@ import torch
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.zoo.builders import ModelBuilder
 from empir_plugin.zoo.card import ModelCard, NetworkCard, cards
+from empir_plugin.zoo.quantized_catalog import FAMILIES, PRECISIONS, curated
 from empir_plugin.zoo.registry import find_builder
 
 
@@ -47,6 +48,24 @@ def rows(builders: Mapping[str, ModelBuilder]) -> Iterator[tuple[str, ...]]:
             yield name, builders[name].dataset, "?", "", "", "another package's"
         else:
             yield name, card.dataset, card.precisions, _clean(card), _parameters(card), _size(card)
+
+
+def named_rows() -> Iterator[tuple[str, ...]]:
+    """The same for the quantized networks that have a name and no weights.
+
+    Example:
+        >>> next(named_rows())
+        ('dorefa-w1a2-resnet18', 'cifar10, cifar100, imagenet', 'w1a2', '', '', 'none')
+    """
+    for name, family in curated().items():
+        yield name, ", ".join(builder.dataset for builder in family), name.split("-")[1], "", "", "none"
+
+
+def named_summary() -> str:
+    """One line that stands for all of :func:`named_rows`."""
+    precisions = ", ".join(str(precision) for precision in PRECISIONS)
+    names = f"dorefa-<precision>-<architecture>, {precisions} x {len(FAMILIES)} architectures"
+    return f"and {len(curated())} networks without weights, for custom_checkpoint= ({names}): empir list --all"
 
 
 def _clean(card: ModelCard) -> str:

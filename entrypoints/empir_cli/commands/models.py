@@ -8,12 +8,15 @@ from empir_cli.console import console, table
 
 
 @click.command("list")
-def list_models() -> None:
+@click.option("--all", "everything", is_flag=True, help="Name each network that has no weights, too.")
+def list_models(everything: bool) -> None:
     """Show the models, with precision, clean accuracy and size."""
     from empir_plugin.zoo.registry import builders
-    from empir_plugin.zoo.show import rows
+    from empir_plugin.zoo.show import named_rows, named_summary, rows
 
     shown = table(["model", "data set", "precision"], ["clean %", "Mparams", "kB"])
-    for row in rows(builders()):
+    for row in [*rows(builders()), *(named_rows() if everything else ())]:
         shown.add_row(*row)
     console().print(shown)
+    if not everything:
+        console().print(named_summary(), highlight=False)

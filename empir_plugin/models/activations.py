@@ -1,0 +1,147 @@
+"""Activation quantizers for inputs of either sign, and for a learned range.
+
+DoReFa's own quantizer clips to [0, 1]. In a transformer half of what a layer is given is negative, and more than 1 in
+size: a symmetric range, and one of learned width (PACT, Choi et al., https://arxiv.org/abs/1805.06085), keep it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.backward import BackwardRule, as_trained
+from empir_plugin.models.precision import FULL_BITS, check_bits
+from empir_plugin.models.quantize import ActivationQuantizer, in_float32, quantize_unit
+
+
+class Activations(Enum):
+    """Which range the inputs of quantized layers are clipped to.
+
+    ``AUTO`` decides between the next two for each layer, by what it is given; ``UNSIGNED`` is DoReFa's [0, 1],
+    ``SIGNED`` [-1, 1], and ``PACT`` is ``AUTO`` with a learned width in place of 1.
+
+    Example:
+        >>> Activations.parse("auto")
+        <Activations.AUTO: 'auto'>
+    """
+
+    AUTO = "auto"
+    UNSIGNED = "unsigned"
+    SIGNED = "signed"
+    PACT = "pact"
+
+    @classmethod
+    def parse(cls, value: Activations | str) -> Activations:
+        """Read the text form; a member of this class stays what it is.
+
+        Raises:
+            InputError: If the text is another one.
+        """
+        try:
+            return cls(value)
+        except ValueError as error:
+            known = ", ".join(member.value for member in cls)
+            raise InputError(f"activations must be one of {known}, got {value!r}") from error
+
+
+@dataclass(frozen=True)
+class SignedActivationQuantizer:
+    """Clip to [-1, 1], then round to ``2**bits`` equally spaced levels: none of them is zero.
+
+    It is ``2 q((x + 1) / 2) - 1`` with q the quantizer of [0, 1]. The gradient is 1 on [-1, 1], both ends included, and
+    0 outside.
+
+    Args:
+        bits: 1 to 8, or 32 to leave the activations alone.
+        clip: The clip of ``(x + 1) / 2`` to [0, 1], with the gradient behind it.
+
+    Raises:
+        InputError: If the number of bits is neither in 1..8 nor 32.
+
+    Example:
+        >>> SignedActivationQuantizer(2)(torch.tensor([-2.0, -0.3, 0.3, 2.0]))
+        tensor([-1.0000, -0.3333,  0.3333,  1.0000])
+    """
+
+    bits: int
+    clip: BackwardRule = as_trained
+
+    def __post_init__(self) -> None:
+        check_bits("bits", self.bits)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Quantize activations of any shape."""
+        if self.bits == FULL_BITS:
+            return x
+        return 2 * quantize_unit(self.clip((in_float32(x) + 1) / 2), self.bits) - 1
+
+    def __str__(self) -> str:
+        return "signed"
+
+
+@dataclass(frozen=True)
+class SignActivationQuantizer:
+    """The sign of an activation, 1 for zero: binary networks (Hubara et al., https://arxiv.org/abs/1602.02830).
+
+    The gradient is 1 on [-1, 1], both ends included, and 0 outside.
+
+    Args:
+        clip: The clip of ``(x + 1) / 2`` to [0, 1], which only lends its gradient.
+
+    Example:
+        >>> SignActivationQuantizer()(torch.tensor([-0.1, 0.0, 3.0]))
+        tensor([-1.,  1.,  1.])
+    """
+
+    clip: BackwardRule = as_trained
+
+    @property
+    def bits(self) -> int:
+        """Always 1."""
+        return 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Quantize activations of any shape."""
+        x = in_float32(x)
+        slope = 2 * self.clip((x + 1) / 2)
+        return torch.where(x < 0, -1.0, 1.0) + (slope - slope.detach())
+
+    def __str__(self) -> str:
+        return "sign"
+
+
+InputQuantizer = ActivationQuantizer | SignedActivationQuantizer | SignActivationQuantizer
+"""What a quantized layer applies to its input."""
+
+
+def is_signed(quantizer: InputQuantizer) -> bool:
+    """Whether negative inputs keep their sign."""
+    return not isinstance(quantizer, ActivationQuantizer)
+
+
+def in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> Tensor:
+    """Quantize on [0, bound] or [-bound, bound]: PACT, https://arxiv.org/abs/1805.06085, Equations 2 and 3.
+
+    An activation passes its gradient on inside of the range; outside, where the output moves with the bound, the bound
+    receives it: with a minus on the negative side.
+
+    Args:
+        quantizer: For the range of width 1.
+        x: Activations of any shape.
+        bound: A scalar tensor; a learned one that falls to 0 or below counts as a tiny positive one.
+
+    Example:
+        >>> bound = torch.tensor(2.0, requires_grad=True)
+        >>> y = in_learned_range(ActivationQuantizer(2), torch.tensor([-1.0, 1.0, 5.0]), bound)
+        >>> y.detach(), torch.autograd.grad(y.sum(), bound)
+        (tensor([0.0000, 1.3333, 2.0000]), (tensor(1.),))
+    """
+    x = in_float32(x)
+    width = bound.detach().clamp_min(torch.finfo(x.dtype).tiny)
+    scaled = x / width
+    beyond = (scaled >= 1).to(x.dtype) - ((scaled <= -1).to(x.dtype) if is_signed(quantizer) else 0)
+    return width * quantizer(scaled) + beyond * (bound - bound.detach())

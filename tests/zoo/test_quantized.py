@@ -1,0 +1,272 @@
+"""Quantized networks by name, and ensembles of any architecture in one line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from ast import literal_eval
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import empir_plugin
+from empir_plugin.errors import InputError, WeightsError
+from empir_plugin.models.ensemble import MeanProbability
+from empir_plugin.models.layers import is_full_precision, quantized_layers
+from empir_plugin.models.packing import save_packed
+from empir_plugin.zoo.quantized import empir, register_quantized
+from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.zoo.quantized_build import normalize_images_
+from empir_plugin.zoo.quantized_catalog import FAMILIES, curated
+from empir_plugin.zoo.registry import find_builder, load_model, timm_name
+from empir_plugin.zoo.show import dataset_of, named_rows, named_summary
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NO_WEIGHTS = "ignore:.*comes without weights"
+AFTER_TRAINING = "quantized after training"
+ROBUSTBENCH = """
+import sys, warnings
+import empir_plugin
+from robustbench.utils import load_model
+import torch
+warnings.simplefilter("ignore")
+model = load_model("dorefa-w4a4-mobilenetv3_small_100", dataset="cifar10", custom_checkpoint=sys.argv[1])
+print(model.weights_loaded, model.quantized_after_training)
+print(model(torch.ones(2, 3, 32, 32)).tolist())
+"""
+
+
+class Tiny(nn.Module):
+    """Three layers, of which the middle one is quantized."""
+
+    default_cfg = {"input_size": (3, 32, 32)}  # noqa: RUF012 - as timm's networks have it
+
+    def __init__(self, num_classes: int, width: int = 4) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = (
+            nn.Conv2d(3, width, 3),
+            nn.Conv2d(width, width, 3),
+            nn.Linear(width, num_classes),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.stem(x).relu()).mean((2, 3)))
+
+
+def save(model: nn.Module, file: Path) -> Path:
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+    return file
+
+
+@pytest.fixture
+def tiny() -> str:
+    """A name registered for this test alone."""
+    name = f"tiny-{next(_numbers)}"
+    register_quantized(name, Tiny, "w2a2")
+    return name
+
+
+_numbers = iter(range(1000))
+
+
+# -- Ensembles in one line
+
+
+def test_any_callable_becomes_an_ensemble() -> None:
+    ensemble = empir(Tiny, precisions=["fp", "w4a4", "w2a2"], num_classes=5, rule=MeanProbability(), width=6)
+    assert ensemble(IMAGES).shape == (2, 5)
+    assert ensemble.leader == 0
+    assert [is_full_precision(member) for member in ensemble.members] == [True, False, False]
+    found = [[str(layer.precision) for _, layer in quantized_layers(member)] for member in ensemble.members]
+    assert found == [[], ["w4a4"], ["w2a2"]]
+    weights = [member.get_parameter("body.weight") for member in ensemble.members]
+    assert weights[0].shape == (6, 6, 3, 3)
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "WideResNet-10-1"])
+def test_architectures_of_timm_and_of_robustbench(architecture: str) -> None:
+    ensemble = empir_plugin.empir(architecture, precisions=["fp", "w4a4"], num_classes=10).eval()
+    assert ensemble(IMAGES).shape == (2, 10)
+    ensemble.members[1].load_state_dict(ensemble.members[0].state_dict(), strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["resnet18", "PreActResNet-18", "preact_resnet50", "wide_resnet_28_10"])
+def test_more_architectures(architecture: str) -> None:
+    ensemble = empir(architecture, precisions=["fp", "w4a4", "w2a2"], num_classes=10).eval()
+    assert ensemble(IMAGES).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda: empir("resnet81", precisions=["fp"], num_classes=2),
+            "no architecture 'resnet81' in timm",
+        ),
+        (lambda: empir("WideResNet-28-10", precisions=[], num_classes=2), "an ensemble needs at least one member"),
+        (
+            lambda: empir(Tiny, precisions="w4a4", num_classes=2),
+            "precisions must be a list such as",
+        ),
+        (lambda: empir(Tiny, precisions=["w0a4"], num_classes=2), "weight_bits must be 1 to 8, or 32"),
+        (lambda: network("wide_resnet_27_1", num_classes=2), "a WideResNet has 6 n + 4 layers"),
+        (lambda: network("preact_resnet20", num_classes=2), "a PreActResNet has one of 18, 34, 50 layers, got 20"),
+        (lambda: register_quantized("empir-cifar", Tiny, "w4a4"), "there is a model 'empir-cifar' already"),
+        (
+            lambda: register_quantized("dorefa-w4a4-resnet18", Tiny, "w4a4"),
+            "there is a model 'dorefa-w4a4-",
+        ),
+        (lambda: register_quantized("mine", Tiny, "fp"), "mine would not be quantized at precision 'fp'"),
+        (lambda: register_quantized("mine", Tiny, "w9"), "weight_bits must be 1 to 8"),
+        (
+            lambda: load_model("dorefa-w4a4-resnet18", dataset="mnist"),
+            "dorefa-w4a4-resnet18 is a model for cifar10",
+        ),
+        (
+            lambda: load_model("dorefa-w4a4-alexnet", dataset="cifar10"),
+            "a model for imagenet, got dataset='cifar10'",
+        ),
+        (lambda: load_model("dorefa-w4a4-resnet81"), "did you mean 'dorefa-w4a4-resnet18'?"),
+        (lambda: normalize_images_(nn.Sequential(), (0.5,), (0.5,)), "a Sequential cannot be given a normalisation"),
+    ],
+)
+def test_misuse_is_answered_with_what_to_do(call: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        call()
+
+
+# -- Names
+
+
+def test_every_architecture_has_five_precisions_and_its_data_sets() -> None:
+    assert len(curated()) == 5 * len(FAMILIES)
+    assert {family.architecture for family in FAMILIES} >= {
+        "resnet18",
+        "wide_resnet_28_10",
+        "preact_resnet18",
+        "alexnet",
+    }
+    assert {name.split("-")[1] for name in curated()} == {"w1a2", "w2a2", "w2a4", "w4a4", "w8a8"}
+    assert [builder.num_classes for builder in curated()["dorefa-w2a4-vit_tiny_patch16_224"]] == [10, 100, 1000]
+
+
+@pytest.mark.parametrize("name", list(curated())[::7])
+def test_timm_knows_every_name_for_every_data_set_and_threat(name: str) -> None:
+    for builder in curated()[name]:
+        assert all(timm.is_model(timm_name(name, builder.dataset, threat)) for threat in builder.threats)
+        assert find_builder(name, builder.dataset) is builder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(NO_WEIGHTS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
+def test_every_network_is_built_and_quantized_for_each_of_its_data_sets(family: Any) -> None:
+    for dataset, classes in family.classes.items():
+        model = load_model(f"dorefa-w2a4-{family.architecture}", dataset=dataset)
+        size = 224 if dataset == "imagenet" else 32
+        with torch.no_grad():
+            assert model(torch.rand(1, 3, size, size)).shape == (1, classes)
+        assert {str(layer.precision) for _, layer in quantized_layers(model)} == {"w2a4"}
+
+
+def test_the_list_stays_short_and_names_them_all_when_asked() -> None:
+    assert len(list(named_rows())) == len(curated())
+    assert named_summary().startswith("and 80 networks without weights")
+    assert dataset_of("DoReFa-W4A4-ResNet18") == "cifar10"
+
+
+@pytest.mark.slow
+def test_names_cost_no_network_and_no_robustbench() -> None:
+    code = "import sys, empir_plugin, timm; print('robustbench' in sys.modules, timm.is_model(sys.argv[1]))"
+    command = [sys.executable, "-c", code, "dorefa_w4a4_alexnet_imagenet_l2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False True"
+
+
+# -- Checkpoints
+
+
+def test_a_registered_network_says_that_it_has_no_weights(tiny: str) -> None:
+    with pytest.warns(UserWarning, match=f"{tiny} comes without weights: pass custom_checkpoint=, or train it"):
+        model = load_model(tiny)
+    assert not model.weights_loaded
+    assert not model.training
+    assert [str(layer.precision) for _, layer in quantized_layers(model)] == ["w2a2"]
+
+
+@pytest.mark.filterwarnings(NO_WEIGHTS)
+@pytest.mark.parametrize("scale", ["none", "max", "mean"])
+@pytest.mark.parametrize("precision", ["w1a2", "w2a2", "w8a8"])
+def test_full_precision_weights_are_taken_and_quantized_after_training(
+    precision: str, scale: Any, tmp_path: Path
+) -> None:
+    full, name = Tiny(10), f"after-{next(_numbers)}"
+    register_quantized(name, Tiny, precision, scale=scale)
+    with pytest.warns(UserWarning, match=AFTER_TRAINING):
+        model = load_model(name, custom_checkpoint=save(full, tmp_path / "full.safetensors"))
+    assert model.weights_loaded
+    assert model.quantized_after_training
+    assert torch.equal(model.body.weight, full.body.weight)
+    save_packed(model, tmp_path / "packed.safetensors")
+    again = load_model(name, custom_checkpoint=tmp_path / "packed.safetensors")
+    assert not again.quantized_after_training
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+@pytest.mark.filterwarnings(NO_WEIGHTS)
+def test_timm_s_own_call_takes_the_same_checkpoint(tiny: str, tmp_path: Path) -> None:
+    full = Tiny(10)
+    with pytest.warns(UserWarning, match=AFTER_TRAINING):
+        model = timm.create_model(
+            timm_name(tiny, "cifar10", "Linf"),
+            num_classes=10,
+            pretrained=True,
+            checkpoint_path=str(save(full, tmp_path / "full.safetensors")),
+        )
+    assert torch.equal(model.body.weight, full.body.weight)
+
+
+@pytest.mark.filterwarnings(NO_WEIGHTS)
+def test_a_checkpoint_of_another_network_is_refused_with_its_keys(tiny: str, tmp_path: Path) -> None:
+    file = save(Tiny(10, width=5), tmp_path / "wider.safetensors")
+    with pytest.raises(WeightsError, match=r"body\.weight \(5, 5, 3, 3\) instead of \(4, 4, 3, 3\)"):
+        load_model(tiny, custom_checkpoint=file)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(NO_WEIGHTS)
+def test_robustbench_s_own_load_model_takes_the_same_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = save(timm.create_model("mobilenetv3_small_100", num_classes=10), tmp_path / "full.safetensors")
+    with pytest.warns(UserWarning, match=AFTER_TRAINING):
+        ours = load_model("dorefa-w4a4-mobilenetv3_small_100", custom_checkpoint=file)
+    done = subprocess.run([sys.executable, "-c", ROBUSTBENCH, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    flags, logits = done.stdout.strip().splitlines()
+    assert flags == "True True"
+    torch.testing.assert_close(torch.tensor(literal_eval(logits)), ours(torch.ones(2, 3, 32, 32)).detach())
+
+
+# -- Normalisation
+
+
+@pytest.mark.filterwarnings(NO_WEIGHTS)
+def test_a_registered_network_normalises_images_and_keeps_its_names(tmp_path: Path) -> None:
+    name = f"normalised-{next(_numbers)}"
+    register_quantized(name, Tiny, "w8", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    full = Tiny(10)
+    with pytest.warns(UserWarning, match=AFTER_TRAINING):
+        model = load_model(name, custom_checkpoint=save(full, tmp_path / "full.safetensors"))
+    assert list(model.state_dict()) == list(full.state_dict())
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    torch.testing.assert_close(model(IMAGES), full((IMAGES - mean) / std), rtol=0.1, atol=0.01)
+    assert not torch.allclose(model(IMAGES), full(IMAGES), rtol=0.1, atol=0.01)
+    assert "normalize_images" in str(model)
