@@ -83,8 +83,8 @@ def require_usable() -> None:
     if "robustbench.eval" not in sys.modules:
         raise CompatibilityError(
             "robustbench must be imported whole, got one without robustbench.eval: "
-            "import empir_plugin before robustbench, in a fresh interpreter; if that does not help, another package was "
-            "installed over it, as torchattacks 3.5 is: pip install --force-reinstall --no-deps robustbench"
+            "import empir_plugin before robustbench, in a fresh interpreter; if that does not help, another package "
+            "was installed over it, as torchattacks 3.5 is: pip install --force-reinstall --no-deps robustbench"
         )
     autoattack = sys.modules.get("autoattack")
     if autoattack is not None and not _takes_the_call_of_benchmark(autoattack.AutoAttack):
