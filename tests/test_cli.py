@@ -22,7 +22,7 @@ def _run(*arguments: str) -> Result:
 
 def test_help_names_every_command() -> None:
     text = _run("--help").output
-    assert all(command in text for command in ("evaluate", "leaderboard", "list", "overhead", "train"))
+    assert all(command in text for command in ("audit", "evaluate", "leaderboard", "list", "overhead", "train"))
 
 
 def test_list_shows_models_with_precision_accuracy_and_size() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from empir_plugin.evaluation.record import Record
 from empir_plugin.zoo.card import cards
@@ -60,17 +62,48 @@ def models() -> str:
 
 def written(text: str) -> str:
     """The README with its tables renewed."""
-    for name, table in (("headline", headline()), ("protocols", protocols()), ("models", models())):
+    tables = {"headline": headline(), "protocols": protocols(), "ways in": ways_in(), "models": models()}
+    for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
-    return re.sub("<!-- full -->.*?<!-- /full -->", f"<!-- full -->{full()}<!-- /full -->", text)
+    for name, number in (("full", full()), ("worst", worst())):
+        text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->{number}<!-- /{name} -->", text)
+    return text
+
+
+WAYS_IN: Mapping[str, str] = MappingProxyType(
+    {
+        "transfer from member 2": "PGD on the full-precision member, which never sees the vote",
+        "PGD-100 member:2 margin": "the same, stopped as soon as the vote falls",
+        "PGD-100 mean_probability/identity": "PGD, the quantizers' clips taken for the identity",
+        "square mean_probability": "Square: 5,000 queries, no gradient",
+        "PGD-100 sharpened_vote:100": "PGD on a soft vote at temperature 100",
+        "PGD-100 mean_probability": "PGD on the members' mean probability",
+        "apgd-t mean_logits": "targeted APGD on the members' mean logits",
+        "AutoAttack": "AutoAttack on the model's own output",
+    }
+)
+"""Attacks of the protocol ``adaptive`` on the ensemble, in words."""
+
+
+def ways_in() -> str:
+    """What single attacks of ``adaptive`` leave of ``empir-cifar``, and all of them together."""
+    record = Record.read(RUNS / "empir-cifar-adaptive-1000.json")
+    left = {attack.name: attack.accuracy for attack in record.attacks}
+    lines = [_row("attack at Linf:8/255, 1,000 images", "left"), _row("---", "---:")]
+    lines += [_row(told, f"{left[name]:.1f} %") for name, told in WAYS_IN.items()]
+    return "\n".join([*lines, _row(f"all {len(left)} attacks, per image", f"**{record.worst_case_accuracy:.1f} %**")])
 
 
 def full() -> str:
-    """What PGD on the mean probability leaves of ``empir-cifar`` on the whole test set."""
-    record = Record.read(RUNS / "empir-cifar.json")
-    (found,) = (attack for attack in record.attacks if attack.name == "PGD-100 mean_probability")
+    """What AutoAttack leaves of ``empir-cifar`` on the whole test set."""
+    (found,) = (attack for attack in Record.read(RUNS / "empir-cifar.json").attacks if attack.name == "AutoAttack")
     return f"{found.accuracy:.2f} %"
+
+
+def worst() -> str:
+    """What all attacks of ``adaptive`` leave of ``empir-cifar`` on the whole test set."""
+    return f"{Record.read(RUNS / 'empir-cifar-adaptive.json').worst_case_accuracy:.2f} %"
 
 
 def _row(*cells: str) -> str:

@@ -1,24 +1,25 @@
-"""The training loop: one network, one recipe, killed and resumed at will."""
+"""The training loop: one network or ensemble, one schedule, one objective, killed and resumed at will."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.training.augment import random_flip, random_shift
+from empir_plugin.training.averages import WeightAverage
 from empir_plugin.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from empir_plugin.training.recipe import MemberRecipe
+from empir_plugin.training.lesson import Criterion, Lesson, cross_entropy
+from empir_plugin.training.objectives import Objective, clean
+from empir_plugin.training.schedules import Schedule, settings_of
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class Step:
     """Where a run stands after one step.
 
     Args:
-        member: Name of the network.
+        member: Name of the network, or of the ensemble.
         step: Steps done, of all epochs.
         steps: Steps there are, of all epochs.
-        loss: Mean cross-entropy of the epoch so far.
-        accuracy: Share of the epoch's augmented training images classified correctly so far.
+        loss: Mean loss of the epoch so far.
+        accuracy: Share of the epoch's images classified correctly so far, augmented and, in adversarial training,
+            attacked as they are.
     """
 
     member: str
@@ -40,24 +42,60 @@ class Step:
     accuracy: float
 
 
-def train_member(
+@dataclass(frozen=True)
+class Task:
+    """What is to be done in one run.
+
+    Args:
+        schedule: How to go through the images.
+        objective: What to lower.
+        criterion: What the objective measures with.
+        decays: Of the average of the network's weights, or of every member's: see
+            :class:`~empir_plugin.training.averages.WeightAverage`.
+        facts: Whatever else makes this run another than a run of the same schedule.
+    """
+
+    schedule: Schedule
+    objective: Objective = clean
+    criterion: Criterion = cross_entropy
+    decays: tuple[float, ...] = (0.0,)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run gave.
+
+    Args:
+        last: The network with the weights of the last step: the one that was handed in.
+        average: The network with averaged weights.
+        history: One mapping per epoch: loss, accuracy on the training batches, seconds.
+    """
+
+    last: nn.Module
+    average: nn.Module
+    history: tuple[dict[str, float], ...]
+
+
+def fit(
     model: nn.Module,
-    recipe: MemberRecipe,
+    task: Task,
     data: ImageSet,
     checkpoint: Path,
     *,
     device: torch.device | None = None,
     resume: bool = True,
     on_step: Callable[[Step], None] | None = None,
-) -> tuple[nn.Module, tuple[dict[str, float], ...]]:
-    """Train a network by its recipe and return the result with one line of history per epoch.
+) -> Trained:
+    """Train a network or an ensemble.
 
-    All randomness after the initial weights is drawn afresh for each epoch from (seed, epoch): on a CPU with a given
-    number of threads, a run killed and resumed ends in the same bits as one that was not.
+    All randomness after the initial weights is drawn afresh for each epoch from (seed, epoch), or each step from
+    (seed, step): on a CPU with a given number of threads, a run killed and resumed ends in the same bits as one that
+    was not.
 
     Args:
-        model: The freshly initialised network; it is trained in place.
-        recipe: How.
+        model: It is trained in place.
+        task: How.
         data: Training images; they stay in uint8 and are scaled batch by batch.
         checkpoint: Written after every epoch.
         device: Where to compute; the CPU by default.
@@ -66,25 +104,27 @@ def train_member(
 
     Raises:
         WeightsError: If the checkpoint is damaged or belongs to another run.
-        EvaluationError: If the loss is no longer finite.
+        EvaluationError: If a loss or a weight is no longer finite; the checkpoint of the epoch before stays.
     """
     device = device or torch.device("cpu")
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    run = _Run(model, average, optimizer, recipe, data, device, on_step)
-    progress = Progress(0, _identity(model, recipe, data))
+    average = WeightAverage(model, task.decays)
+    settings = task.schedule
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    run = _Run(model, average, optimizer, task, data, device, on_step)
+    progress = Progress(0, _identity(model, task, data))
     if resume and checkpoint.is_file():
-        progress = load_checkpoint(checkpoint, progress.identity, model, average, optimizer)
-    while progress.epoch < recipe.epochs:
+        progress = load_checkpoint(checkpoint, progress.identity, model, average.model, optimizer)
+    while progress.epoch < settings.epochs:
         history = (*progress.history, run.epoch(progress.epoch))
         progress = Progress(progress.epoch + 1, progress.identity, history)
-        save_checkpoint(checkpoint, progress, model, average, optimizer)
-    return average.eval(), tuple(dict(line) for line in progress.history)
+        save_checkpoint(checkpoint, progress, model, average.model, optimizer)
+    return Trained(model.eval(), average.model.eval(), tuple(dict(line) for line in progress.history))
 
 
-def _identity(model: nn.Module, recipe: MemberRecipe, data: ImageSet) -> str:
-    facts = {"recipe": asdict(recipe), "model": type(model).__name__, "data": data.fingerprint}
+def _identity(model: nn.Module, task: Task, data: ImageSet) -> str:
+    recipe = settings_of(task.schedule)
+    facts = {"recipe": recipe, "model": type(model).__name__, "data": data.fingerprint, **task.facts}
     return json.dumps(facts, sort_keys=True)
 
 
@@ -93,9 +133,9 @@ class _Run:
     """One network in training, with all that belongs to it."""
 
     model: nn.Module
-    average: nn.Module
+    average: WeightAverage
     optimizer: torch.optim.Optimizer
-    recipe: MemberRecipe
+    task: Task
     data: ImageSet
     device: torch.device
     on_step: Callable[[Step], None] | None
@@ -103,33 +143,43 @@ class _Run:
     def epoch(self, number: int) -> dict[str, float]:
         """Train for one epoch and return its line of history."""
         begun = time.perf_counter()
-        per_epoch = len(self.data.labels) // self.recipe.batch_size
-        total, loss, accuracy = per_epoch * self.recipe.epochs, 0.0, 0.0
-        for i, (x, y) in enumerate(_batches(self.data, self.recipe, number, self.device)):
+        schedule = self.task.schedule
+        per_epoch = len(self.data.labels) // schedule.batch_size
+        total, loss, accuracy = per_epoch * schedule.epochs, 0.0, 0.0
+        for i, (x, y) in enumerate(_batches(self.data, schedule, number, self.device)):
             step = number * per_epoch + i
-            batch_loss, batch_accuracy = self._step(x, y, _learning_rate(self.recipe, step, total))
-            if not math.isfinite(batch_loss):
-                raise EvaluationError(
-                    f"the loss of {self.recipe.name} is {batch_loss} in step {step}: lower learning_rate"
-                )
+            lesson = Lesson(x, y, self.task.criterion, schedule.seed * 1_000_003 + step, (step + 1) / total)
+            try:
+                batch_loss, batch_accuracy = self._step(lesson, _learning_rate(schedule, step, total))
+            except EvaluationError as error:
+                raise self._stopped(number, step, error) from error
             loss, accuracy = loss + batch_loss, accuracy + batch_accuracy
             if self.on_step is not None:
-                self.on_step(Step(self.recipe.name, step + 1, total, loss / (i + 1), accuracy / (i + 1)))
+                self.on_step(Step(schedule.name, step + 1, total, loss / (i + 1), accuracy / (i + 1)))
+        if not all(torch.isfinite(weight).all() for weight in self.model.parameters()):
+            raise self._stopped(number, (number + 1) * per_epoch - 1, "a weight is not finite")
         return {"loss": loss / per_epoch, "accuracy": accuracy / per_epoch, "seconds": time.perf_counter() - begun}
 
-    def _step(self, x: Tensor, y: Tensor, learning_rate: float) -> tuple[float, float]:
+    def _stopped(self, epoch: int, step: int, reason: object) -> EvaluationError:
+        kept = f"its checkpoint of epoch {epoch} is kept" if epoch else "it had finished no epoch"
+        name = self.task.schedule.name
+        return EvaluationError(f"training of {name} stopped in step {step}, {kept}: {reason}; lower learning_rate")
+
+    def _step(self, lesson: Lesson, learning_rate: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        logits = self.model(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+        fit = self.task.objective(self.model, lesson)
+        loss = fit.loss.item()
+        if not math.isfinite(loss):
+            raise EvaluationError(f"the loss is {loss}")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        fit.loss.backward()
         self.optimizer.step()
-        _update_average(self.average, self.model, self.recipe.ema)
-        return loss.item(), (logits.argmax(1) == y).float().mean().item()
+        self.average.update()
+        return loss, (fit.logits.argmax(1) == lesson.y).float().mean().item()
 
 
-def _batches(data: ImageSet, recipe: MemberRecipe, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: ImageSet, recipe: Schedule, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     order = torch.randperm(len(data.labels), generator=generator)
     for index in order.split(recipe.batch_size):
@@ -143,19 +193,8 @@ def _batches(data: ImageSet, recipe: MemberRecipe, epoch: int, device: torch.dev
         yield x.contiguous(memory_format=torch.channels_last), data.labels[index].to(device)
 
 
-def _learning_rate(recipe: MemberRecipe, step: int, steps: int) -> float:
+def _learning_rate(recipe: Schedule, step: int, steps: int) -> float:
     warmup = recipe.warmup * steps
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-@torch.no_grad()
-def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    targets = [*average.parameters(), *average.buffers()]
-    sources = [*model.parameters(), *model.buffers()]
-    for target, source in zip(targets, sources, strict=True):
-        if decay and target.is_floating_point():
-            target.lerp_(source, 1 - decay)
-        else:
-            target.copy_(source)

@@ -8,69 +8,53 @@ from pathlib import Path
 from typing import Any
 
 from empir_plugin import _toml
+from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.training.distillation import DistilledFrom
+from empir_plugin.training.objective_tables import parse_objective
+from empir_plugin.training.schedules import JointRecipe as JointRecipe
+from empir_plugin.training.schedules import MemberRecipe as MemberRecipe
+from empir_plugin.training.tables import check_keys, made, table_of
 
 
 @dataclass(frozen=True)
-class MemberRecipe:
-    """How one network is trained; every randomness in it follows from ``seed``.
+class HoldOut:
+    """The last images of the training set, kept back to choose between averaged and last weights of every member.
 
     Args:
-        name: Name of the network and of its files.
-        precision: Bits of its quantized layers.
-        seed: Of the initial weights, the order of the images and their augmentation.
-        epochs: Passes over the training set.
-        scale: Scale of the quantized weights.
-        batch_size: Images per step; the last, incomplete batch of an epoch is dropped.
-        learning_rate: Of Adam, the highest of the schedule.
-        warmup: Share of all steps in which the learning rate rises linearly; it then falls along a cosine to zero.
-        weight_decay: Of AdamW, decoupled.
-        label_smoothing: Share of the target that is spread evenly over all classes.
-        shift: Training images are moved by up to so many pixels in each direction, zeros coming in.
-        flip: Whether half of the training images are mirrored.
-        ema: Decay of the exponential moving average of the weights that is kept as the result; 0 keeps the last ones.
+        images: How many.
+        threat: The choice is for accuracy under PGD within it; for clean accuracy if left out.
+        steps: Of PGD.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If there is no image or no step.
     """
 
-    name: str
-    precision: Precision
-    seed: int
-    epochs: int
-    scale: Scale = "none"
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    shift: int = 0
-    flip: bool = False
-    ema: float = 0.0
+    images: int
+    threat: Threat | None = None
+    steps: int = 20
 
     def __post_init__(self) -> None:
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        for key, value in positive.items():
-            if not value > 0:
-                raise InputError(f"{key} of member {self.name!r} must be positive, got {value!r}")
-        for key in ("warmup", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, key) < 1:
-                raise InputError(f"{key} of member {self.name!r} must lie in [0, 1), got {getattr(self, key)!r}")
-        if self.shift < 0 or self.weight_decay < 0:
-            raise InputError(f"shift and weight_decay of member {self.name!r} must not be negative")
+        if self.images < 1 or self.steps < 1:
+            raise InputError(f"[holdout] needs images and steps of 1 or more, got {self.images} and {self.steps}")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Networks of one architecture, trained one after the other on one data set.
+    """Networks of one architecture, trained one after the other on one data set, and then, if wanted, together.
 
     Args:
         name: The ensemble's name.
-        architecture: A key of :data:`empir_plugin.zoo.architectures.ARCHITECTURES`.
+        architecture: A key of :data:`empir_plugin.models.architectures.ARCHITECTURES`.
         dataset: ``"mnist"``, ``"cifar10"`` or another name :func:`empir_plugin.evaluation.load_images` knows.
-        members: In the ensemble's order.
+        members: In the order of training, which is the ensemble's.
+        joint: How they are trained together; None if they are not.
+        holdout: What part of the training set is kept back; None for nothing.
+
+    Raises:
+        InputError: If two members share a name, one refers to another that does not come before it, none is in the
+            ensemble, or one would not be trained at all.
 
     Example:
         >>> recipe = Recipe.parse(
@@ -80,6 +64,9 @@ class Recipe:
         ... dataset = "mnist"
         ... [defaults]
         ... epochs = 1
+        ... [objective]
+        ... kind = "adversarial"
+        ... adversary = { kind = "pgd", threat = "Linf:0.3", steps = 10 }
         ... [[members]]
         ... name = "tiny-w2a4"
         ... precision = "w2a4"
@@ -94,10 +81,32 @@ class Recipe:
     architecture: str
     dataset: str
     members: tuple[MemberRecipe, ...]
+    joint: JointRecipe | None = None
+    holdout: HoldOut | None = None
+
+    def __post_init__(self) -> None:
+        earlier: set[str] = set()
+        for member in self.members:
+            if member.name in earlier or member.name == self.name:
+                raise InputError(f"two things of this recipe are called {member.name!r}: their files would be one")
+            for key, other in _references(member).items():
+                if other not in earlier:
+                    raise InputError(f"{key} of member {member.name!r} must name an earlier member, got {other!r}")
+            if not member.epochs and (self.joint is None or not member.in_ensemble):
+                raise InputError(f"epochs of member {member.name!r} must be positive, got 0: nothing else trains it")
+            earlier.add(member.name)
+        if not any(member.in_ensemble for member in self.members):
+            raise InputError("a recipe must have at least one [[members]] table that is in_ensemble, got none")
+        joint = None if self.joint is None else self.joint.objective
+        if isinstance(joint, DistilledFrom) and joint.teacher not in earlier:
+            raise InputError(f"teacher of [joint] must name a member, got {joint.teacher!r}")
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Read a recipe from TOML text.
+
+        ``[defaults]`` holds for every member, and its keys that ``[joint]`` has for that as well; ``[objective]`` for
+        whatever has no ``objective`` of its own.
 
         Raises:
             InputError: If the text is no TOML, or a key is missing, unknown or of the wrong kind.
@@ -106,12 +115,14 @@ class Recipe:
             table = _toml.loads(text)
         except _toml.TOMLDecodeError as error:
             raise InputError(f"a recipe must be TOML: {error}") from error
-        _check_keys(table, required={"name", "architecture", "dataset", "members"}, known={"defaults"}, where="recipe")
-        defaults = table.get("defaults", {})
-        members = tuple(_member({**defaults, **member}) for member in table["members"])
-        if not members:
-            raise InputError("a recipe must have at least one [[members]] table, got none")
-        return cls(table["name"], table["architecture"], table["dataset"], members)
+        known = {"defaults", "objective", "joint", "holdout"}
+        check_keys(table, required={"name", "architecture", "dataset", "members"}, known=known, where="recipe")
+        shared = {**table_of(table.get("defaults", {}), "[defaults]")}
+        if "objective" in table:
+            shared["objective"] = table["objective"]
+        plain = {key: table[key] for key in ("name", "architecture", "dataset")}
+        made_of = {"members": _members(table["members"], shared), "joint": _joint(table, shared)}
+        return made(cls, plain, "recipe", **made_of, holdout=_holdout(table))
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -125,19 +136,44 @@ class Recipe:
         return cls.parse(path.read_text(encoding="utf-8"))
 
 
-def _member(table: Mapping[str, Any]) -> MemberRecipe:
+def _references(member: MemberRecipe) -> dict[str, str]:
+    found = {"start": member.start} if member.start else {}
+    if isinstance(member.objective, DistilledFrom):
+        found["teacher"] = member.objective.teacher
+    return found
+
+
+def _members(tables: Any, shared: Mapping[str, Any]) -> tuple[MemberRecipe, ...]:
+    if not isinstance(tables, list) or not tables:
+        raise InputError("a recipe must have at least one [[members]] table, got none")
+    return tuple(_member({**shared, **table_of(table, "[[members]]")}) for table in tables)
+
+
+def _member(table: dict[str, Any]) -> MemberRecipe:
+    where = f"member {table.get('name', '?')!r}"
     known = {field.name for field in fields(MemberRecipe)}
-    required = {"name", "precision", "seed", "epochs"}
-    _check_keys(table, required=required, known=known, where=f"member {table.get('name', '?')!r}")
-    return MemberRecipe(**{**table, "precision": Precision.parse(str(table["precision"]))})
+    check_keys(table, required={"name", "precision", "seed", "epochs"}, known=known, where=where)
+    given = {"precision": Precision.parse(str(table.pop("precision")))}
+    return made(MemberRecipe, table, where, **given, **_objective(table, where))
 
 
-def _check_keys(table: Mapping[str, Any], *, required: set[str], known: set[str], where: str) -> None:
-    missing = sorted(required - table.keys())
-    unknown = sorted(table.keys() - required - known)
-    if missing:
-        raise InputError(f"{where} lacks the key(s) {', '.join(missing)}")
-    if unknown:
-        raise InputError(
-            f"{where} has unknown key(s) {', '.join(unknown)}; known are {', '.join(sorted(known | required))}"
-        )
+def _joint(table: Mapping[str, Any], shared: Mapping[str, Any]) -> JointRecipe | None:
+    if "joint" not in table:
+        return None
+    known = {field.name for field in fields(JointRecipe)}
+    fitting = {key: value for key, value in shared.items() if key in known}
+    settings = {**fitting, **table_of(table["joint"], "[joint]")}
+    return made(JointRecipe, settings, "[joint]", name=str(table["name"]), **_objective(settings, "[joint]"))
+
+
+def _objective(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The objective a table names, taken out of it."""
+    return {"objective": parse_objective(table.pop("objective", {"kind": "clean"}), f"objective of {where}")}
+
+
+def _holdout(table: Mapping[str, Any]) -> HoldOut | None:
+    if "holdout" not in table:
+        return None
+    settings = dict(table_of(table["holdout"], "[holdout]"))
+    threat = Threat.parse(str(settings.pop("threat"))) if "threat" in settings else None
+    return made(HoldOut, settings, "[holdout]", threat=threat)

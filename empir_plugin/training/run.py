@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.packing import save_packed
-from empir_plugin.training.loop import Step, train_member
-from empir_plugin.training.recipe import MemberRecipe, Recipe
+from empir_plugin.training.loop import Step
+from empir_plugin.training.recipe import HoldOut, Recipe
+from empir_plugin.training.schedules import Schedule, settings_of
+from empir_plugin.training.workshop import Result, Workshop
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class TrainedMember:
         name: Of the member.
         weights: Packed weight file.
         sha256: Of that file.
-        history: One mapping per epoch: loss, accuracy on the training batches, seconds.
+        history: One mapping per epoch: loss, accuracy on the training batches, seconds; first those it was trained in
+            alone, then those of the whole ensemble.
     """
 
     name: str
@@ -76,10 +79,11 @@ def train_recipe(
     resume: bool = True,
     on_step: Callable[[Step], None] | None = None,
 ) -> tuple[TrainedMember, ...]:
-    """Train a recipe's members one after the other.
+    """Train a recipe's members one after the other, and then together, if it says so.
 
-    Leaves in ``out``: for every member a checkpoint, packed weights and its history; and once all are done the whole
-    ensemble's plain state dict, ``<recipe>.safetensors``, which RobustBench takes as ``custom_checkpoint``.
+    Leaves in ``out``: a checkpoint of every run; for every member packed weights and its history; and once all are done
+    the whole ensemble's plain state dict, ``<recipe>.safetensors``, which RobustBench takes as ``custom_checkpoint``.
+    Members that are trained together get their weight files after that.
 
     Args:
         recipe: What to train, and how.
@@ -96,14 +100,27 @@ def train_recipe(
     """
     _check(recipe, data)
     out.mkdir(parents=True, exist_ok=True)
-    trained: list[tuple[TrainedMember, nn.Module]] = []
+    workshop = Workshop(recipe, *_split(data, recipe.holdout), out, device, resume, on_step)
+    results: dict[str, Result] = {}
+    published: dict[str, TrainedMember] = {}
     for member in recipe.members:
-        model = _initialise(recipe.architecture, member, data.num_classes)
-        checkpoint = out / f"{member.name}.checkpoint.safetensors"
-        result, history = train_member(model, member, data, checkpoint, device=device, resume=resume, on_step=on_step)
-        trained.append((_publish(result, member, history, out), result))
-    _save_state(Ensemble([model for _, model in trained]), out / f"{recipe.name}.safetensors")
-    return tuple(member for member, _ in trained)
+        results[member.name] = workshop.alone(member, results)
+        if recipe.joint is None or not member.in_ensemble:
+            published[member.name] = _publish(results[member.name], out)
+    if recipe.joint is not None:
+        for result in workshop.together(recipe.joint, results):
+            results[result.recipe.name] = result
+            published[result.recipe.name] = _publish(result, out)
+    final = [result.model for result in results.values() if result.recipe.in_ensemble]
+    _save_state(Ensemble(final), out / f"{recipe.name}.safetensors")
+    return tuple(published[member.name] for member in recipe.members)
+
+
+def _split(data: ImageSet, holdout: HoldOut | None) -> tuple[ImageSet, ImageSet | None]:
+    if holdout is None:
+        return data, None
+    rest = len(data) - holdout.images
+    return data.first(rest), replace(data, images=data.images[rest:], labels=data.labels[rest:])
 
 
 def _check(recipe: Recipe, data: ImageSet) -> None:
@@ -111,24 +128,22 @@ def _check(recipe: Recipe, data: ImageSet) -> None:
         raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {recipe.architecture!r}")
     if recipe.dataset != data.name:
         raise InputError(f"recipe {recipe.name} is for {recipe.dataset}, got images of {data.name}")
-    largest = max(member.batch_size for member in recipe.members)
-    if len(data) < largest:
-        raise InputError(f"{len(data)} training images are fewer than a batch of {largest}: lower batch_size")
+    runs: list[Schedule] = [*recipe.members, *([recipe.joint] if recipe.joint else [])]
+    largest = max(run.batch_size for run in runs)
+    images = len(data) - (recipe.holdout.images if recipe.holdout else 0)
+    if images < largest:
+        raise InputError(f"{images} training images are fewer than a batch of {largest}: lower batch_size")
 
 
-def _initialise(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(member.seed)
-        return ARCHITECTURES[architecture](member.precision, scale=member.scale, num_classes=num_classes)
-
-
-def _publish(model: nn.Module, member: MemberRecipe, history: tuple[dict[str, float], ...], out: Path) -> TrainedMember:
+def _publish(result: Result, out: Path) -> TrainedMember:
+    member = result.recipe
     weights = out / f"{member.name}.safetensors"
-    digest = save_packed(model, weights)
-    settings = {**asdict(member), "precision": str(member.precision)}
-    report = {"recipe": settings, "sha256": digest, "threads": torch.get_num_threads(), "history": history}
+    digest = save_packed(result.model, weights)
+    settings = {**settings_of(member), "precision": str(member.precision)}
+    own = result.history if "joint" not in result.report else result.history[: member.epochs]
+    report = {"recipe": settings, "sha256": digest, "threads": torch.get_num_threads(), "history": own, **result.report}
     (out / f"{member.name}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return TrainedMember(member.name, weights, digest, history)
+    return TrainedMember(member.name, weights, digest, result.history)
 
 
 def _save_state(model: nn.Module, path: Path) -> None:

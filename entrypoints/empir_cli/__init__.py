@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from empir_cli.commands.audit import audit
 from empir_cli.commands.evaluate import evaluate
 from empir_cli.commands.leaderboard import leaderboard
 from empir_cli.commands.models import list_models
@@ -18,5 +19,5 @@ def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
 
 
-for _command in (list_models, train, evaluate, overhead, leaderboard):
+for _command in (list_models, train, evaluate, audit, overhead, leaderboard):
     main.add_command(_command)

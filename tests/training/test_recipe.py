@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.training.recipe import MemberRecipe, Recipe
+from empir_plugin.models.precision import Precision
+from empir_plugin.training.adversary import pgd
+from empir_plugin.training.objectives import Adversarial, clean
+from empir_plugin.training.recipe import HoldOut, JointRecipe, MemberRecipe, Recipe
 from empir_plugin.training.run import find_recipe, recipe_names
 from empir_plugin.zoo.card import cards
 
@@ -19,23 +23,88 @@ precision = "w2a2"
 seed = 1
 epochs = 2
 """
+OTHER = MEMBER.replace('"m"', '"n"')
+OBJECTIVE = "[objective]\nkind = 'adversarial'\nadversary = { kind = 'pgd', threat = 'Linf:0.3', steps = 2 }\n"
+JOINT = "\n[joint]\nseed = 3\nepochs = 4\nmember_share = 0.5\n"
 HEAD = 'name = "r"\narchitecture = "mnistconv"\ndataset = "mnist"\n'
 
 
 def test_defaults_reach_every_member_and_a_member_overrides_them() -> None:
-    text = HEAD + "[defaults]\nflip = true\nepochs = 9\n" + MEMBER + MEMBER.replace("epochs = 2", "")
+    text = HEAD + "[defaults]\nflip = true\nepochs = 9\n" + MEMBER + OTHER.replace("epochs = 2", "")
     assert [(member.flip, member.epochs) for member in Recipe.parse(text).members] == [(True, 2), (True, 9)]
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_shipped_recipes_are_those_of_the_model_cards(name: str) -> None:
+def test_shipped_recipes_are_sound(name: str) -> None:
     recipe = find_recipe(name)
-    networks = cards()[name].networks
+    runs = [*recipe.members, *([recipe.joint] if recipe.joint else [])]
+    assert recipe.name == name
     assert recipe.architecture in ARCHITECTURES
-    assert [(m.name, m.precision, m.scale) for m in recipe.members] == [
-        (n.name, n.precision, n.scale) for n in networks
-    ]
-    assert len({member.seed for member in recipe.members}) == len(recipe.members), "every member has its own seed"
+    assert len({run.seed for run in runs}) == len(runs), "every run has its own seed"
+
+
+@pytest.mark.parametrize("name", sorted(cards().keys() & set(recipe_names())))
+def test_recipes_of_model_cards_train_what_the_cards_describe(name: str) -> None:
+    trained = [(m.name, m.precision, m.scale) for m in find_recipe(name).members if m.in_ensemble]
+    assert trained == [(n.name, n.precision, n.scale) for n in cards()[name].networks]
+
+
+def test_member_names_are_unique_over_all_recipes() -> None:
+    names = [member.name for name in recipe_names() for member in find_recipe(name).members]
+    assert len(set(names)) == len(names)
+
+
+def test_the_objective_holds_for_all_and_a_member_or_the_joint_run_may_have_its_own() -> None:
+    text = HEAD + OBJECTIVE + MEMBER + "objective = { kind = 'clean' }" + OTHER + JOINT
+    one, two = Recipe.parse(text).members
+    joint = Recipe.parse(text).joint
+    assert (one.objective, two.objective) == (clean, Adversarial(pgd("Linf:0.3", steps=2)))
+    assert joint == JointRecipe("r", 3, 4, objective=two.objective, member_share=0.5)
+    own = Recipe.parse(text + "[joint.objective]\nkind = 'clean'\n").joint
+    assert own is not None
+    assert own.objective == clean
+
+
+def test_defaults_reach_the_joint_run_where_it_has_the_key() -> None:
+    joint = Recipe.parse(HEAD + "[defaults]\nbatch_size = 7\nema = 0.5\n" + MEMBER + JOINT).joint
+    assert joint is not None
+    assert joint.batch_size == 7
+
+
+def test_a_holdout_may_do_without_a_threat() -> None:
+    assert Recipe.parse(HEAD + MEMBER + "[holdout]\nimages = 5\n").holdout == HoldOut(5)
+    text = HEAD + MEMBER + "[holdout]\nimages = 5\nthreat = 'Linf:8/255'\nsteps = 3\n"
+    assert Recipe.parse(text).holdout == HoldOut(5, Threat.parse("Linf:8/255"), 3)
+
+
+DISTILLED = "objective = { kind = 'distilled', teacher = 'm', temperature = 1.0 }\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (MEMBER + "objective = 'pgd'", "objective of member 'm' must be a table"),
+        (MEMBER + "start = 'm'", "start of member 'm' must name an earlier member, got 'm'"),
+        (MEMBER + DISTILLED, "teacher of member 'm' must name an earlier member, got 'm'"),
+        (MEMBER + MEMBER, "two things of this recipe are called 'm'"),
+        (MEMBER.replace("'m'", "'r'").replace('"m"', '"r"'), "two things of this recipe are called 'r'"),
+        (MEMBER + "in_ensemble = false", "at least one .* that is in_ensemble"),
+        (MEMBER + "epochs = 2.0", "a recipe must be TOML"),
+        (MEMBER.replace("epochs = 2", "epochs = 2.0"), "epochs of member 'm' must be a whole number, got 2.0"),
+        (MEMBER + "learning_rate = 'fast'", "learning_rate of member 'm' must be a number, got 'fast'"),
+        (MEMBER + "scale = 'huge'", "scale of member 'm' must be one of 'none', 'max', 'mean', got 'huge'"),
+        (MEMBER.replace("epochs = 2", "epochs = 0") + "in_ensemble = false" + OTHER + JOINT, "epochs of member"),
+        (MEMBER + JOINT.replace("epochs = 4", "epochs = 0"), r"epochs of \[joint\] must be positive"),
+        (MEMBER + JOINT + "ema = 0.5", r"\[joint\] has unknown key\(s\) ema"),
+        (MEMBER + JOINT.replace("0.5", "1.5"), r"member_share of \[joint\] must lie in \[0, 1\]"),
+        (MEMBER + JOINT + DISTILLED.replace("'m'", "'x'"), r"teacher of \[joint\] must name a member, got 'x'"),
+        (MEMBER + "[holdout]\nimages = 0", r"\[holdout\] needs images and steps of 1 or more"),
+        (MEMBER + "[holdout]\nimages = 1\nthreat = 'Linf:8'", r"eps must lie in \(0, 1\], got 8"),
+    ],
+)
+def test_bad_parts_of_recipes(text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Recipe.parse(HEAD + text)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +131,7 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(HEAD + MEMBER)
     assert find_recipe(str(file)).name == "r"
-    with pytest.raises(InputError, match="no recipe 'empir-cifra': use one of empir-cifar, empir-mnist"):
+    with pytest.raises(InputError, match=r"no recipe 'empir-cifra': use one of .*empir-cifar, empir-cifar-at"):
         find_recipe("empir-cifra")
     with pytest.raises(InputError, match="no recipe file at"):
         find_recipe("nowhere.toml")
@@ -70,4 +139,4 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
 
 def test_a_member_recipe_rejects_what_cannot_be() -> None:
     with pytest.raises(InputError, match="learning_rate of member 'm' must be positive, got nan"):
-        MemberRecipe("m", find_recipe("empir-cifar").members[0].precision, 1, 1, learning_rate=float("nan"))
+        MemberRecipe("m", 1, 1, precision=Precision(), learning_rate=float("nan"))

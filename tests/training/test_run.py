@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from empir_plugin.training.loop import Step
 from empir_plugin.training.recipe import MemberRecipe, Recipe
 from empir_plugin.training.run import train_recipe
 
-LP = MemberRecipe("low", Precision(2, 4), seed=5, epochs=3, batch_size=16, shift=1, flip=True, ema=0.5, warmup=0.2)
-FP = MemberRecipe("full", Precision(), seed=6, epochs=1, batch_size=16, label_smoothing=0.1, weight_decay=1e-4)
+LP = MemberRecipe(
+    "low", precision=Precision(2, 4), seed=5, epochs=3, batch_size=16, shift=1, flip=True, ema=0.5, warmup=0.2
+)
+FP = MemberRecipe(
+    "full", precision=Precision(), seed=6, epochs=1, batch_size=16, label_smoothing=0.1, weight_decay=1e-4
+)
 
 
 def _recipe(*members: MemberRecipe) -> Recipe:
@@ -30,7 +35,7 @@ class _KilledError(Exception):
     pass
 
 
-def _kill_at(step: int) -> object:
+def _kill_at(step: int) -> Callable[[Step], None]:
     def on_step(at: Step) -> None:
         if at.step == step:
             raise _KilledError

@@ -1,0 +1,136 @@
+"""How one network, or all members of an ensemble together, are taken through a training set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+
+from empir_plugin.errors import InputError
+from empir_plugin.evaluation.identity import describe
+from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Scale
+from empir_plugin.training.objective_tables import RecipeObjective
+from empir_plugin.training.objectives import clean
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a network, or an ensemble, is taken through the training set; all randomness in it follows from ``seed``.
+
+    Args:
+        name: Of what is trained.
+        seed: Of the initial weights, the order of the images, their augmentation, and an objective's random numbers.
+        epochs: Passes over the training set.
+        batch_size: Images per step; the last, incomplete batch of an epoch is dropped.
+        learning_rate: Of Adam, the highest of the schedule.
+        warmup: Share of all steps in which the learning rate rises linearly; it then falls along a cosine to zero.
+        weight_decay: Of AdamW, decoupled.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        shift: Training images are moved by up to so many pixels in each direction, zeros coming in.
+        flip: Whether half of the training images are mirrored.
+        objective: What is lowered.
+
+    Raises:
+        InputError: If a number is out of its range.
+    """
+
+    name: str
+    seed: int
+    epochs: int
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    objective: RecipeObjective = clean
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "learning_rate"):
+            if not getattr(self, key) > 0:
+                raise InputError(f"{key} of {self._who} must be positive, got {getattr(self, key)!r}")
+        for key in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, key) < 1:
+                raise InputError(f"{key} of {self._who} must lie in [0, 1), got {getattr(self, key)!r}")
+        if self.epochs < 0 or self.shift < 0 or not self.weight_decay >= 0:
+            raise InputError(f"epochs, shift and weight_decay of {self._who} must not be negative")
+
+    @property
+    def _who(self) -> str:
+        return f"member {self.name!r}"
+
+
+@dataclass(frozen=True)
+class MemberRecipe(Schedule):
+    """How one network is trained.
+
+    Args:
+        precision: Bits of its quantized layers.
+        scale: Scale of the quantized weights.
+        ema: Decay of the exponential moving average of the weights that is kept as the result; 0 keeps the last ones.
+            It also holds while all members are trained together.
+        start: Name of an earlier member whose trained weights this one starts from, instead of random ones.
+        in_ensemble: Whether it is a member in the end; a mere teacher is not.
+
+    Raises:
+        InputError: If a number is out of its range.
+    """
+
+    precision: Precision = field(kw_only=True)
+    scale: Scale = "none"
+    ema: float = 0.0
+    start: str = ""
+    in_ensemble: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema of {self._who} must lie in [0, 1), got {self.ema!r}")
+
+
+@dataclass(frozen=True)
+class JointRecipe(Schedule):
+    """How all members are trained together, through their mean probability, after each was trained alone.
+
+    Args:
+        member_share: Share of the loss that is the mean of the members' own: see
+            :class:`~empir_plugin.training.lesson.Criterion`.
+
+    Raises:
+        InputError: If a number is out of its range.
+    """
+
+    member_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.member_share <= 1:
+            raise InputError(f"member_share of {self._who} must lie in [0, 1], got {self.member_share!r}")
+        if not self.epochs:
+            raise InputError("epochs of [joint] must be positive, got 0: leave [joint] out")
+
+    @property
+    def _who(self) -> str:
+        return "[joint]"
+
+
+def settings_of(schedule: Schedule) -> dict[str, object]:
+    """A schedule as plain values, for files.
+
+    The keys younger than the first checkpoints are left out at their default, so that those can still be resumed.
+
+    Example:
+        >>> sorted(settings_of(Schedule("m", seed=1, epochs=2)))[-3:]
+        ['shift', 'warmup', 'weight_decay']
+    """
+    plain = [item for item in fields(schedule) if item.name != "objective"]
+    young = {item.name for item in plain if item.name in _YOUNG and getattr(schedule, item.name) == item.default}
+    found = {item.name: getattr(schedule, item.name) for item in plain if item.name not in young}
+    objective = {} if schedule.objective == clean else {"objective": describe(schedule.objective)}
+    return {
+        **{key: asdict(value) if isinstance(value, Precision) else value for key, value in found.items()},
+        **objective,
+    }
+
+
+_YOUNG = frozenset({"start", "in_ensemble"})

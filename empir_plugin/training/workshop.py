@@ -1,0 +1,130 @@
+"""Where a recipe's networks are made: each alone, starting from another or taught by one, and then all together."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.identity import describe
+from empir_plugin.models.architectures import ARCHITECTURES
+from empir_plugin.models.ensemble import Ensemble, MeanProbability
+from empir_plugin.training.averages import parts_of
+from empir_plugin.training.distillation import DistilledFrom
+from empir_plugin.training.lesson import Criterion
+from empir_plugin.training.loop import Step, Task, Trained, fit
+from empir_plugin.training.objective_tables import RecipeObjective
+from empir_plugin.training.objectives import Objective
+from empir_plugin.training.recipe import Recipe
+from empir_plugin.training.schedules import JointRecipe, MemberRecipe, settings_of
+from empir_plugin.training.selection import Selection, select
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A member on its way.
+
+    Args:
+        recipe: How it is made.
+        model: Its network, as far as it is trained.
+        history: One mapping per epoch.
+        report: What else its report will say.
+    """
+
+    recipe: MemberRecipe
+    model: nn.Module
+    history: tuple[dict[str, float], ...] = ()
+    report: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """What every run of a recipe shares.
+
+    Args:
+        recipe: What is made.
+        training: Images to train on.
+        kept_back: Images to choose weights on, if any.
+        out: Folder of the checkpoints.
+        device: Where to compute; None for the CPU.
+        resume: Whether to go on from checkpoints.
+        on_step: Told after every step.
+    """
+
+    recipe: Recipe
+    training: ImageSet
+    kept_back: ImageSet | None
+    out: Path
+    device: torch.device | None
+    resume: bool
+    on_step: Callable[[Step], None] | None
+
+    def alone(self, member: MemberRecipe, earlier: Mapping[str, Result]) -> Result:
+        """Train one member; with the result go its scores, unless it is to be trained further."""
+        model = _initialise(self.recipe.architecture, member, self.training.num_classes).to(self.device)
+        if member.start:
+            model.load_state_dict(earlier[member.start].model.state_dict())
+        if not member.epochs:
+            return Result(member, model)
+        objective = _bound(member.objective, earlier)
+        facts = _facts(objective, member.objective, model if member.start else None)
+        task = Task(member, objective, Criterion(member.label_smoothing), (member.ema,), facts)
+        trained = self._fit(model, task)
+        selection = self._select(trained, task, final=self.recipe.joint is None or not member.in_ensemble)
+        return Result(member, selection.model, trained.history, _scores(selection))
+
+    def together(self, joint: JointRecipe, alone: Mapping[str, Result]) -> list[Result]:
+        """Train the ensemble of all members."""
+        results = [result for result in alone.values() if result.recipe.in_ensemble]
+        ensemble = Ensemble([result.model.requires_grad_(True) for result in results], MeanProbability())
+        objective = _bound(joint.objective, alone)
+        decays = tuple(result.recipe.ema for result in results)
+        facts = {**_facts(objective, joint.objective, ensemble), "decays": repr(decays)}
+        task = Task(joint, objective, Criterion(joint.label_smoothing, joint.member_share), decays, facts)
+        trained = self._fit(ensemble, task)
+        selection = self._select(trained, task, final=True)
+        report = {"joint": {"recipe": settings_of(joint), "history": trained.history}, **_scores(selection)}
+        pairs = zip(results, parts_of(selection.model), strict=True)
+        return [
+            replace(result, model=model, history=(*result.history, *trained.history), report=report)
+            for result, model in pairs
+        ]
+
+    def _fit(self, model: nn.Module, task: Task) -> Trained:
+        name = task.schedule.name
+        together = "together." if isinstance(task.schedule, JointRecipe) else ""
+        checkpoint = self.out / f"{name}.{together}checkpoint.safetensors"
+        return fit(model, task, self.training, checkpoint, device=self.device, resume=self.resume, on_step=self.on_step)
+
+    def _select(self, trained: Trained, task: Task, *, final: bool) -> Selection:
+        return select(trained, task.decays, self.kept_back if final else None, self.recipe.holdout)
+
+
+def _bound(objective: RecipeObjective, earlier: Mapping[str, Result]) -> Objective:
+    if not isinstance(objective, DistilledFrom):
+        return objective
+    return objective.by(copy.deepcopy(earlier[objective.teacher].model).requires_grad_(False))
+
+
+def _facts(objective: Objective, written: RecipeObjective, start: nn.Module | None) -> dict[str, str]:
+    """What a run depends on beside its own schedule: the teacher, and the weights it starts from."""
+    facts = {} if objective is written else {"objective": describe(objective)}
+    if start is not None:
+        facts["start"] = hashlib.sha256(describe(dict(start.state_dict())).encode()).hexdigest()
+    return facts
+
+
+def _scores(selection: Selection) -> dict[str, object]:
+    return {"holdout": [asdict(score) for score in selection.scores]} if selection.scores else {}
+
+
+def _initialise(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(member.seed)
+        return ARCHITECTURES[architecture](member.precision, scale=member.scale, num_classes=num_classes)

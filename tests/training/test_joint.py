@@ -1,0 +1,188 @@
+"""Members trained together: same bits after a kill, and nothing resumed that does not belong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import EvaluationError, InputError, WeightsError
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.models.architectures import MNISTConv
+from empir_plugin.models.packing import load_packed
+from empir_plugin.models.precision import Precision
+from empir_plugin.training.adversary import pgd
+from empir_plugin.training.distillation import DistilledFrom
+from empir_plugin.training.loop import Step
+from empir_plugin.training.objectives import Adversarial, GradientPenalty, clean
+from empir_plugin.training.recipe import HoldOut, JointRecipe, MemberRecipe, Recipe
+from empir_plugin.training.run import TrainedMember, train_recipe
+from empir_plugin.training.schedules import settings_of
+
+ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
+FP = MemberRecipe("full", 1, 1, 16, precision=Precision(), objective=ATTACKED)
+LP = MemberRecipe("low", 2, 0, 16, precision=Precision(4, 4), scale="max", ema=0.5, start="full")
+JOINT = JointRecipe("both", 3, 2, 16, objective=ATTACKED, member_share=0.2)
+RECIPE = Recipe("both", "mnistconv", "mnist", (FP, LP), JOINT)
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _kill_at(name: str, number: int) -> Callable[[Step], None]:
+    def on_step(at: Step) -> None:
+        if (at.member, at.step) == (name, number):
+            raise _KilledError
+
+    return on_step
+
+
+def _digests(members: tuple[TrainedMember, ...]) -> list[str]:
+    return [member.sha256 for member in members]
+
+
+def test_killed_in_either_stage_and_resumed_gives_the_same_bits(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    whole = train_recipe(RECIPE, tiny_mnist, tmp_path / "whole")
+    for name, step in (("full", 2), ("both", 5)):
+        with pytest.raises(_KilledError):
+            train_recipe(RECIPE, tiny_mnist, tmp_path / "cut", on_step=_kill_at(name, step))
+        assert not (tmp_path / "cut" / "full.safetensors").exists(), "half-trained weights have no file"
+    seen: list[tuple[str, int]] = []
+    resumed = train_recipe(RECIPE, tiny_mnist, tmp_path / "cut", on_step=lambda at: seen.append((at.member, at.step)))
+    assert seen == [("both", 4), ("both", 5), ("both", 6)], "what was finished is not repeated"
+    assert _digests(resumed) == _digests(whole)
+    report = json.loads((tmp_path / "whole" / "low.json").read_text())
+    assert report["history"] == []
+    assert len(report["joint"]["history"]) == 2
+    assert "Adversarial" in report["joint"]["recipe"]["objective"]
+    loaded = MNISTConv(LP.precision, scale="max")
+    load_packed(loaded, whole[1].weights, expected_sha256=whole[1].sha256)
+    assert {key.split(".")[1] for key in load_file(tmp_path / "whole" / "both.safetensors")} == {"0", "1"}
+
+
+def test_a_member_starts_from_another_one(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    first, still = replace(FP, batch_size=48), replace(JOINT, learning_rate=1e-12, epochs=1, batch_size=48)
+    recipe = replace(RECIPE, members=(first, LP), joint=still)
+    train_recipe(recipe, tiny_mnist, tmp_path / "one")
+    state = load_file(tmp_path / "one" / "both.safetensors")
+    assert torch.allclose(state["members.0.conv2.weight"], state["members.1.conv2.weight"], atol=1e-9)
+    train_recipe(replace(recipe, members=(first, replace(LP, start=""))), tiny_mnist, tmp_path / "other")
+    state = load_file(tmp_path / "other" / "both.safetensors")
+    assert not torch.allclose(state["members.0.conv2.weight"], state["members.1.conv2.weight"], atol=1e-3)
+
+
+def test_a_changed_recipe_is_not_resumed(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    full, low, joint = (replace(run, batch_size=32) for run in (FP, LP, JOINT))
+    recipe = replace(RECIPE, members=(full, low), joint=joint)
+    changes = [
+        replace(recipe, joint=replace(joint, objective=clean)),
+        replace(recipe, joint=replace(joint, member_share=0.0)),
+        replace(recipe, members=(full, replace(low, ema=0.0))),
+        replace(recipe, members=(full, replace(low, start=""))),
+        replace(recipe, members=(replace(full, objective=Adversarial(pgd("Linf:0.2", steps=1))), low)),
+        replace(recipe, holdout=HoldOut(16)),
+    ]
+    train_recipe(recipe, tiny_mnist, tmp_path)
+    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for changed in changes:
+        with pytest.raises(WeightsError, match="belongs to another recipe"):
+            train_recipe(changed, tiny_mnist, tmp_path)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
+
+
+def test_the_name_of_an_old_run_has_not_changed() -> None:
+    member = MemberRecipe("m", 1, 2, precision=Precision(2, 4))
+    assert settings_of(member) == {
+        "name": "m", "seed": 1, "epochs": 2, "batch_size": 128, "learning_rate": 1e-3, "warmup": 0.0,
+        "weight_decay": 0.0, "label_smoothing": 0.0, "shift": 0, "flip": False, "scale": "none", "ema": 0.0,
+        "precision": {"weight_bits": 2, "activation_bits": 4},
+    }  # fmt: skip
+    assert settings_of(replace(member, start="n", in_ensemble=False)).keys() - settings_of(member).keys() == {
+        "start",
+        "in_ensemble",
+    }
+
+
+@pytest.fixture
+def spoiling() -> Iterator[None]:
+    """Every optimizer step writes NaN into the first weights."""
+    original = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, closure: None = None) -> None:
+        original(self)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        yield
+
+
+def _alone(*members: MemberRecipe) -> Recipe:
+    return Recipe("solo", "mnistconv", "mnist", members)
+
+
+def test_a_run_without_an_epoch_to_keep_says_so(spoiling: None, tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"in step 1, it had finished no epoch: .*; lower learning_rate"):
+        train_recipe(_alone(FP), tiny_mnist, tmp_path)
+
+
+def test_weights_spoiled_in_the_last_step_of_an_epoch_are_not_kept(
+    spoiling: None, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    with pytest.raises(EvaluationError, match=r"full stopped in step 0, .*: a weight is not finite"):
+        train_recipe(_alone(replace(FP, batch_size=48)), tiny_mnist, tmp_path)
+    assert not (tmp_path / "full.checkpoint.safetensors").exists()
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(
+    request: pytest.FixtureRequest, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    recipe = _alone(replace(FP, epochs=2))
+    with pytest.raises(_KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path, on_step=_kill_at("full", 4))
+    good = (tmp_path / "full.checkpoint.safetensors").read_bytes()
+    request.getfixturevalue("spoiling")
+    with pytest.raises(EvaluationError, match="full stopped in step 4, its checkpoint of epoch 1 is kept"):
+        train_recipe(recipe, tiny_mnist, tmp_path)
+    assert (tmp_path / "full.checkpoint.safetensors").read_bytes() == good
+
+
+def test_a_student_learns_from_its_teacher_who_stays_outside(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    teacher = MemberRecipe("teacher", 1, 6, 16, 2e-3, precision=Precision(), in_ensemble=False)
+    student = MemberRecipe(
+        "student", 2, 6, 16, 2e-3, precision=Precision(), objective=DistilledFrom("teacher", 2.0, 0.0)
+    )
+    found = train_recipe(_alone(teacher, student), tiny_mnist, tmp_path)
+    assert [member.name for member in found] == ["teacher", "student"]
+    assert found[1].history[-1]["accuracy"] > 0.9, "it has never seen a label"
+    assert {key.split(".")[1] for key in load_file(tmp_path / "solo.safetensors")} == {"0"}
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        _retrain_teacher_and_resume(teacher, student, tiny_mnist, tmp_path)
+
+
+def _retrain_teacher_and_resume(teacher: MemberRecipe, student: MemberRecipe, data: ImageSet, out: Path) -> None:
+    (out / "teacher.checkpoint.safetensors").unlink()
+    train_recipe(_alone(replace(teacher, seed=9), student), data, out)
+
+
+def test_a_gradient_penalty_trains_a_recipe(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    (member,) = train_recipe(_alone(replace(FP, objective=GradientPenalty(1.0), epochs=4)), tiny_mnist, tmp_path)
+    assert member.history[-1]["loss"] < member.history[0]["loss"]
+
+
+def test_images_kept_back_choose_the_weights(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    holdout = HoldOut(16, Threat.parse("Linf:0.05"), steps=2)
+    train_recipe(replace(RECIPE, holdout=holdout), tiny_mnist, tmp_path)
+    scores = json.loads((tmp_path / "full.json").read_text())["holdout"]
+    assert [score["averaged"] for score in scores] == [[False, True], [False, False]]
+    assert all(0 <= score["robust"] <= score["clean"] <= 1 for score in scores)
+    with pytest.raises(InputError, match="8 training images are fewer than a batch of 16"):
+        train_recipe(replace(RECIPE, holdout=HoldOut(40)), tiny_mnist, tmp_path / "few")
