@@ -14,7 +14,7 @@ from empir_plugin.zoo.show import rows
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "leaderboard" / "runs"
-HEADLINE = ("cifarconv-fp-500", "empir-cifar-500", "empir-mnist-200")
+HEADLINE = ("cifarconv-fp-500", "empir-cifar-500", "empir-mnist-500")
 
 
 def headline() -> str:
@@ -102,7 +102,7 @@ def full() -> str:
 
 
 def worst() -> str:
-    """What all attacks of ``adaptive`` leave of ``empir-cifar`` on the whole test set."""
+    """What 20 attacks of ``adaptive``, all but Square and AutoAttack, leave of ``empir-cifar`` on the whole test set."""
     return f"{Record.read(RUNS / 'empir-cifar-adaptive.json').worst_case_accuracy:.2f} %"
 
 
