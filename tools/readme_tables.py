@@ -102,7 +102,7 @@ def full() -> str:
 
 
 def worst() -> str:
-    """What 20 attacks of ``adaptive``, all but Square and AutoAttack, leave of ``empir-cifar`` on the whole test set."""
+    """What 20 attacks of ``adaptive`` (not Square and AutoAttack) leave of ``empir-cifar`` on the whole test set."""
     return f"{Record.read(RUNS / 'empir-cifar-adaptive.json').worst_case_accuracy:.2f} %"
 
 
