@@ -18,7 +18,7 @@ from empir_plugin.evaluation.masking_evidence import Evidence as Evidence
 from empir_plugin.evaluation.masking_finding import Finding as Finding
 from empir_plugin.evaluation.masking_report import AuditReport as AuditReport
 from empir_plugin.evaluation.masking_report import verdict_on
-from empir_plugin.evaluation.provenance import code_sha256, now, versions
+from empir_plugin.evaluation.provenance import code_sha256, data_table, now, versions
 from empir_plugin.evaluation.subject import exact_float32, model_fingerprint, prepared, require_weights
 
 FEWEST_IMAGES = 20
@@ -76,7 +76,7 @@ def audit(
     findings = tuple(check(evidence) for check in CHECKS)
     return AuditReport(
         model={"name": name, "sha256": model_fingerprint(model)},
-        data=_describe(data),
+        data=data_table(data),
         threat=str(threat),
         compared_at=str(evidence.compared_at),
         images=len(bench.y),
@@ -103,16 +103,6 @@ def _bench(model: nn.Module, data: ImageSet, threat: Threat, seed: int, batch_si
         found = f"{int(correct.sum())} of {len(data)}"
         raise InputError(f"an audit needs {FEWEST_IMAGES} correctly classified images, got {found}: pass more images")
     return Bench(subject, x[correct], y[correct], data.num_classes, threat, seed, batch_size)
-
-
-def _describe(data: ImageSet) -> dict[str, object]:
-    return {
-        "name": data.name,
-        "split": data.split,
-        "source": data.source,
-        "n": len(data),
-        "sha256": data.fingerprint,
-    }
 
 
 def _describe_run(seed: int, batch_size: int, device: torch.device) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.record import AttackRecord, PartRecord, Record, percent
+from empir_plugin.evaluation.record import AttackRecord, Record, percent
 from empir_plugin.evaluation.summary import worst_case
 
 _RUN = ("seed", "batch_size", "shard_size", "cascade", "device", "versions", "code_sha256")
@@ -70,14 +70,9 @@ def record_of(table: Mapping[str, Any]) -> Record:
         EvaluationError: If it is none, or contradicts itself.
     """
     try:
-        return Record(**{**table, "attacks": tuple(_attack(row) for row in table["attacks"])})
+        return Record.from_table(table)
     except (KeyError, TypeError) as error:
         raise EvaluationError(f"this is no run record ({type(error).__name__}: {error})") from error
-
-
-def _attack(row: Mapping[str, Any]) -> AttackRecord:
-    parts = tuple(PartRecord(**part) for part in row["parts"])
-    return AttackRecord(**{**row, "flags": tuple(row["flags"]), "parts": parts})
 
 
 def _same_subject(one: Record, other: Record) -> bool:

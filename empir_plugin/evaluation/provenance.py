@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from empir_plugin.evaluation.data import ImageSet
+
 _PACKAGES = ("empir-plugin", "torch", "torchvision", "timm", "robustbench", "pyautoattack", "autoattack", "numpy")
 
 
@@ -38,3 +40,20 @@ def code_sha256() -> str:
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         digest.update(f"{path.relative_to(root).as_posix()}|".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def data_table(data: ImageSet) -> dict[str, object]:
+    """What a result says of the images it is about.
+
+    Example:
+        >>> from empir_plugin.evaluation.data import load_images
+        >>> data_table(load_images("mnist").first(2))["n"]
+        2
+    """
+    return {
+        "name": data.name,
+        "split": data.split,
+        "source": data.source,
+        "n": len(data),
+        "sha256": data.fingerprint,
+    }

@@ -172,11 +172,22 @@ class Record:
             table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             if table["schema"] != SCHEMA:
                 raise EvaluationError(f"{path} has record format {table['schema']}, this release reads {SCHEMA}")
-            return cls(**{**table, "attacks": tuple(_attack(row) for row in table["attacks"])})
+            return cls.from_table(table)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EvaluationError(f"{path} is no run record ({type(error).__name__}: {error})") from error
         except EvaluationError as error:
             raise EvaluationError(f"{path} is no run record: {error}") from error
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Record:
+        """Back from what JSON held.
+
+        Raises:
+            EvaluationError: If the record contradicts itself.
+            KeyError: If the attacks, or fields of one, are missing.
+            TypeError: If other fields are missing, or unknown.
+        """
+        return cls(**{**table, "attacks": tuple(_attack(row) for row in table["attacks"])})
 
 
 def _attack(row: Mapping[str, Any]) -> AttackRecord:

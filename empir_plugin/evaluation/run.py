@@ -19,7 +19,7 @@ from empir_plugin.evaluation.keys import attack_key, common_key, subject_of
 from empir_plugin.evaluation.outcome import Outcome
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.protocols import Headline, Protocol, default
-from empir_plugin.evaluation.provenance import code_sha256, now, versions
+from empir_plugin.evaluation.provenance import code_sha256, data_table, now, versions
 from empir_plugin.evaluation.record import Record, percent
 from empir_plugin.evaluation.shards import Bench, Shard, check_shard_size, shards
 from empir_plugin.evaluation.store import Fallen, Store, opened
@@ -197,7 +197,7 @@ def _record(job: _Job, outcomes: Mapping[str, Sequence[Outcome]]) -> Record:
     worst = worst_case(clean, attacks)
     return Record(
         model=_describe_model(job),
-        data=_describe_data(bench.data),
+        data={**data_table(bench.data), "full_official": bench.data.is_full_official},
         threat=str(bench.threat),
         clean=clean,
         clean_accuracy=percent(clean),
@@ -212,17 +212,6 @@ def _record(job: _Job, outcomes: Mapping[str, Sequence[Outcome]]) -> Record:
 def _describe_model(job: _Job) -> dict[str, object]:
     loaded = bool(getattr(job.model, "weights_loaded", True))
     return {"name": job.name, "sha256": model_fingerprint(job.model), "weights_loaded": loaded}
-
-
-def _describe_data(data: ImageSet) -> dict[str, object]:
-    return {
-        "name": data.name,
-        "split": data.split,
-        "source": data.source,
-        "n": len(data),
-        "sha256": data.fingerprint,
-        "full_official": data.is_full_official,
-    }
 
 
 def _describe_protocol(protocol: Protocol | None) -> dict[str, object]:
