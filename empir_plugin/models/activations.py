@@ -12,8 +12,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, as_trained
+from empir_plugin.models.choice import choice
 from empir_plugin.models.precision import FULL_BITS, check_bits
 from empir_plugin.models.quantize import ActivationQuantizer, in_float32, quantize_unit
 
@@ -41,11 +41,7 @@ class Activations(Enum):
         Raises:
             InputError: If the text is another one.
         """
-        try:
-            return cls(value)
-        except ValueError as error:
-            known = ", ".join(member.value for member in cls)
-            raise InputError(f"activations must be one of {known}, got {value!r}") from error
+        return choice(cls, "activations", value)
 
 
 @dataclass(frozen=True)

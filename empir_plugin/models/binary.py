@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.errors import InputError
+from empir_plugin.models.choice import choice
 from empir_plugin.models.quantize import WeightQuantizer, in_float32
 
 
@@ -39,11 +39,7 @@ class OneBit(Enum):
         Raises:
             InputError: If the text is another one.
         """
-        try:
-            return cls(value)
-        except ValueError as error:
-            known = ", ".join(member.value for member in cls)
-            raise InputError(f"one_bit must be one of {known}, got {value!r}") from error
+        return choice(cls, "one_bit", value)
 
 
 class _SignWithin(torch.autograd.Function):
