@@ -122,3 +122,12 @@ def test_starting_the_command_line_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     control = "import sys, torch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", control], check=False).returncode == 1
+
+
+def test_threads_hold_for_one_command_only(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    options = ("--n-examples", "2", "--attack", "FGSM", "--threads", str(before + 1))
+    result = _run("evaluate", "cifarconv-fp", *options, "--record", str(tmp_path / "r.json"))
+    assert result.exit_code == 0, result.output
+    assert Record.read(tmp_path / "r.json").run["threads"] == [before + 1]
+    assert torch.get_num_threads() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,8 +19,9 @@ THREADS = click.option(
 
 
 def set_threads(threads: int | None) -> None:
-    """Compute on that many CPU threads, or on torch's own choice."""
+    """Compute on that many CPU threads, or on torch's own choice, until the running command ends."""
     import torch
 
     if threads is not None:
+        click.get_current_context().call_on_close(partial(torch.set_num_threads, torch.get_num_threads()))
         torch.set_num_threads(threads)

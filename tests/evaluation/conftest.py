@@ -25,9 +25,9 @@ def toys() -> ModuleType:
     return sys.modules["empir_toys"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Equal bits need equal numbers of threads; and a forked process has no thread pool."""
+    """Equal bits need equal numbers of threads, in a module's own fixtures too; and a forked process has no pool."""
     found = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
