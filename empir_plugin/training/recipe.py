@@ -10,6 +10,7 @@ from typing import Any
 from empir_plugin import _toml
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
+from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.objective_tables import parse_objective
@@ -46,7 +47,7 @@ class Recipe:
 
     Args:
         name: The ensemble's name.
-        architecture: A key of :data:`empir_plugin.models.architectures.ARCHITECTURES`.
+        architecture: One for :func:`empir_plugin.training.networks.first_network`.
         dataset: ``"mnist"``, ``"cifar10"`` or another name :func:`empir_plugin.evaluation.load_images` knows.
         members: In the order of training, which is the ensemble's.
         joint: How they are trained together; None if they are not.
@@ -153,7 +154,9 @@ def _member(table: dict[str, Any]) -> MemberRecipe:
     where = f"member {table.get('name', '?')!r}"
     known = {field.name for field in fields(MemberRecipe)}
     check_keys(table, required={"name", "precision", "seed", "epochs"}, known=known, where=where)
-    given = {"precision": Precision.parse(str(table.pop("precision")))}
+    given: dict[str, Any] = {"precision": Precision.parse(str(table.pop("precision")))}
+    if "activations" in table:
+        given["activations"] = Activations.parse(str(table.pop("activations")))
     return made(MemberRecipe, table, where, **given, **_objective(table, where))
 
 

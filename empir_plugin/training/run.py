@@ -15,7 +15,6 @@ from torch import nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.packing import save_packed
 from empir_plugin.training.loop import Step
@@ -124,8 +123,6 @@ def _split(data: ImageSet, holdout: HoldOut | None) -> tuple[ImageSet, ImageSet 
 
 
 def _check(recipe: Recipe, data: ImageSet) -> None:
-    if recipe.architecture not in ARCHITECTURES:
-        raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {recipe.architecture!r}")
     if recipe.dataset != data.name:
         raise InputError(f"recipe {recipe.name} is for {recipe.dataset}, got images of {data.name}")
     runs: list[Schedule] = [*recipe.members, *([recipe.joint] if recipe.joint else [])]

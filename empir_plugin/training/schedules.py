@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
+from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
 from empir_plugin.training.objective_tables import RecipeObjective
@@ -67,6 +68,8 @@ class MemberRecipe(Schedule):
     Args:
         precision: Bits of its quantized layers.
         scale: Scale of the quantized weights.
+        activations: Range of the quantized layers' inputs; DoReFa's [0, 1] by default, and always that in EMPIR's own
+            architectures.
         ema: Decay of the exponential moving average of the weights that is kept as the result; 0 keeps the last ones.
             It also holds while all members are trained together.
         start: Name of an earlier member whose trained weights this one starts from, instead of random ones.
@@ -78,6 +81,7 @@ class MemberRecipe(Schedule):
 
     precision: Precision = field(kw_only=True)
     scale: Scale = "none"
+    activations: Activations = Activations.UNSIGNED
     ema: float = 0.0
     start: str = ""
     in_ensemble: bool = True
@@ -127,10 +131,13 @@ def settings_of(schedule: Schedule) -> dict[str, object]:
     young = {item.name for item in plain if item.name in _YOUNG and getattr(schedule, item.name) == item.default}
     found = {item.name: getattr(schedule, item.name) for item in plain if item.name not in young}
     objective = {} if schedule.objective == clean else {"objective": describe(schedule.objective)}
-    return {
-        **{key: asdict(value) if isinstance(value, Precision) else value for key, value in found.items()},
-        **objective,
-    }
+    return {**{key: _plain(value) for key, value in found.items()}, **objective}
 
 
-_YOUNG = frozenset({"start", "in_ensemble"})
+def _plain(value: object) -> object:
+    if isinstance(value, Precision):
+        return asdict(value)
+    return value.value if isinstance(value, Activations) else value
+
+
+_YOUNG = frozenset({"start", "in_ensemble", "activations"})

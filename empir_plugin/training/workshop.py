@@ -13,12 +13,12 @@ from torch import nn
 
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.evaluation.identity import describe
-from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.training.averages import parts_of
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.lesson import Criterion
 from empir_plugin.training.loop import Step, Task, Trained, fit
+from empir_plugin.training.networks import first_network
 from empir_plugin.training.objective_tables import RecipeObjective
 from empir_plugin.training.objectives import Objective
 from empir_plugin.training.recipe import Recipe
@@ -67,9 +67,8 @@ class Workshop:
 
     def alone(self, member: MemberRecipe, earlier: Mapping[str, Result]) -> Result:
         """Train one member; with the result go its scores, unless it is to be trained further."""
-        model = _initialise(self.recipe.architecture, member, self.training.num_classes).to(self.device)
-        if member.start:
-            model.load_state_dict(earlier[member.start].model.state_dict())
+        start = earlier[member.start].model.state_dict() if member.start else None
+        model = first_network(self.recipe.architecture, member, self.training, start).to(self.device)
         if not member.epochs:
             return Result(member, model)
         objective = _bound(member.objective, earlier)
@@ -122,9 +121,3 @@ def _facts(objective: Objective, written: RecipeObjective, start: nn.Module | No
 
 def _scores(selection: Selection) -> dict[str, object]:
     return {"holdout": [asdict(score) for score in selection.scores]} if selection.scores else {}
-
-
-def _initialise(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(member.seed)
-        return ARCHITECTURES[architecture](member.precision, scale=member.scale, num_classes=num_classes)

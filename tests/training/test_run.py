@@ -111,7 +111,7 @@ def test_a_diverging_run_stops(tiny_mnist: ImageSet, tmp_path: Path) -> None:
 def test_the_wrong_data_or_architecture_is_refused(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recipe tiny is for mnist, got images of cifar10"):
         train_recipe(_recipe(FP), replace(tiny_mnist, name="cifar10"), tmp_path)
-    with pytest.raises(InputError, match="architecture must be one of mnistconv"):
+    with pytest.raises(InputError, match="no architecture .resnet. in timm or RobustBench"):
         train_recipe(replace(_recipe(FP), architecture="resnet"), tiny_mnist, tmp_path)
     with pytest.raises(InputError, match="48 training images are fewer than a batch of 64"):
         train_recipe(_recipe(replace(FP, batch_size=64)), tiny_mnist, tmp_path)
