@@ -20,16 +20,17 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(leaderboard, arguments)
 
 
-def write_record(path: Path, n: int = 10_000) -> str:
+def write_record(path: Path, n: int = 10_000, model: str = "cifarconv-fp") -> str:
+    dataset, threat = ("mnist", "Linf:0.3") if "mnist" in model else ("cifar10", "Linf:8/255")
     clean, left = "1" * (n // 2) + "0" * (n - n // 2), "1" * (n // 100) + "0" * (n - n // 100)
     Record(
-        model={"name": "cifarconv-fp", "sha256": shipped_fingerprint("cifarconv-fp"), "weights_loaded": True},
+        model={"name": model, "sha256": shipped_fingerprint(model), "weights_loaded": True},
         data={
-            "name": "cifar10", "split": "test", "source": "official", "n": n, "full_official": n == 10_000,
-            "sha256": OFFICIAL_FINGERPRINTS["cifar10", "test"],
+            "name": dataset, "split": "test", "source": "official", "n": n, "full_official": n == 10_000,
+            "sha256": OFFICIAL_FINGERPRINTS[dataset, "test"],
         },
-        threat="Linf:8/255", clean=clean, clean_accuracy=50.0,
-        attacks=(AttackRecord("AutoAttack", AUTOATTACK, left, 1.0, 1.0, threat="Linf:8/255"),),
+        threat=threat, clean=clean, clean_accuracy=50.0,
+        attacks=(AttackRecord("AutoAttack", AUTOATTACK, left, 1.0, 1.0, threat=threat),),
         worst_case=left, worst_case_accuracy=1.0, run={"seed": 0},
     ).write(path)  # fmt: skip
     return str(path)
@@ -51,6 +52,21 @@ def test_add_check_table_submit(tmp_path: Path) -> None:
     )]  # fmt: skip
 
 
+def test_a_board_that_robustbench_does_not_have(tmp_path: Path) -> None:
+    tree, out = ("--tree", str(tmp_path / "board")), tmp_path / "out"
+    run("add", "empir-mnist", "--record", write_record(tmp_path / "aa.json", model="empir-mnist"), *tree)
+    refused = run("submit", "empir-mnist", "--out", str(out), "--images", str(tmp_path / "none.safetensors"), *tree)
+    assert refused.exit_code == 2
+    assert "RobustBench has no board for mnist/Linf" in refused.output
+    assert not out.exists()
+    submitted = run("submit", "empir-mnist", "--out", str(out), *tree)
+    assert submitted.exit_code == 0, submitted.output
+    files = [str(out / "model_info" / "mnist" / "Linf" / "Sen2020EMPIR.json"), str(out / "new-model.md")]
+    assert submitted.output.splitlines()[:2] == files
+    assert "RobustBench has no board for mnist/Linf: new-model.md proposes one" in submitted.output
+    assert "Nothing is written for its model zoo" in submitted.output
+
+
 def test_check_names_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
     tree = ("--tree", str(tmp_path / "board"))
     run("add", "cifarconv-fp", "--record", write_record(tmp_path / "aa.json"), *tree)
@@ -70,7 +86,7 @@ def test_a_sample_is_kept_among_the_runs(tmp_path: Path) -> None:
     record = write_record(tmp_path / "small.json", 500)
     added = run("add", "cifarconv-fp", "--record", record, "--tree", str(tmp_path / "board"))
     assert added.exit_code == 2
-    assert "makes no entry, and is kept in" in added.output
+    assert f"is kept in {tmp_path / 'board' / 'runs'}, evaluate on all of them" in added.output
     assert [path.name for path in (tmp_path / "board").rglob("*.json")] == ["small.json"]
 
 
@@ -80,7 +96,7 @@ BAD = {
     "unknown model": (("add", "other", "--record", "file"), "no paper is known for 'other'"),
     "no record at all": (("add", "empir-cifar", "--record", "file"), "file is no run record"),
     "no tree": (("check", "--tree", "none"), "there is no leaderboard at none"),
-    "no entry": (("submit", "empir-cifar", "--out", "out", "--tree", "none"), "of which it has 0: none"),
+    "no entry": (("submit", "empir-cifar", "--out", "out", "--tree", "none"), "make one with `empir leaderboard add`"),
 }
 
 

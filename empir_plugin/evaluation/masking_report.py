@@ -1,22 +1,22 @@
 r"""Audit reports: what every check measured, what it allows and why, and the verdict that follows.
 
 A report is a JSON object with the fields of :class:`AuditReport`, in UTF-8. A report whose verdicts do not follow from
-its numbers is refused. There is no NaN. ``schema`` is raised when the form changes.
+its numbers is refused. Numbers are finite, and no key occurs twice. ``schema`` is raised when the form changes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.files import write_atomically
 from empir_plugin.evaluation.masking_finding import Finding, check_texts
+from empir_plugin.evaluation.strict_json import JsonKind
 
 SCHEMA = 1
+_KIND = JsonKind("an audit report", EvaluationError, SCHEMA)
 PASSED = "passed"
 MASKED = "masked"
 
@@ -98,10 +98,7 @@ class AuditReport:
         Raises:
             EvaluationError: If a number is NaN or infinite, or something is no JSON.
         """
-        try:
-            return json.dumps(self.to_table(), indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise EvaluationError(f"an audit report holds texts and finite numbers only ({error})") from error
+        return _KIND.text(self.to_table())
 
     def write(self, path: Path) -> None:
         """Write the report; a kill leaves no half of one.
@@ -109,13 +106,7 @@ class AuditReport:
         Raises:
             EvaluationError: If it cannot be written.
         """
-        text = self.to_json()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
-        except OSError as error:
-            reason = error.strerror or error
-            raise EvaluationError(f"the audit report cannot be written to {path} ({reason}): choose another") from error
+        _KIND.write(path, self.to_table())
 
     @classmethod
     def read(cls, path: Path) -> AuditReport:
@@ -124,15 +115,7 @@ class AuditReport:
         Raises:
             EvaluationError: If the file is missing, no report, of another version of the format, or contradicts itself.
         """
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-            if table["schema"] != SCHEMA:
-                raise EvaluationError(f"it has format {table['schema']}, this release reads {SCHEMA}")
-            return cls.from_table(table)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise EvaluationError(f"{path} is no audit report ({type(error).__name__}: {error})") from error
-        except EvaluationError as error:
-            raise EvaluationError(f"{path} is no audit report: {error}") from error
+        return _KIND.read(path, cls.from_table)
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> AuditReport:
@@ -149,7 +132,3 @@ class AuditReport:
 def verdict_on(checks: tuple[Finding, ...]) -> str:
     """``"passed"`` if every check passed, else ``"masked"``."""
     return PASSED if all(finding.passed for finding in checks) else MASKED
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"an audit report has no {text}")

@@ -2,24 +2,25 @@ r"""Run records: every verdict, and everything needed to make the same run again
 
 A record is a JSON object with the fields of :class:`Record`, in UTF-8. Verdicts are texts with one ``1`` or ``0`` per
 image, in the order of the data set; accuracies are what those say, in percent to two decimals, and a record whose
-numbers do not follow from its verdicts is refused. There is no NaN. ``schema`` is raised when the form changes.
+numbers do not follow from its verdicts is refused. Numbers are finite, and no key occurs twice. ``schema`` is raised
+when the form changes.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.files import write_atomically
+from empir_plugin.evaluation.strict_json import JsonKind
 
 SCHEMA = 1
+_KIND = JsonKind("a run record", EvaluationError, SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,7 @@ class Record:
         Raises:
             EvaluationError: If a number is NaN or infinite, or something is no JSON.
         """
-        try:
-            return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise EvaluationError(f"a record holds texts and finite numbers only ({error})") from error
+        return _KIND.text(asdict(self))
 
     def write(self, path: Path) -> None:
         """Write the record; a kill leaves no half of one.
@@ -151,15 +149,7 @@ class Record:
         Raises:
             EvaluationError: If it cannot be written.
         """
-        text = self.to_json()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
-        except OSError as error:
-            reason = error.strerror or error
-            raise EvaluationError(
-                f"the record cannot be written to {path} ({reason}): choose another --record"
-            ) from error
+        _KIND.write(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -168,15 +158,7 @@ class Record:
         Raises:
             EvaluationError: If the file is missing, no record, of another version of the format, or contradicts itself.
         """
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-            if table["schema"] != SCHEMA:
-                raise EvaluationError(f"{path} has record format {table['schema']}, this release reads {SCHEMA}")
-            return cls.from_table(table)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise EvaluationError(f"{path} is no run record ({type(error).__name__}: {error})") from error
-        except EvaluationError as error:
-            raise EvaluationError(f"{path} is no run record: {error}") from error
+        return _KIND.read(path, cls.from_table)
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Record:
@@ -193,10 +175,6 @@ class Record:
 def _attack(row: Mapping[str, Any]) -> AttackRecord:
     parts = tuple(PartRecord(**part) for part in row.get("parts", ()))
     return AttackRecord(**{**row, "flags": tuple(map(str, row["flags"])), "parts": parts})
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"a record has no {text}")
 
 
 def _check_verdicts(name: str, verdicts: str, accuracy: float) -> None:

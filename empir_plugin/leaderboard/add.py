@@ -12,11 +12,10 @@ from empir_plugin.evaluation.masking_report import AuditReport
 from empir_plugin.evaluation.record import Record
 from empir_plugin.leaderboard.boards import Board, board_of
 from empir_plugin.leaderboard.compose import compose
-from empir_plugin.leaderboard.evidence import Evidence, Findings, Source
+from empir_plugin.leaderboard.evidence import OVERHEAD, Evidence, Findings, Source
 from empir_plugin.leaderboard.left_out import left_out
 from empir_plugin.leaderboard.measured import covers
 from empir_plugin.leaderboard.papers import facts_of, read_facts
-from empir_plugin.leaderboard.strict_json import read_json
 from empir_plugin.leaderboard.tree import Place, Tree, filed, publish, source
 
 
@@ -45,7 +44,7 @@ class Files:
             facts=read_facts(self.paper, model) if self.paper else facts_of(model),
             records=tuple(Record.read(path) for path in self.records),
             audit=AuditReport.read(self.audit) if self.audit else None,
-            overhead=read_json(self.overhead, "an overhead") if self.overhead else None,
+            overhead=OVERHEAD.load(self.overhead) if self.overhead else None,
         )
 
     def evidence(self, model: str, sources: Mapping[Path, Source]) -> Evidence:
@@ -113,5 +112,5 @@ def _file_small(
         raise EvaluationError(
             f"{path.name} covers {record.data['n']:,} images of {record.data.get('name')} "
             f"({record.data.get('split')}, {record.data.get('source')}), an entry on {board} needs the official "
-            f"{board.n:,} test images: it makes no entry, and is kept in {tree.runs}"
+            f"{board.n:,} test images: it is kept in {tree.runs}, evaluate on all of them (--data-dir) for an entry"
         )

@@ -7,16 +7,16 @@ such as ``"8/255"``, and what does not apply is left out. Ours is ``overhead``, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.files import write_atomically
+from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.leaderboard.schema import problems
-from empir_plugin.leaderboard.strict_json import read_json
+
+_KIND = JsonKind("a leaderboard entry", InputError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Entry:
             >>> entry.to_json().splitlines()[-2:]
             ['  "unreliable": true', '}']
         """
-        return json.dumps(self.table(), indent=2, allow_nan=False) + "\n"
+        return _KIND.text(self.table())
 
     def in_place_of(self, old: Entry) -> Entry:
         """This entry with the order, and the unknown keys, of the one it replaces."""
@@ -103,12 +103,7 @@ class Entry:
         Raises:
             InputError: If it cannot be written.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, self.to_json().encode())
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"the entry cannot be written to {path} ({reason}): choose another folder") from error
+        _KIND.write(path, self.table())
 
     @classmethod
     def read(cls, path: Path) -> Entry:
@@ -117,11 +112,7 @@ class Entry:
         Raises:
             InputError: If the file is missing or no entry; the sentence says all that is wrong with it.
         """
-        table = read_json(path, "a leaderboard entry")
-        try:
-            return cls.of(table)
-        except InputError as error:
-            raise InputError(f"{path} is no leaderboard entry: {error}") from error
+        return _KIND.read(path, cls.of)
 
     @classmethod
     def of(cls, table: object) -> Entry:

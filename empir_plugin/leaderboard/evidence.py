@@ -8,7 +8,6 @@ for each: ``runs/entries/<dataset>/<norm>/<Stem>.json`` for ``model_info/<datase
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,9 +17,13 @@ from typing import Any
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.masking_report import AuditReport
 from empir_plugin.evaluation.record import Record
+from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
-from empir_plugin.leaderboard.strict_json import read_json
 
+OVERHEAD = JsonKind("an overhead", InputError)
+"""Files that say what a model costs."""
+
+_SOURCES = JsonKind("the sources of an entry", InputError)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -103,7 +106,7 @@ class Evidence:
 
     def to_json(self) -> str:
         """The text of its file; what there is none of is left out."""
-        return json.dumps({key: item for key, item in asdict(self).items() if item is not None}, indent=2) + "\n"
+        return _SOURCES.text({key: item for key, item in asdict(self).items() if item is not None})
 
     @classmethod
     def read(cls, path: Path) -> Evidence:
@@ -112,7 +115,7 @@ class Evidence:
         Raises:
             InputError: If the file is missing or of another form.
         """
-        table = read_json(path, "the sources of an entry")
+        table = _SOURCES.load(path)
         try:
             single = {key: Source(**table[key]) for key in ("audit", "overhead", "paper") if key in table}
             return cls(**{**table, **single, "records": tuple(Source(**row) for row in table["records"])})
@@ -130,5 +133,5 @@ class Evidence:
             facts=read_facts(self.paper.opened(runs), self.model) if self.paper else facts_of(self.model),
             records=tuple(Record.read(source.opened(runs)) for source in self.records),
             audit=AuditReport.read(self.audit.opened(runs)) if self.audit else None,
-            overhead=read_json(self.overhead.opened(runs), "an overhead") if self.overhead else None,
+            overhead=OVERHEAD.load(self.overhead.opened(runs)) if self.overhead else None,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from empir_plugin.evaluation.record import Record
+from empir_plugin.leaderboard.boards import Board
 from empir_plugin.leaderboard.entry import Entry
 from empir_plugin.leaderboard.evidence import Findings
 from empir_plugin.leaderboard.markup import plain
@@ -21,48 +22,26 @@ CODE_URL = "(fill in: address of the code)"
 TENSOR_URL = "(fill in: address of the uploaded file)"
 
 
-def new_model(stem: str, entry: Entry, findings: Findings, code_url: str = CODE_URL) -> str:
-    """The text of a "New Model(s)" issue.
+def new_model(stem: str, entry: Entry, findings: Findings, board: Board, code_url: str = CODE_URL) -> str:
+    """The text of a "New Model(s)" issue; where RobustBench has no such board, it says first that it proposes one.
 
     Args:
         stem: The model's name on the leaderboard.
         entry: Its entry.
         findings: What the entry was made of.
+        board: It stands on.
         code_url: Where the code can be found.
     """
-    norm = findings.records[0].threat.partition(":")[0]
     lines = [
         "---",
         f'title: "[New Model] {stem}"',
         "labels: new-model",
         "---",
         "",
-        "# Paper Information",
-        "",
-        f"- **Paper Title**: {plain(entry.name)}",
-        f"- **Paper URL**: {entry.link}",
-        f"- **Paper authors**: {plain(entry.authors)}",
-        "",
-        "# Leaderboard Claim(s)",
-        "",
-        "## Model 1",
-        "",
-        f"- **Architecture**: {plain(entry.architecture)}",
-        f"- **Threat Model**: {norm}",
-        f"- **eps**: {entry.eps}",
-        f"- **Clean accuracy**: {entry.clean_acc}%",
-        f"- **Robust accuracy**: {_robust(entry)}",
-        f"- **Additional data**: {str(entry.additional_data).lower()}",
-        f"- **Evaluation method**: {' '.join(_methods(entry, findings))}",
-        f"- **Checkpoint and code**: {' '.join(_code(findings, code_url))}",
-        *([f"- **Footnote**: {entry.footnote}"] if entry.footnote else []),
-        "",
-        "# Model Zoo:",
-        "",
-        "- [x] I want to add my models to the Model Zoo (`zoo_row.py`)",
-        "- [x] The architecture is in `timm`, or a link to its implementation is given: it registers itself with "
-        "`timm`, from the code linked above",
-        "- [x] I agree to release my model(s) under MIT license",
+        *([] if board.in_robustbench else _proposal(stem, board)),
+        *_paper(entry),
+        *_claim(entry, findings, board, code_url),
+        *_zoo(findings.facts.model, board),
     ]
     return "\n".join(lines) + "\n"
 
@@ -98,6 +77,54 @@ def external_evaluation(stem: str, entry: Entry, norm: str, left: Left, tensor: 
         f"model's own decision; true labels{checked}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _proposal(stem: str, board: Board) -> Iterator[str]:
+    yield (
+        f"> **Note**: RobustBench has no board for {board.dataset} under {board.threat.norm}. This proposes one, with "
+        f"eps = {board.threat.eps_text} and all {board.n:,} test images. Until there is one, the entry "
+        f"(`model_info/{board}/{stem}.json`) belongs in a tree of your own."
+    )
+    yield ""
+
+
+def _paper(entry: Entry) -> Iterator[str]:
+    yield from ("# Paper Information", "")
+    yield f"- **Paper Title**: {plain(entry.name)}"
+    yield f"- **Paper URL**: {entry.link}"
+    yield f"- **Paper authors**: {plain(entry.authors)}"
+    yield ""
+
+
+def _claim(entry: Entry, findings: Findings, board: Board, code_url: str) -> Iterator[str]:
+    yield from ("# Leaderboard Claim(s)", "", "## Model 1", "")
+    yield f"- **Architecture**: {plain(entry.architecture)}"
+    yield f"- **Threat Model**: {board.threat.norm}"
+    yield f"- **eps**: {entry.eps}"
+    yield f"- **Clean accuracy**: {entry.clean_acc}%"
+    yield f"- **Robust accuracy**: {_robust(entry)}"
+    yield f"- **Additional data**: {str(entry.additional_data).lower()}"
+    yield f"- **Evaluation method**: {' '.join(_methods(entry, findings))}"
+    yield f"- **Checkpoint and code**: {' '.join(_code(findings, code_url))}"
+    if entry.footnote:
+        yield f"- **Footnote**: {entry.footnote}"
+    yield ""
+
+
+def _zoo(model: str, board: Board) -> Iterator[str]:
+    yield from ("# Model Zoo:", "")
+    if board.in_robustbench:
+        yield "- [x] I want to add my models to the Model Zoo (`zoo_row.py`)"
+    else:
+        yield (
+            f"- [ ] I want to add my models to the Model Zoo: RobustBench's `load_model` takes no {board.dataset}, "
+            f'`empir_plugin.load_model("{model}")` does'
+        )
+    yield (
+        "- [x] The architecture is in `timm`, or a link to its implementation is given: it registers itself with "
+        "`timm`, from the code linked above"
+    )
+    yield "- [x] I agree to release my model(s) under MIT license"
 
 
 def _robust(entry: Entry) -> str:

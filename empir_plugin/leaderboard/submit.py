@@ -42,17 +42,16 @@ def find(tree: Tree, name: str) -> Submission:
         name: Of the model, as ``load_model`` takes it; or the stem; or both, as ``cifar10/Linf/Sen2020EMPIR``.
 
     Raises:
-        InputError: If there is no such entry, or more than one; or RobustBench has no board for it.
+        InputError: If there is no such entry, or more than one.
         EvaluationError: If the entry does not pass :func:`empir_plugin.leaderboard.check.check_entry`.
     """
     places = list(tree.places())
     named = [place for place in places if name in (place.stem, str(place), _model(place))]
     if len(named) != 1:
-        options = ", ".join(map(str, named or places)) or "none"
-        raise InputError(f"name one entry of {tree.root}, got {name!r}, of which it has {len(named)}: {options}")
+        options = " or ".join(map(str, named or places))
+        cure = f"name {options}" if options else "make one with `empir leaderboard add`"
+        raise InputError(f"{tree.root} has {len(named)} entries for {name!r}, and it must be one: {cure}")
     (place,) = named
-    if not place.board.in_robustbench:
-        raise InputError(f"RobustBench keeps no board for {place.board}: {place} stays on this project's own")
     if wrong := check_entry(tree, place):
         raise EvaluationError(f"{place} is not ready to be submitted: {'; '.join(wrong)}")
     return Submission(place, Entry.read(place.entry), Evidence.read(place.evidence).findings(tree.runs))
@@ -66,8 +65,7 @@ def _model(place: Place) -> str:
 
 
 def submit(
-    tree: Tree,
-    name: str,
+    found: Submission,
     out: Path,
     *,
     images: Path | None = None,
@@ -76,9 +74,11 @@ def submit(
 ) -> list[Path]:
     """Write what RobustBench asks for when a model is to join its leaderboard.
 
+    For a board it does not have, that is an entry and the text of an issue that proposes the board: its model zoo and
+    its form for external evaluations take no model of another data set.
+
     Args:
-        tree: The leaderboard.
-        name: Of the entry: see :func:`find`.
+        found: The entry: see :func:`find`.
         out: Folder to write to.
         images: Adversarial images that ``evaluate(images=...)`` wrote, to be reported as an external evaluation, too.
         data_dir: Folder of the full data set: the images' norms are measured against it.
@@ -88,20 +88,22 @@ def submit(
         The files written.
 
     Raises:
-        InputError: If there is no such entry, or the folder cannot be written.
-        EvaluationError: If the entry is not ready, or the images are not what an external evaluation needs.
+        InputError: If the folder cannot be written, or there are images and no board for them.
+        EvaluationError: If the images are not what an external evaluation needs.
     """
-    found = find(tree, name)
-    stem, folder = found.place.stem, found.place.board.folder
+    stem, board = found.place.stem, found.place.board
+    if images is not None and not board.in_robustbench:
+        raise InputError(f"RobustBench has no board for {board}, so none to evaluate {stem} on: pass no images")
     texts = {
-        f"model_info/{folder}/{stem}.json": found.place.entry.read_text(encoding="ascii"),
-        "new-model.md": new_model(stem, found.entry, found.findings, code_url),
-        "zoo_row.py": zoo_row(stem, found.findings.facts, found.place.board),
+        f"model_info/{board}/{stem}.json": found.place.entry.read_text(encoding="ascii"),
+        "new-model.md": new_model(stem, found.entry, found.findings, board, code_url),
     }
+    if board.in_robustbench:
+        texts["zoo_row.py"] = zoo_row(stem, found.findings.facts, board)
     tensor = out / f"{stem}.pt"
     if images is not None:
-        left = _exported(found, images, tensor, data_dir)
-        texts["new-external-evaluation.md"] = external_evaluation(stem, found.entry, folder.name, left, tensor.name)
+        left, norm = _exported(found, images, tensor, data_dir), str(board.threat.norm)
+        texts["new-external-evaluation.md"] = external_evaluation(stem, found.entry, norm, left, tensor.name)
     return [*_written(out, texts), *([tensor] if images is not None else [])]
 
 

@@ -123,7 +123,7 @@ def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(EvaluationError, match="is no audit report"):
         AuditReport.read(path)
-    with pytest.raises(EvaluationError, match="is no audit report"):
+    with pytest.raises(EvaluationError, match=r"nowhere\.json cannot be read as an audit report"):
         AuditReport.read(tmp_path / "nowhere.json")
 
 

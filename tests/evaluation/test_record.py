@@ -126,6 +126,22 @@ def test_a_damaged_file_is_named_in_one_sentence(content: bytes, tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"schema": 1', '"schema": 2', "it has schema 2, this release reads 1"),
+        ('"seed": 0', '"seed": 1e999', "1e999 is no finite number"),
+        ('"clean": "1110"', '"clean": "1111", "clean": "1110"', "'clean' occurs twice"),
+    ],
+    ids=["version", "infinite", "twice"],
+)
+def test_what_readers_could_understand_differently_is_refused(old: str, new: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(RECORD.to_json().replace(old, new))
+    with pytest.raises(EvaluationError, match=f"is no run record: .*{reason}"):
+        Record.read(path)
+
+
 @pytest.mark.parametrize("key", list(json.loads(RECORD.to_json())))
 @pytest.mark.parametrize("value", [None, 3, [], {}, "text", [[]]], ids=str)
 def test_wrong_types_are_errors_of_ours(key: str, value: object, tmp_path: Path) -> None:
@@ -143,7 +159,7 @@ def test_wrong_types_are_errors_of_ours(key: str, value: object, tmp_path: Path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"nothing\.json"):
+    with pytest.raises(EvaluationError, match=r"nothing\.json cannot be read as a run record \(No such file"):
         Record.read(tmp_path / "nothing.json")
 
 

@@ -179,7 +179,7 @@ SPOILED = {
     "same names": "files of an entry need different names",
     "no records": "pass --record",
     "NaN": "there is no NaN",
-    "infinite": "a number is NaN or infinite",
+    "infinite": "1e999 is no finite number",
 }
 
 

@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Place, Tree], None], str]] = {
     "footnote dropped": (changed(footnote=...), "footnote is left out, its sources make it"),
     "authors": (changed(authors="Somebody Else"), 'authors is "Somebody Else", its sources make it'),
     "NaN": (rewritten("1.77", "NaN"), "there is no NaN"),
-    "infinite": (rewritten("1.77", "1e999"), "NaN or infinite"),
+    "infinite": (rewritten("1.77", "1e999"), "1e999 is no finite number"),
     "overhead altered": (rewritten("1.77", "1.07"), "overhead is"),
     "overhead dropped": (changed(overhead=...), "overhead is left out"),
     "data set": (changed(dataset="mnist"), "its dataset is mnist, its folder is that of cifar10"),

@@ -17,6 +17,18 @@ from robustbench.leaderboard.template import generate_leaderboard
 generate_leaderboard("cifar10", "Linf", models_folder=sys.argv[1])
 """
 
+LOAD = """
+import empir_plugin
+from robustbench.utils import load_model
+load_model("empir-mnist", dataset="mnist")
+"""
+
+
+def test_robustbench_takes_no_model_of_a_board_it_does_not_have() -> None:
+    """Why a submission to such a board has no row for the zoo: the day this fails, there should be one."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", LOAD], capture_output=True, text=True, check=False)
+    assert "'mnist' is not a valid BenchmarkDataset" in done.stderr
+
 
 def test_robustbench_renders_the_tree(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
     made.record(made.autoattack(0, 95, flags=("a",)), model="cifarconv-w2a2").write(tmp_path / "w2a2.json")

@@ -16,7 +16,7 @@ from empir_plugin.leaderboard import submit as module
 from empir_plugin.leaderboard.add import Files, add
 from empir_plugin.leaderboard.entry import Entry
 from empir_plugin.leaderboard.issues import external_evaluation
-from empir_plugin.leaderboard.submit import find, submit
+from empir_plugin.leaderboard.submit import Submission, find, submit
 from empir_plugin.leaderboard.tensor import Left
 from empir_plugin.leaderboard.tree import Place, Tree
 from empir_plugin.models.ensemble import Ensemble
@@ -24,7 +24,7 @@ from empir_plugin.models.ensemble import Ensemble
 
 def test_the_folder_holds_entry_issue_and_row(place: Place, tree: Tree, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    written = submit(tree, "empir-cifar", out, code_url="https://example.org/code")
+    written = submit(find(tree, "empir-cifar"), out, code_url="https://example.org/code")
     assert {path.relative_to(out).as_posix() for path in written} == {
         "model_info/cifar10/Linf/Sen2020EMPIR.json", "new-model.md", "zoo_row.py",
     }  # fmt: skip
@@ -33,7 +33,7 @@ def test_the_folder_holds_entry_issue_and_row(place: Place, tree: Tree, tmp_path
 
 
 def test_the_issue_answers_every_field_of_the_form(place: Place, tree: Tree, tmp_path: Path) -> None:
-    submit(tree, "empir-cifar", tmp_path, code_url="https://example.org/code")
+    submit(find(tree, "empir-cifar"), tmp_path, code_url="https://example.org/code")
     text = (tmp_path / "new-model.md").read_text()
     lines = text.splitlines()
     assert lines[:4] == ["---", 'title: "[New Model] Sen2020EMPIR"', "labels: new-model", "---"]
@@ -56,12 +56,12 @@ def test_the_issue_answers_every_field_of_the_form(place: Place, tree: Tree, tmp
 
 
 def test_an_address_that_is_not_known_is_left_to_be_filled_in(place: Place, tree: Tree, tmp_path: Path) -> None:
-    submit(tree, "Sen2020EMPIR", tmp_path)
+    submit(find(tree, "Sen2020EMPIR"), tmp_path)
     assert "(fill in: address of the code)" in (tmp_path / "new-model.md").read_text()
 
 
 def test_the_row_builds_the_model_through_timm(place: Place, tree: Tree, tmp_path: Path) -> None:
-    submit(tree, "cifar10/Linf/Sen2020EMPIR", tmp_path)
+    submit(find(tree, "cifar10/Linf/Sen2020EMPIR"), tmp_path)
     spec = importlib.util.spec_from_file_location("row_of_a_test", tmp_path / "zoo_row.py")
     assert spec is not None
     assert spec.loader is not None
@@ -80,29 +80,65 @@ def test_the_row_builds_the_model_through_timm(place: Place, tree: Tree, tmp_pat
 
 def test_an_entry_is_found_by_any_of_its_names(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
     assert {find(tree, name).place for name in ("empir-cifar", "Sen2020EMPIR", "cifar10/Linf/Sen2020EMPIR")} == {place}
-    with pytest.raises(InputError, match=r"got 'other', of which it has 0: cifar10/Linf/Sen2020EMPIR"):
+    with pytest.raises(InputError, match=r"0 entries for 'other', and it must be one: name cifar10/Linf/Sen2020EMPIR"):
         find(tree, "other")
-    about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
-    made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about).write(tmp_path / "mnist.json")
-    add(tree, "empir-mnist", Files((tmp_path / "mnist.json",)))
-    with pytest.raises(InputError, match=r"of which it has 2: cifar10/Linf/Sen2020EMPIR, mnist/Linf/Sen2020EMPIR"):
+    mnist(tree, tmp_path, made)
+    with pytest.raises(InputError, match=r"must be one: name cifar10/Linf/Sen2020EMPIR or mnist/Linf/Sen2020EMPIR"):
         find(tree, "Sen2020EMPIR")
-    with pytest.raises(InputError, match="RobustBench keeps no board for mnist/Linf"):
-        find(tree, "empir-mnist")
+    assert str(find(tree, "empir-mnist").place) == "mnist/Linf/Sen2020EMPIR"
+
+
+def mnist(tree: Tree, folder: Path, made: Any) -> Submission:
+    """An entry on a board that RobustBench does not have."""
+    about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
+    made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about).write(folder / "mnist.json")
+    add(tree, "empir-mnist", Files((folder / "mnist.json",)))
+    return find(tree, "empir-mnist")
+
+
+def test_a_board_robustbench_does_not_have_is_proposed(tree: Tree, tmp_path: Path, made: Any) -> None:
+    found, out = mnist(tree, tmp_path, made), tmp_path / "out"
+    submit(found, out)
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert files == {"model_info/mnist/Linf/Sen2020EMPIR.json", "new-model.md"}
+    assert (out / "model_info/mnist/Linf/Sen2020EMPIR.json").read_bytes() == found.place.entry.read_bytes()
+    lines = (out / "new-model.md").read_text().splitlines()
+    first = next(line for line in lines[4:] if line)
+    assert first.startswith("> **Note**: RobustBench has no board for mnist under Linf. This proposes one, ")
+    assert "with eps = 0.3 and all 10,000 test images" in first
+    assert "`model_info/mnist/Linf/Sen2020EMPIR.json`" in first
+    assert "- **Robust accuracy**: 0.03% under AutoAttack" in lines
+    (zoo,) = (line for line in lines if "add my models to the Model Zoo" in line)
+    assert zoo.startswith("- [ ]")
+    assert "zoo_row.py" not in "\n".join(lines)
+
+
+def test_a_board_robustbench_has_is_not_proposed(place: Place, tree: Tree, tmp_path: Path) -> None:
+    submit(find(tree, "empir-cifar"), tmp_path)
+    text = (tmp_path / "new-model.md").read_text()
+    assert "Note" not in text
+    assert "- [x] I want to add my models to the Model Zoo (`zoo_row.py`)" in text
+
+
+def test_images_have_no_place_without_a_board(tree: Tree, tmp_path: Path, made: Any) -> None:
+    found = mnist(tree, tmp_path, made)
+    sentence = "RobustBench has no board for mnist/Linf, so none to evaluate Sen2020EMPIR on: pass no images"
+    with pytest.raises(InputError, match=sentence):
+        submit(found, tmp_path / "out", images=tmp_path / "images.safetensors")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_entry_that_does_not_follow_is_not_submitted(place: Place, tree: Tree, tmp_path: Path) -> None:
     table = json.loads(place.entry.read_text())
     place.entry.write_text(json.dumps({**table, "autoattack_acc": "1.50"}))
     with pytest.raises(EvaluationError, match="is not ready to be submitted: autoattack_acc is"):
-        submit(tree, "empir-cifar", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        find(tree, "empir-cifar")
 
 
 def test_a_folder_that_cannot_be_written(place: Place, tree: Tree, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(InputError, match="the submission cannot be written to"):
-        submit(tree, "empir-cifar", tmp_path / "out")
+        submit(find(tree, "empir-cifar"), tmp_path / "out")
     assert (tmp_path / "out").read_text() == "in the way"
 
 
@@ -116,7 +152,7 @@ def test_images_make_an_external_evaluation(
         return Left(0.90, 10_000, checked=False)
 
     monkeypatch.setattr(module, "export", exported)
-    written = submit(tree, "empir-cifar", tmp_path / "out", images=tmp_path / "images.safetensors")
+    written = submit(find(tree, "empir-cifar"), tmp_path / "out", images=tmp_path / "images.safetensors")
     names = {path.name for path in written}
     assert names == {"Sen2020EMPIR.json", "new-model.md", "zoo_row.py", "new-external-evaluation.md", "Sen2020EMPIR.pt"}
     text = (tmp_path / "out" / "new-external-evaluation.md").read_text()

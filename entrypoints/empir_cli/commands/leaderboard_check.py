@@ -22,4 +22,5 @@ def check(tree: Path) -> None:
     if found:
         raise click.exceptions.Exit(1)
     count = len(list(Tree(tree).places()))
-    click.echo(f"{count} {'entry' if count == 1 else 'entries'}, and each follows from its sources.")
+    told = f"{count} {'entry' if count == 1 else 'entries'}, and each follows from its sources."
+    click.echo(told if count else f"{tree} has no entries yet.")

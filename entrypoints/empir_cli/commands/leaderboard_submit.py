@@ -24,11 +24,19 @@ def submit(name: str, out: Path, images: Path | None, data_dir: Path | None, cod
 
     NAME is a model (empir-cifar), a stem (Sen2020EMPIR), or board and stem (cifar10/Linf/Sen2020EMPIR). With
     --images, also the tensor and the text of an external evaluation; with --data-dir their norms are measured again.
+    For a board that RobustBench does not have, such as mnist/Linf, entry and issue alone: they propose one.
     """
     from empir_plugin.leaderboard.issues import CODE_URL
+    from empir_plugin.leaderboard.submit import find
     from empir_plugin.leaderboard.submit import submit as write_submission
     from empir_plugin.leaderboard.tree import Tree
 
-    written = write_submission(Tree(tree), name, out, images=images, data_dir=data_dir, code_url=code_url or CODE_URL)
-    for path in written:
+    found = find(Tree(tree), name)
+    for path in write_submission(found, out, images=images, data_dir=data_dir, code_url=code_url or CODE_URL):
         click.echo(str(path))
+    if not found.place.board.in_robustbench:
+        click.echo(
+            f"RobustBench has no board for {found.place.board}: new-model.md proposes one, or keep the entry in a tree "
+            "of your own. Nothing is written for its model zoo or for an external evaluation, which need a board.",
+            err=True,
+        )
