@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from empir_plugin.models.choice import choice
 from empir_plugin.models.quantize import WeightQuantizer, in_float32
+from empir_plugin.models.uniform import UniformWeightQuantizer
 
 
 class OneBit(Enum):
@@ -106,7 +107,7 @@ class SignWeightQuantizer:
         return "xnor" if self.per_filter else "bnn"
 
 
-AnyWeightQuantizer = WeightQuantizer | SignWeightQuantizer
+AnyWeightQuantizer = WeightQuantizer | SignWeightQuantizer | UniformWeightQuantizer
 """What a quantized layer applies to its latent weights."""
 
 

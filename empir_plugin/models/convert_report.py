@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
+from torch import nn
+
+from empir_plugin.models.layers import quantized_layers
 from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import ActivationQuantizer
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class ConversionReport:
         other_parameters: How many parameters belong to no layer above: biases, normalisations, embeddings.
         attention: Names of attention modules. They multiply activations with activations, in full precision.
         looked_at: What the inputs of layers were looked at with: ``"calibration"``, ``"noise"`` or ``""``, nothing; it
-            is then unknown whether the network calls every converted layer.
+            is then unknown whether the network calls every converted layer. ``"definition"`` is for architectures
+            that are defined with quantized layers.
         recalibrated: How many batch normalisations have new statistics.
 
     Example:
@@ -92,6 +97,11 @@ class ConversionReport:
         """Their share among the weights of all layers, 0 to 1."""
         return self.quantized_weights / (self.quantized_weights + sum(layer.weights for layer in self.kept))
 
+    def to_dict(self) -> dict[str, object]:
+        """The report as plain values, for files."""
+        totals = {"quantized_weights": self.quantized_weights, "quantized_share": self.quantized_share}
+        return {**asdict(self), "precision": str(self.precision), **totals}
+
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
@@ -111,3 +121,41 @@ class ConversionReport:
         if self.attention:
             yield f"  full precision, products of activations: {len(self.attention)} attention modules"
         yield f"  full precision, in no layer: {self.other_parameters:,} parameters"
+
+
+def report_as_built(model: nn.Module, precision: Precision, scale: str, recalibrated: int = 0) -> ConversionReport:
+    """The report on a network that was built with quantized layers, such as those of EMPIR's release.
+
+    Args:
+        model: The network.
+        precision: Bits of its quantized layers.
+        scale: Scale of their weights.
+        recalibrated: How many batch normalisations were given new statistics.
+
+    Example:
+        >>> from empir_plugin.models.architectures import CIFARConv
+        >>> bits = Precision.parse("w4a2")
+        >>> report = report_as_built(CIFARConv(bits), bits, "none")
+        >>> [layer.name for layer in report.converted], [layer.name for layer in report.kept]
+        (['conv1', 'conv2', 'conv3'], ['ip1', 'logits'])
+    """
+    quantized = {name: layer for name, layer in quantized_layers(model) if not layer.precision.is_full}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    converted = tuple(
+        ConvertedLayer(name, type(layer).__name__, layer.weight.numel(), _inputs(layer.activation_quantizer))
+        for name, layer in quantized.items()
+    )
+    kept = tuple(
+        KeptLayer(name, type(layer).__name__, layer.weight.numel(), "as in the release")
+        for name, layer in layers.items()
+        if name not in quantized
+    )
+    others = sum(parameter.numel() for parameter in model.parameters()) - sum(x.weights for x in (*converted, *kept))
+    network = type(model).__name__
+    return ConversionReport(
+        network, precision, scale, converted, kept, others, looked_at="definition", recalibrated=recalibrated
+    )
+
+
+def _inputs(quantizer: object) -> str:
+    return "unsigned" if isinstance(quantizer, ActivationQuantizer) else str(quantizer)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.integer_fuse import fused
-from empir_plugin.models.integer_grid import StaysFloat
+from empir_plugin.models.integer_grid import NO_GRADIENT, StaysFloat
 from empir_plugin.models.integer_kernels import Kernel, kernel_for
 from empir_plugin.models.integer_layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer_report import Agreement as Agreement
@@ -48,7 +48,7 @@ class IntegerModel(nn.Module):
             InputError: If a gradient is wanted.
         """
         if x.requires_grad and torch.is_grad_enabled():
-            raise InputError("integers have no gradient: differentiate the fake-quantized model instead")
+            raise InputError(NO_GRADIENT)
         with torch.no_grad():
             return self.network(x)
 

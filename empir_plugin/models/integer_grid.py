@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from empir_plugin.errors import InputError
 from empir_plugin.models.layers import QuantizedLayer
 from empir_plugin.models.precision import FULL_BITS
+
+NO_GRADIENT = "integers have no gradient: differentiate the fake-quantized model instead"
 
 _FAR = 1e6
 _PROBES = 4097
@@ -47,7 +50,13 @@ class Grid:
     quantizer: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def codes(self, x: Tensor) -> Tensor:
-        """The codes, uint8, of inputs of any shape."""
+        """The codes, uint8, of inputs of any shape.
+
+        Raises:
+            InputError: If a gradient is wanted.
+        """
+        if x.requires_grad and torch.is_grad_enabled():
+            raise InputError(NO_GRADIENT)
         if self.quantizer is None:
             # Step for step what quantize_k does, so that a value on the edge goes to the same side.
             rounded = x.float().mul(self.top).round_().clamp_(0, self.top)

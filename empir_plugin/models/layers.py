@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from empir_plugin.models.activations import InputQuantizer, in_learned_range
 from empir_plugin.models.backward import BackwardRule
-from empir_plugin.models.binary import AnyWeightQuantizer, SignWeightQuantizer
+from empir_plugin.models.binary import AnyWeightQuantizer
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
 
@@ -90,7 +90,7 @@ class QuantizedLayer(nn.Module):
         """The parent's description, the precision, and what else differs from EMPIR's quantizers."""
         # Published hashes cover this text: nothing may be added for layers that are as they were.
         text = f"{super().extra_repr()}, precision={self.precision}"
-        if isinstance(self.weight_quantizer, SignWeightQuantizer):
+        if not isinstance(self.weight_quantizer, WeightQuantizer):
             text += f", weights={self.weight_quantizer}"
         if not isinstance(self.activation_quantizer, ActivationQuantizer):
             text += f", activations={self.activation_quantizer}"
@@ -157,7 +157,7 @@ def bake_(model: nn.Module) -> None:
 
 @contextmanager
 def differentiated_by(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
-    """Give every activation quantizer another gradient inside; outputs stay the same, bit for bit.
+    """Give every quantizer of activations or images another gradient inside; outputs stay the same, bit for bit.
 
     What is computed inside keeps the rule when it is differentiated later.
 
@@ -169,14 +169,17 @@ def differentiated_by(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
         >>> torch.autograd.grad(y.abs().sum(), x)
         (tensor([[1.]]),)
     """
-    found = [(layer, layer.activation_quantizer) for _, layer in quantized_layers(model)]
+    held: list[tuple[Any, Any]] = [
+        (module, getattr(module, "activation_quantizer", None)) for module in model.modules()
+    ]
+    found = [(module, quantizer) for module, quantizer in held if hasattr(quantizer, "clip")]
     try:
-        for layer, quantizer in found:
-            layer.activation_quantizer = replace(quantizer, clip=rule)
+        for module, quantizer in found:
+            module.activation_quantizer = replace(quantizer, clip=rule)
         yield
     finally:
-        for layer, quantizer in found:
-            layer.activation_quantizer = quantizer
+        for module, quantizer in found:
+            module.activation_quantizer = quantizer
 
 
 def is_full_precision(model: nn.Module) -> bool:

@@ -27,11 +27,11 @@ from empir_plugin.models.activations import (
     SignActivationQuantizer,
     SignedActivationQuantizer,
 )
-from empir_plugin.models.binary import AnyWeightQuantizer, SignWeightQuantizer
+from empir_plugin.models.binary import AnyWeightQuantizer
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 from empir_plugin.models.packing_latent import latent_weights
 from empir_plugin.models.precision import FULL_BITS
-from empir_plugin.models.quantize import ActivationQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.state import load_strictly as load_strictly
 
 _HEADER = "empir_packed"
@@ -134,6 +134,16 @@ def is_packed(path: Path) -> bool:
     return _HEADER in _metadata(path)
 
 
+def packed_names(path: Path) -> tuple[str, ...]:
+    """Names of the weights a packed file holds as codes; none for a network in full precision.
+
+    Raises:
+        WeightsError: If the file is no such file.
+    """
+    described = _read(path)[1]
+    return tuple(described) if isinstance(described, Mapping) else ()
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal text."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -153,7 +163,7 @@ def _description(layers: Mapping[str, QuantizedLayer]) -> dict[str, object]:
 def _describe(layer: QuantizedLayer) -> dict[str, object]:
     found: dict[str, object] = {"bits": layer.precision.weight_bits, "shape": list(layer.weight.shape)}
     rule = layer.weight_quantizer
-    return found | {"rule": str(rule)} if isinstance(rule, SignWeightQuantizer) else found
+    return found if isinstance(rule, WeightQuantizer) else found | {"rule": str(rule)}
 
 
 _INPUT_QUANTIZERS: Mapping[str, Callable[[int], InputQuantizer]] = MappingProxyType(

@@ -9,6 +9,8 @@ from typing import Any
 
 from empir_plugin.errors import InputError
 from empir_plugin.training.adversary import Adversary, fgsm, nfgsm, pgd, rfgsm
+from empir_plugin.training.awp import WeightPerturbed
+from empir_plugin.training.boundary import BoundaryRetrain
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.objectives import Adversarial, Clean, GradientPenalty, Objective, Trades
 from empir_plugin.training.tables import made, table_of
@@ -24,9 +26,10 @@ _ADVERSARIES: Mapping[str, Callable[..., Adversary]] = MappingProxyType(
 def parse_objective(table: Any, where: str = "[objective]") -> RecipeObjective:
     """Read an objective from its table.
 
-    ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty`` or ``distilled``; ``adversarial`` and
-    ``trades`` have a table ``adversary``, whose ``kind`` is ``fgsm``, ``rfgsm``, ``nfgsm`` or ``pgd``. All other keys
-    are the arguments of what the kinds name.
+    ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty``, ``distilled`` or ``boundary_retrain``;
+    ``adversarial`` and ``trades`` have a table ``adversary``, whose ``kind`` is ``fgsm``, ``rfgsm``, ``nfgsm`` or
+    ``pgd``, and may have a table ``awp`` with the arguments of :class:`~empir_plugin.training.awp.WeightPerturbed`. All
+    other keys are the arguments of what the kinds name.
 
     Raises:
         InputError: If the table names no objective, or a wrong one.
@@ -53,7 +56,11 @@ def _plain(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> 
 def _attacked(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> Any:
     settings = dict(table)
     adversary = _by_kind(_READERS, settings.pop("adversary", {}), f"{where}, adversary")
-    return made(target, settings, where, adversary=adversary)
+    awp = settings.pop("awp", None)
+    objective = made(target, settings, where, adversary=adversary)
+    if awp is None:
+        return objective
+    return made(WeightPerturbed, table_of(awp, f"{where}, awp"), f"{where}, awp", objective=objective)
 
 
 _READERS = MappingProxyType({kind: partial(_plain, target) for kind, target in _ADVERSARIES.items()})
@@ -65,5 +72,6 @@ _OBJECTIVES = MappingProxyType(
         "trades": partial(_attacked, Trades),
         "gradient_penalty": partial(_plain, GradientPenalty),
         "distilled": partial(_plain, DistilledFrom),
+        "boundary_retrain": partial(_plain, BoundaryRetrain),
     }
 )

@@ -1,4 +1,4 @@
-"""The networks of the release, layer by layer, and what of them is quantized."""
+"""The networks of the papers, layer by layer, and what of them is quantized."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ SHAPES = {
     "cifarconv": (3, 32, 32),
     "cifarconv-table3": (3, 32, 32),
     "alexnet": (3, 224, 224),
+    **dict.fromkeys(["fcn1", "fcn1-xnor", "fcn2", "fcn2-xnor"], (1, 28, 28)),
 }
 SMALL = ["mnistconv", "cifarconv", "cifarconv-table3"]
+LARGE = ["alexnet", "fcn1", "fcn1-xnor"]
 LOW = Precision(2, 4)
 
 
 def build(name: str, precision: Precision | None = None, scale: Scale = "none") -> nn.Module:
-    """AlexNet's 61 million parameters are shapes without numbers."""
+    """Large networks of 61 and 118 million parameters are shapes without numbers."""
     torch.manual_seed(0)
-    with torch.device("meta" if name == "alexnet" else "cpu"):
+    with torch.device("meta" if name in LARGE else "cpu"):
         return ARCHITECTURES[name](precision, scale=scale)
 
 
 def images(name: str, count: int = 2) -> Tensor:
-    if name == "alexnet":
+    if name in LARGE:
         return torch.empty(count, *SHAPES[name], device="meta")
     return torch.rand(count, *SHAPES[name], generator=torch.Generator().manual_seed(0))
 
@@ -52,6 +54,8 @@ def weights(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
         ("cifarconv", 116_704, 79_200),
         ("cifarconv-table3", 433_120, 395_616),
         ("alexnet", 61_265_256, 56_823_808),
+        ("fcn1", 118_173_706, 118_063_104),
+        ("fcn2", 1_561_210, 1_550_400),
     ],
 )
 def test_number_of_parameters_and_of_quantized_weights(name: str, parameters: int, quantized: int) -> None:
@@ -72,12 +76,13 @@ def test_number_of_parameters_and_of_quantized_weights(name: str, parameters: in
             "alexnet",
             [*(f"features.conv{i}" for i in range(2, 6)), "classifier.ip1", "classifier.ip2"],
         ),
+        ("fcn2", [f"hidden.{i}" for i in range(4)]),
     ],
 )
 def test_which_layers_are_quantized(name: str, expected: list[str]) -> None:
     layers = dict(quantized_layers(build(name, LOW, "max")))
     assert list(layers) == expected
-    assert {layer.precision for layer in layers.values()} == {LOW}
+    assert {layer.precision for layer in layers.values()} - {Precision(2, 32)} == {LOW}, "FCN's image is as it is"
     assert {layer.weight_quantizer.scale for layer in layers.values()} == {"max"}
     assert dict(quantized_layers(build(name))) == {}
 
@@ -91,7 +96,7 @@ def test_the_release_has_no_scale(name: str) -> None:
 def test_weights_load_from_full_to_low_precision_and_back(name: str) -> None:
     full, low = build(name), build(name, LOW)
     assert list(full.state_dict()) == list(low.state_dict())
-    if name != "alexnet":
+    if name not in LARGE:
         low.load_state_dict(full.state_dict(), strict=True)
         full.load_state_dict(low.state_dict(), strict=True)
 
@@ -113,6 +118,14 @@ def test_number_of_classes(make: Callable[..., nn.Module]) -> None:
 
 Stage = tuple[str, tuple[int, ...], int, int, int, tuple[int, ...]]
 CIFAR_HEAD: list[Stage] = [("ip1", (64, 576), 0, 0, 0, (64,)), ("logits", (10, 64), 0, 0, 0, (10,))]
+
+
+def _fully_connected(width: int) -> list[Stage]:
+    first: Stage = ("hidden.0", (width, 784), 0, 0, 0, (width,))
+    inner: list[Stage] = [(f"hidden.{i}", (width, width), 0, 0, 0, (width,)) for i in (1, 2, 3)]
+    return [first, *inner, ("logits", (10, width), 0, 0, 0, (10,))]
+
+
 STAGES: dict[str, list[Stage]] = {
     "mnistconv": [
         ("conv1", (64, 1, 8, 8), 2, 3, 1, (64, 14, 14)),
@@ -142,6 +155,8 @@ STAGES: dict[str, list[Stage]] = {
         ("classifier.ip2", (4096, 4096), 0, 0, 0, (4096,)),
         ("classifier.logits", (1000, 4096), 0, 0, 0, (1000,)),
     ],
+    **dict.fromkeys(["fcn1", "fcn1-xnor"], _fully_connected(6144)),
+    **dict.fromkeys(["fcn2", "fcn2-xnor"], _fully_connected(600)),
 }
 
 

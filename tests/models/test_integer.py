@@ -649,8 +649,9 @@ def test_baked_weights_are_taken_as_they_are() -> None:
 
 def test_gradients_are_refused() -> None:
     integer = to_integer(linear())
-    with pytest.raises(InputError, match="integers have no gradient"):
-        integer(inputs(2, 12).requires_grad_())
+    for network in (integer, integer.network):
+        with pytest.raises(InputError, match="integers have no gradient"):
+            network(inputs(2, 12).requires_grad_())
     with torch.no_grad():
         assert integer(inputs(2, 12).requires_grad_()).shape == (2, 5)
 

@@ -9,6 +9,7 @@ import pytest
 
 from empir_plugin.errors import InputError
 from empir_plugin.training.adversary import fgsm, nfgsm, pgd, rfgsm
+from empir_plugin.training.awp import WeightPerturbed
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.objective_tables import RecipeObjective, parse_objective
 from empir_plugin.training.objectives import Adversarial, Clean, GradientPenalty, Trades
@@ -39,6 +40,14 @@ PGD = {"kind": "pgd", "threat": "Linf:8/255", "steps": 2}
             Adversarial(nfgsm("Linf:0.1")),
         ),
         ({"kind": "trades", "beta": 6, "adversary": PGD}, Trades(pgd("Linf:8/255", steps=2), 6)),
+        (
+            {"kind": "trades", "beta": 6, "adversary": PGD, "awp": {"gamma": 5e-3, "warmup": 0.1}},
+            WeightPerturbed(Trades(pgd("Linf:8/255", steps=2), 6), 5e-3, 0.1),
+        ),
+        (
+            {"kind": "adversarial", "adversary": PGD, "awp": {"gamma": 0}},
+            WeightPerturbed(Adversarial(pgd("Linf:8/255", steps=2)), 0),
+        ),
         ({"kind": "gradient_penalty", "weight": 100.0}, GradientPenalty(100.0)),
         ({"kind": "distilled", "teacher": "t", "temperature": 100}, DistilledFrom("t", 100)),
     ],
@@ -64,6 +73,13 @@ def test_tables(table: Mapping[str, Any], objective: RecipeObjective) -> None:
         ({"kind": "adversarial", "adversary": {"kind": "pgd", "steps": 2}}, r"adversary lacks the key\(s\) threat"),
         ({"kind": "trades", "adversary": PGD}, r"lacks the key\(s\) beta"),
         ({"kind": "trades", "beta": -1, "adversary": PGD}, "beta must be 0 or more, got -1"),
+        (
+            {"kind": "trades", "beta": 6, "adversary": PGD, "awp": 5e-3},
+            r"\[objective\], awp must be a table, got 0.005",
+        ),
+        ({"kind": "adversarial", "adversary": PGD, "awp": {"gamma": -1}}, "gamma must be 0 or more, got -1"),
+        ({"kind": "adversarial", "adversary": PGD, "awp": {}}, r"\[objective\], awp lacks the key\(s\) gamma"),
+        ({"kind": "clean", "awp": {"gamma": 1e-2}}, r"\[objective\] has unknown key\(s\) awp"),
         ({"kind": "gradient_penalty", "weight": -1.0}, "weight must be 0 or more, got -1.0"),
         ({"kind": "distilled", "teacher": "t", "temperature": 0}, "temperature must be above 0, got 0"),
         ({"kind": "distilled", "teacher": 7, "temperature": 1}, "teacher of .* must be a text, got 7"),

@@ -1,4 +1,4 @@
-"""The networks of EMPIR's release, by name."""
+"""The networks of EMPIR's release and of the input discretization paper, by name."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,6 +8,7 @@ from torch import nn
 
 from empir_plugin.models.architectures.alexnet import AlexNet as AlexNet
 from empir_plugin.models.architectures.cifarconv import CIFARConv as CIFARConv
+from empir_plugin.models.architectures.fcn import FCN as FCN
 from empir_plugin.models.architectures.mnistconv import MNISTConv as MNISTConv
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
@@ -16,6 +17,10 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "cifarconv": CIFARConv,
         "cifarconv-table3": partial(CIFARConv, table3=True),
         "alexnet": AlexNet,
+        "fcn1": partial(FCN, width=6144),
+        "fcn1-xnor": partial(FCN, width=6144, one_bit="xnor"),
+        "fcn2": FCN,
+        "fcn2-xnor": partial(FCN, one_bit="xnor"),
     }
 )
 """Constructors by name; each takes a ``Precision``, and ``scale`` and ``num_classes`` as keywords."""

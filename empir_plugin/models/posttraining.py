@@ -1,0 +1,69 @@
+"""Weights of few bits after training, activations untouched: the quantization of Song et al.
+
+Source: "Improving adversarial robustness in weight-quantized neural networks", https://arxiv.org/abs/2012.14965, which
+rounds weights to equally spaced levels, most often to those of 3 bits. Range and granularity are not said; here every
+layer has one range, from minus to plus its largest absolute weight.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.binary import AnyWeightQuantizer
+from empir_plugin.models.convert_layers import quantize_layer_class_
+from empir_plugin.models.convert_select import Layers, plan
+from empir_plugin.models.precision import FULL_BITS
+from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+from empir_plugin.models.uniform import UniformWeightQuantizer
+
+
+def after_training(bits: int) -> AnyWeightQuantizer:
+    """The quantizer of trained weights: ``2**bits - 1`` equally spaced levels, and for one bit ``mean|w| sign(w)``.
+
+    Args:
+        bits: 1 to 8.
+
+    Raises:
+        InputError: If the number of bits is another.
+
+    Example:
+        >>> after_training(3)
+        UniformWeightQuantizer(bits=3)
+    """
+    if not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise InputError(f"bits of a weight must be a whole number from 1 to 8, got {bits!r}")
+    return WeightQuantizer(1) if bits == 1 else UniformWeightQuantizer(bits)
+
+
+def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str = "all") -> tuple[str, ...]:
+    """Quantize the weights of a trained network, in place, without training it again.
+
+    Its layers keep their trained weights behind the quantized ones, so what the quantization costs can be told:
+    :func:`~empir_plugin.models.lipschitz.quantization_error_norms`. Either every layer asked for is quantized, or the
+    network is left as it is.
+
+    Args:
+        model: A network or an ensemble in full precision.
+        bits: 1 to 8, see :func:`after_training`.
+        layers: See :func:`~empir_plugin.models.convert.quantize_`; here all of them by default.
+
+    Returns:
+        Names of the quantized layers.
+
+    Raises:
+        InputError: If the number of bits is impossible, a layer is quantized already or cannot be, or there is none.
+
+    Example:
+        >>> quantize_weights_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
+        ('0', '2')
+    """
+    quantizer, planned = after_training(bits), plan(model, layers)
+    if planned.refused:
+        first = planned.refused[0]
+        raise InputError(f"{first.name or first.kind} cannot be quantized ({first.reason}): name others with layers=")
+    if not planned.chosen:
+        raise InputError(f"nothing to quantize in {type(model).__name__}: it has no convolution or linear layer")
+    for layer in planned.chosen.values():
+        quantize_layer_class_(layer).use_quantizers_(quantizer, ActivationQuantizer(FULL_BITS))
+    return tuple(planned.chosen)
