@@ -1,13 +1,14 @@
 """How fast is a quantized network on integers? ``OMP_NUM_THREADS=1 python benchmarks/integer.py``.
 
 Everything is timed in turns and compared, within each round, with the full-precision float32 network in the memory
-layout in which that is faster. There are single convolutions of ResNet-18's shapes, its low-precision member, and the
-ensemble of a full-precision and two low-precision members, each simulated in float32 and on integers.
+layout in which that is faster. There are single convolutions of ResNet-18's shapes, four in a row, its low-precision
+member, and the ensemble of a full-precision and two low-precision members, each simulated in float32 and on integers.
 
 Processors with VNNI instructions multiply bytes about twice as fast as those with AVX2 alone; the report says which
 one it ran on. Beside the times stands how far each form of the member is from the same network in float64: behind a
 batch normalisation every change of float32's rounding, another memory layout as well, moves a rare activation to the
-neighbouring level. onnxruntime is not compared: its own quantization rounds to other levels than DoReFa's.
+neighbouring level. The four convolutions also run in onnxruntime, on the same integers, if it is installed
+(``pip install onnx onnxruntime``); its own quantization would round to other levels than DoReFa's.
 """
 
 from __future__ import annotations
@@ -16,55 +17,28 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from integer_networks import resnet18
-from torch import Tensor, nn
+from integer_cases import CASES, LAYOUTS, Target
 
 from empir_plugin.evaluation.files import write_atomically
 from empir_plugin.evaluation.overhead_latency import Spread, take_turns
 from empir_plugin.evaluation.provenance import code_sha256, now, versions
-from empir_plugin.evaluation.subject import prepared
-from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer import agree, to_integer
-from empir_plugin.models.integer_layers import IntegerLayer
-from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
-
-CPU = torch.device("cpu")
-LAYOUTS = {"float32, NCHW": torch.contiguous_format, "float32, channels last": torch.channels_last}
-SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))
-"""Channels and side of ResNet-18's 3x3 convolutions on images of 32x32."""
-
-Measure = Callable[[str, Mapping[str, Callable[[], object]], tuple["Target", ...]], dict[str, Any]]
-"""From a title, what to run by name, and targets, to a case ready for JSON."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a row's ratio should be at most."""
-
-    row: str
-    ratio: float
-
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """Seconds; those of the processor, all threads together, are disturbed less by what else the machine does."""
 
-MEMBER = Target("w4a4 on integers", 0.45)
-ENSEMBLE = Target("fp + w4a4 + w2a2 on integers", 2.0)
-
 
 @click.command()
-@click.option(
-    "--case", "chosen", multiple=True, type=click.Choice(["convs", "network"]), help="Only this (repeatable)."
-)
+@click.option("--case", "chosen", multiple=True, type=click.Choice(list(CASES)), help="Only this (repeatable).")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images per forward pass.")
 @click.option("--width", type=click.IntRange(8), default=64, show_default=True, help="Channels of the first stage.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of torch.")
@@ -82,85 +56,19 @@ def main(
     torch.set_num_threads(threads)
     settings = {"batch_size": batch_size, "width": width, "threads": threads, "repeats": repeats, "clock": clock}
     measure = partial(_measured, repeats=repeats, clock=CLOCKS[clock])
-    cases: list[dict[str, Any]] = []
-    for name in chosen or ("convs", "network"):
-        for case in {"convs": _convs, "network": _network}[name](batch_size, width, measure):
+    about = {**versions(), **_peers(), "code_sha256": code_sha256()}
+    report: dict[str, Any] = {"machine": machine(), "versions": about, "settings": settings, "cases": {}}
+    for name in chosen or CASES:
+        for key, case in CASES[name](batch_size, width, measure).items():
+            report["cases"][key] = case
             click.echo(table(case))
-            cases.append(case)
-            if out is not None:  # After each case: the next one may take long.
-                _write(out, settings, cases)
+        if out is not None:  # After each case: the next one may take long.
+            content = json.dumps({**report, "finished": now()}, indent=1)
+            write_atomically(out, f"{content}\n".encode())
 
 
-def _write(out: Path, settings: dict[str, Any], cases: list[dict[str, Any]]) -> None:
-    about = {"machine": machine(), "versions": {**versions(), "code_sha256": code_sha256()}, "finished": now()}
-    content = {**about, "settings": settings, "cases": cases}
-    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
-
-
-@torch.no_grad()
-def _convs(batch_size: int, width: int, measure: Measure) -> list[dict[str, Any]]:
-    """One convolution of each shape: alone, with the rounding of its input, and between two others."""
-    return [_conv(channels * width // 64, side, batch_size, measure) for channels, side in SHAPES]
-
-
-def _conv(channels: int, side: int, batch_size: int, measure: Measure) -> dict[str, Any]:
-    torch.manual_seed(0)
-    low = QuantConv2d(channels, channels, 3, padding=1, bias=False, precision=Precision(4, 4), scale="max").eval()
-    full = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    network = to_integer(low).network
-    (integer,) = (module for module in network.modules() if isinstance(module, IntegerLayer))
-    between = integer.reworked(emits=integer.grid)
-    x = torch.rand(batch_size, channels, side, side).to(memory_format=torch.channels_last)
-    codes = integer.grid.codes(x)
-    runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
-    runs["w4a4 simulated"] = _pass(prepared(low, CPU), x)
-    runs["w4a4 on integers, float to float"] = partial(integer, x)
-    runs["w4a4 on integers, codes to float"] = partial(integer, codes)
-    runs["w4a4 on integers"] = partial(between, codes)
-    title = f"3x3 convolution, {channels} channels, {side}x{side}, batch {batch_size}; the last row from codes to codes"
-    return measure(title, runs, (MEMBER,))
-
-
-@torch.no_grad()
-def _network(batch_size: int, width: int, measure: Measure) -> list[dict[str, Any]]:
-    """ResNet-18: the member, and the ensemble of three."""
-    full, four, two = (prepared(resnet18(text, width), CPU) for text in ("fp", "w4a4", "w2a2"))
-    ensemble = Ensemble([four, two, full]).eval()
-    x = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
-    on_integers = {MEMBER.row: to_integer(four), ENSEMBLE.row: to_integer(ensemble)}
-    runs["w4a4 simulated"] = partial(four, x)
-    runs["fp + w4a4 + w2a2 simulated"] = partial(ensemble, x)
-    runs |= {name: partial(model, x) for name, model in on_integers.items()}
-    case = measure(f"ResNet-18, width {width}, batch {batch_size}", runs, (MEMBER, ENSEMBLE))
-    case["agreement"] = _agreement(four, on_integers[MEMBER.row], x[:16])
-    case["in_float"] = {name: model.report.in_float for name, model in on_integers.items()}
-    return [case]
-
-
-def _agreement(simulated: nn.Module, integer: nn.Module, x: Tensor) -> dict[str, Any]:
-    """How far the member on integers and two layouts of the simulated one are from the same network in float64."""
-    exact = _Doubled(simulated)
-    contiguous = prepared(simulated, CPU).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    forms = {"on integers": integer, "simulated, channels last": simulated, "simulated, NCHW": contiguous}
-    return {name: asdict(agree(exact, form, x)) for name, form in forms.items()}
-
-
-class _Doubled(nn.Module):
-    """A network in float64."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = prepared(network, CPU).double()
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.double())
-
-
-def _pass(network: nn.Module, x: Tensor, layout: torch.memory_format = torch.channels_last) -> Callable[[], object]:
-    ready = prepared(network, CPU).to(memory_format=layout)  # type: ignore[call-overload]
-    return partial(ready, x.contiguous(memory_format=layout))
+def _peers() -> dict[str, str]:
+    return {name: version(name) for name in ("onnx", "onnxruntime") if find_spec(name) is not None}
 
 
 def _measured(
@@ -208,12 +116,15 @@ def _line(name: str, row: dict[str, Any]) -> str:
     return f"{name}  {times:>28}  {ratio['median']:>6.3f} ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
 
 
-def _notes(case: dict[str, Any]) -> list[str]:
-    return [
-        f"w4a4 {name}, beside float64: logits within {found['max_logit_difference']:.2g} (median "
-        f"{found['median_logit_difference']:.2g}), {found['differing_decisions']} of {found['images']} decisions differ"
-        for name, found in case.get("agreement", {}).items()
-    ]
+def _notes(case: dict[str, Any]) -> Iterator[str]:
+    for name, reason in case.get("left_out", {}).items():
+        yield f"{name} is left out: {reason}"
+    if "codes_unlike_onnxruntime" in case:
+        yield f"codes unlike onnxruntime's: {case['codes_unlike_onnxruntime']:.2g} of all"
+    for name, found in case.get("agreement", {}).items():
+        logits = f"{found['max_logit_difference']:.2g} (median {found['median_logit_difference']:.2g})"
+        decisions = f"{found['differing_decisions']} of {found['images']} decisions differ"
+        yield f"w4a4 {name}, beside float64: logits within {logits}, {decisions}"
 
 
 def machine() -> dict[str, Any]:
@@ -227,6 +138,7 @@ def machine() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "vnni": any("vnni" in flag for flag in named.get("flags", "").split()),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
     }
 
 

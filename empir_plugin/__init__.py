@@ -22,11 +22,15 @@ from empir_plugin.models.architectures import CIFARConv as CIFARConv
 from empir_plugin.models.architectures import MNISTConv as MNISTConv
 from empir_plugin.models.convert import quantize_ as quantize_
 from empir_plugin.models.convert_report import ConversionReport as ConversionReport
+from empir_plugin.models.discretize import discretized as discretized
 from empir_plugin.models.ensemble import Ensemble as Ensemble
 from empir_plugin.models.ensemble import MaxVote as MaxVote
 from empir_plugin.models.ensemble import MeanProbability as MeanProbability
+from empir_plugin.models.integer import to_integer as to_integer
 from empir_plugin.models.layers import QuantConv2d as QuantConv2d
 from empir_plugin.models.layers import QuantLinear as QuantLinear
+from empir_plugin.models.mu_law import mu_law_ as mu_law_
+from empir_plugin.models.posttraining import quantize_weights_ as quantize_weights_
 from empir_plugin.models.precision import Precision as Precision
 from empir_plugin.zoo import registry
 from empir_plugin.zoo.builders import ModelBuilder as ModelBuilder

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import empir_cli
 from empir_plugin.evaluation.record import Record
+from empir_plugin.models import integer
+from empir_plugin.models.integer_kernels import IntMM
 
 
 def _run(*arguments: str) -> Result:
@@ -22,7 +24,8 @@ def _run(*arguments: str) -> Result:
 
 def test_help_names_every_command() -> None:
     text = _run("--help").output
-    assert all(command in text for command in ("audit", "evaluate", "leaderboard", "list", "overhead", "train"))
+    commands = ("audit", "evaluate", "leaderboard", "list", "overhead", "quantize", "train")
+    assert all(command in text for command in commands)
 
 
 def test_list_shows_models_with_precision_accuracy_and_size() -> None:
@@ -41,6 +44,25 @@ def test_evaluate_prints_a_table_and_leaves_a_record(tmp_path: Path) -> None:
     assert all(row in result.output for row in ("none (clean)", "FGSM", "PGD-100", "AutoAttack", "worst case"))
     record = Record.read(target)
     assert [len(attack.robust) for attack in record.attacks] == [6] * len(record.attacks)
+
+
+def test_int8_says_who_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "record.json"
+    arguments = ("evaluate", "cifarconv-w2a2", "--n-examples", "4", "--attack", "FGSM", "--record", str(target))
+    assert "queries were answered" not in _run(*arguments).output
+    assert Record.read(target).run["backend"]["queries"] == "float32"
+    monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
+    result = _run(*arguments, "--int8")
+    assert "queries were answered by int8 (int_mm); what attacks returned was judged in float32" in " ".join(
+        result.output.split()
+    )
+    assert Record.read(target).run["backend"]["queries"] == "int8 (int_mm)"
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    result = _run(*arguments, "--int8")
+    told = "--int8 had no effect, all is float32: this build of PyTorch lacks oneDNN's int8 kernels"
+    assert told in " ".join(result.output.split())
+    assert Record.read(target).run["backend"]["reason"].startswith("this build of PyTorch lacks")
 
 
 def test_json_replaces_the_table(tmp_path: Path) -> None:

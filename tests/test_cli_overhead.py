@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from empir_cli.commands.overhead import overhead
 from empir_cli.group import Commands
+from empir_plugin.models import integer
 from empir_plugin.models.architectures import CIFARConv
+from empir_plugin.models.integer_kernels import IntMM
 from empir_plugin.models.precision import Precision
 
 MAIN = Commands("empir", commands={"overhead": overhead})
@@ -38,6 +41,23 @@ def test_tables_of_an_ensemble() -> None:
     assert "batch 2, 2 rounds" in " ".join(result.output.split())
     assert "NVIDIA H200" in result.output
     assert "…" not in result.output, "nothing is cut at 80 columns"
+
+
+def test_every_backend_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
+    result = _run("cifarconv-w2a2", *FAST)
+    for start in ("full precision: float32, contiguous", "full precision: float32, channels_last"):
+        assert len(_row(result, start)) == 4 + 4
+    assert len(_row(result, "model: float32, quantization simulated")) == 4 + 4
+    assert len(_row(result, "model: int8 (int_mm)")) == 3 + 4
+    assert "not available" not in result.output
+
+
+def test_a_backend_that_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    result = _run("cifarconv-w2a2", *FAST)
+    assert _row(result, "model: int8") == ["model:", "int8", "n/a"]
+    assert "int8 is not available: this build of PyTorch lacks oneDNN's int8 kernels" in " ".join(result.output.split())
 
 
 def test_without_latency_nothing_is_measured() -> None:

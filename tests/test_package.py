@@ -14,8 +14,8 @@ import empir_plugin
 PUBLIC = {
     "AlexNet", "CIFARConv", "CompatibilityError", "ConversionReport", "DataError", "EmpirError", "Ensemble",
     "EvaluationError", "ImageSet", "InputError", "MNISTConv", "MaxVote", "MeanProbability", "ModelBuilder", "Precision",
-    "QuantConv2d", "QuantLinear", "Record", "Threat", "WeightsError", "empir", "evaluate", "load_attack", "load_images",
-    "load_model", "quantize_", "register_quantized",
+    "QuantConv2d", "QuantLinear", "Record", "Threat", "WeightsError", "discretized", "empir", "evaluate", "load_attack",
+    "load_images", "load_model", "mu_law_", "quantize_", "quantize_weights_", "register_quantized", "to_integer",
 }  # fmt: skip
 ROOT = Path(__file__).parents[1]
 

@@ -2,8 +2,9 @@
 
 A stored outcome is used again only if nothing changed of: the network's text, weights, settings and source files; the
 images and labels; the attack's settings and source files, its labels and its threat; which images it is given, and how
-many at once; the seed; number and size of the shard; the kind of device; the releases of torch and pyautoattack; and
-the statements (not comments, docstrings or layout) of this package's attacks, models, AutoAttack adapter and judge.
+many at once; the seed; number and size of the shard; the kind of device; what answers queries (float32, or int8 and the
+kernel); the releases of torch and pyautoattack; and the statements (not comments, docstrings or layout) of this
+package's attacks, models, AutoAttack adapter and judge.
 
 The number of threads and the processor are left out, so that an evaluation can be finished with other ones, though they
 may round differently; records name the threads. So is what a network does outside of its modules' source files.
@@ -23,7 +24,8 @@ from empir_plugin.evaluation.record import bits
 from empir_plugin.evaluation.shards import Bench, Shard
 from empir_plugin.evaluation.store import Key
 
-_CODE = ("attacks", "models", "_compat", *(f"evaluation/{name}.py" for name in ("judge", "shards", "subject", "data")))
+_DECIDING = ("judge", "queries", "shards", "suite_parts", "subject", "data")
+_CODE = ("attacks", "models", "_compat", *(f"evaluation/{name}.py" for name in _DECIDING))
 
 
 def subject_of(model: nn.Module, data: ImageSet) -> str:
@@ -51,6 +53,7 @@ def common_key(subject: str, bench: Bench, shard_size: int) -> Key:
         "shard_size": shard_size,
         "batch_size": bench.batch_size,
         "device": bench.device.type,
+        "queries": bench.queries.backend,
         "torch": releases["torch"],
         "pyautoattack": releases.get("pyautoattack", ""),
         "code": sources_sha256(*_CODE),

@@ -10,7 +10,7 @@ from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.record import AttackRecord, Record, percent
 from empir_plugin.evaluation.summary import worst_case
 
-_RUN = ("seed", "batch_size", "shard_size", "cascade", "device", "versions", "code_sha256")
+_RUN = ("seed", "batch_size", "shard_size", "cascade", "device", "backend", "versions", "code_sha256")
 """What two runs must share to be parts of one."""
 
 

@@ -23,8 +23,10 @@ from empir_plugin.evaluation.overhead_equation import (
     bit_operations_with_sums,
     equation6,
 )
-from empir_plugin.evaluation.overhead_latency import Latency, LatencySettings, measure_latency
+from empir_plugin.evaluation.overhead_latency import LatencySettings, measure_latency
 from empir_plugin.evaluation.overhead_storage import packed_bytes
+from empir_plugin.evaluation.overhead_times import Execution, Latency
+from empir_plugin.evaluation.queries import integer_queries
 from empir_plugin.evaluation.subject import prepared
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
@@ -169,8 +171,16 @@ def overhead(
         eq6=equation6(costs, baseline),
         eq6_alternatives=alternatives(costs, baseline),
         members=tuple(_member(cost, found) for cost, found in zip(costs, norms, strict=True)),
-        measured=latency and measure_latency(subject, reference.network, tuple(image_shape), latency),
+        measured=latency and _measured(subject, reference.network, tuple(image_shape), latency),
     )
+
+
+def _measured(subject: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], how: LatencySettings) -> Latency:
+    found = integer_queries(subject)
+    integer = (
+        Execution("int8", unavailable=found.reason) if found.copy is None else Execution(found.backend, found.copy)
+    )
+    return measure_latency(subject, baseline, image_shape, how, others=(integer,))
 
 
 def image_shape_of(dataset: str) -> tuple[int, int, int]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
+from empir_plugin.evaluation.overhead_times import BackendTime, Execution, Latency
+from empir_plugin.evaluation.overhead_times import Spread as Spread
 from empir_plugin.evaluation.subject import exact_float32, prepared
 
 SIMULATED = "float32, quantization simulated"
@@ -47,55 +49,6 @@ class LatencySettings:
                 raise InputError(f"{name} must be 1 or more, got {number}")
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median and the 10th and 90th percentile of repeated measurements."""
-
-    median: float
-    p10: float
-    p90: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of one or more numbers.
-
-        Example:
-            >>> Spread.of([1.0, 2.0, 3.0])
-            Spread(median=2.0, p10=1.2, p90=2.8)
-        """
-        ranks = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
-        return cls(*(round(value, 9) for value in torch.tensor(values, dtype=torch.float64).quantile(ranks).tolist()))
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Measured times of one forward pass.
-
-    Args:
-        device: ``"cpu"`` or ``"cuda"``, and which processor that is.
-        backend: How the model was executed; the baseline is in float32.
-        threads: Of the CPU.
-        batch_size: Images per forward pass.
-        repeats: Rounds.
-        execution: How the members of an ensemble follow each other.
-        baseline_layout: The memory layout in which the baseline was faster.
-        model: Milliseconds.
-        baseline: Milliseconds, in its faster layout.
-        ratio: Of the times in each round; 3 is three times the baseline's.
-    """
-
-    device: str
-    backend: str
-    threads: int
-    batch_size: int
-    repeats: int
-    execution: str
-    baseline_layout: str
-    model: Spread
-    baseline: Spread
-    ratio: Spread
-
-
 def measure_latency(
     model: nn.Module,
     baseline: nn.Module,
@@ -103,6 +56,7 @@ def measure_latency(
     settings: LatencySettings | None = None,
     *,
     backend: str = SIMULATED,
+    others: Sequence[Execution] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Time a model, prepared as for an evaluation, against a full-precision network in the better memory layout.
@@ -115,6 +69,7 @@ def measure_latency(
         image_shape: ``(C, H, W)``.
         settings: How to measure.
         backend: What to say of the model's execution.
+        others: Other ways to run the model, measured in the same rounds.
         clock: Seconds.
 
     Example:
@@ -124,13 +79,15 @@ def measure_latency(
     """
     how = settings or LatencySettings()
     images = torch.rand(how.batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(how.device)
-    runs = {"model": _pass(prepared(model, how.device), images)}
+    runs = {backend: _pass(prepared(model, how.device), images)}
     for name, layout in _LAYOUTS.items():
         runs[name] = _pass(prepared(baseline, how.device).to(memory_format=layout), images)  # type: ignore[call-overload]
+    runs |= {other.backend: _pass(other.network, images) for other in others if other.network is not None}
     with _threads(how.threads), exact_float32(), torch.no_grad():
         threads, times = torch.get_num_threads(), take_turns(runs, how.repeats, clock)
     best = min(_LAYOUTS, key=lambda name: Spread.of(times[name]).median)
-    ratios = [own / full for own, full in zip(times["model"], times[best], strict=True)]
+    rows = {name: _row(name, seconds, times[best]) for name, seconds in times.items()}
+    left_out = (BackendTime("model", other.backend, None, None, other.unavailable) for other in others)
     return Latency(
         _processor(how.device),
         backend,
@@ -139,10 +96,25 @@ def measure_latency(
         how.repeats,
         "sequential",
         best,
-        Spread.of([1000 * seconds for seconds in times["model"]]),
-        Spread.of([1000 * seconds for seconds in times[best]]),
-        Spread.of(ratios),
+        _milliseconds(times[backend]),
+        _milliseconds(times[best]),
+        _ratio(times[backend], times[best]),
+        (*rows.values(), *(row for row in left_out if row.backend not in rows)),
     )
+
+
+def _row(name: str, seconds: Sequence[float], full: Sequence[float]) -> BackendTime:
+    network, backend = ("baseline", f"float32, {name}") if name in _LAYOUTS else ("model", name)
+    return BackendTime(network, backend, _milliseconds(seconds), _ratio(seconds, full))
+
+
+def _milliseconds(seconds: Sequence[float]) -> Spread:
+    return Spread.of([1000 * each for each in seconds])
+
+
+def _ratio(seconds: Sequence[float], full: Sequence[float]) -> Spread:
+    """Within each round."""
+    return Spread.of([own / other for own, other in zip(seconds, full, strict=True)])
 
 
 def take_turns(

@@ -91,7 +91,8 @@ class Record:
         attacks: In the order they ran.
         worst_case: One character per image: 1 if it is classified correctly and withstood every attack that counts.
         worst_case_accuracy: Percent of the images that did.
-        run: ``seed``, ``batch_size``, ``shard_size``, ``cascade``, ``device``, ``threads`` per process (all that
+        run: ``seed``, ``batch_size``, ``shard_size``, ``cascade``, ``device``, ``backend`` (what gave ``verdicts`` and
+            answered ``queries``, and the ``reason`` if int8 was asked for in vain), ``threads`` per process (all that
             occurred), ``processes``, time of day ``finished``, ``versions`` and ``code_sha256`` of this package.
         protocol: ``name``, ``description``, and ``headline``: which number to quote, ``WORST_CASE`` or ``AVERAGE``.
         schema: Version of this format.

@@ -15,17 +15,22 @@ from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.evaluation.distributed import Team, device_of_rank
 from empir_plugin.evaluation.images import needed_bytes, worst_images, write_images
+from empir_plugin.evaluation.judge import decisions
 from empir_plugin.evaluation.keys import attack_key, common_key, subject_of
 from empir_plugin.evaluation.outcome import Outcome
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.protocols import Headline, Protocol, default
 from empir_plugin.evaluation.provenance import code_sha256, data_table, now, versions
+from empir_plugin.evaluation.queries import integer_queries, shared
 from empir_plugin.evaluation.record import Record, percent
 from empir_plugin.evaluation.shards import Bench, Shard, check_shard_size, shards
 from empir_plugin.evaluation.store import Fallen, Store, opened
 from empir_plugin.evaluation.subject import exact_float32, model_fingerprint, prepared, require_weights
 from empir_plugin.evaluation.summary import attack_record, verdicts, worst_case
 from empir_plugin.evaluation.work import CLEAN, OnProgress, Progress, Shelf, Work
+
+_COMPARED = 500
+"""Images at most on which the decisions of a copy of the model must be the model's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Settings:
         device: Where to compute.
         cascade: Spare images that fell under one attack the next ones. The worst case is the same where nothing of an
             attack depends on the images beside it, and each attack's own number then says what was left after it.
+        int8: Let a copy of the model on int8 kernels answer clean images and the attacks that never ask for a gradient,
+            if it decides as the model does on the first images. Every image that falls is judged by the model itself.
 
     Raises:
         InputError: If a size is not a whole number above 0.
@@ -50,6 +57,7 @@ class Settings:
     shard_size: int = 500
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cascade: bool = False
+    int8: bool = False
 
     def __post_init__(self) -> None:
         for name, size in (("batch_size", self.batch_size), ("shard_size", self.shard_size)):
@@ -106,6 +114,8 @@ def evaluate(
     job = _Job.of(model, data, threat, name, protocol, attacks, settings or Settings(), team or Team())
     _check(job, store, images)
     rounds = job.team.round()
+    if job.settings.int8:
+        job = _on_integers(job)
     with exact_float32(), rounds.announcing_failure(), _shelf(job, store, images) as shelf:
         progress = Progress(rounds, len(data), on_progress if job.team.is_leader else None)
         cut = shards(len(data), job.settings.shard_size)
@@ -161,6 +171,17 @@ def _check(job: _Job, store: Path | None, images: Path | None) -> None:
         check_shard_size(planned, job.settings.shard_size)
         if store is not None:
             attack_key({}, planned, job.bench.threat)  # Refuse what cannot be stored before anything is computed.
+
+
+def _on_integers(job: _Job) -> _Job:
+    """The job with a copy of its model to answer queries, if every process can have one."""
+    bench, round = job.bench, job.team.round()
+    images, _ = bench.data.batch(0, min(len(bench.data), _COMPARED))
+    images = images.to(bench.device, memory_format=torch.channels_last)
+    with round.announcing_failure():
+        decisions(bench.model, images[:1], num_classes=bench.data.num_classes)  # The model itself may be at fault.
+        queries = shared(integer_queries(bench.model, images), round)
+    return replace(job, bench=replace(bench, queries=queries))
 
 
 @contextmanager
@@ -228,6 +249,7 @@ def _describe_run(job: _Job, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[
         "shard_size": settings.shard_size,
         "cascade": settings.cascade,
         "device": settings.device.type,
+        "backend": job.bench.queries.to_table(),
         "threads": sorted({outcome.threads for column in outcomes.values() for outcome in column}),
         "processes": job.team.size,
         "finished": now(),

@@ -7,14 +7,12 @@ of it: not on other shards, not on the process, not on what ran before.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyautoattack.checks import check_square_sr
 from torch import Tensor, nn
 
 from empir_plugin.attacks.autoattack import AutoAttackSuite
@@ -26,7 +24,10 @@ from empir_plugin.evaluation.identity import state_fingerprint
 from empir_plugin.evaluation.judge import check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, Outcome
 from empir_plugin.evaluation.planned import Labels, Planned
+from empir_plugin.evaluation.queries import Queries, confirmed, never_differentiates
 from empir_plugin.evaluation.store import Fallen
+from empir_plugin.evaluation.suite_parts import Attacked, run_suite
+from empir_plugin.evaluation.suite_parts import square_flags as square_flags
 
 Tick = Callable[[int], None]
 """Told of images that are done."""
@@ -74,6 +75,7 @@ class Bench:
         seed: Of everything random.
         batch_size: Images per forward pass, for attacks that do not say.
         device: Where the model is.
+        queries: What answers those that ask for no gradient.
     """
 
     model: nn.Module
@@ -82,6 +84,7 @@ class Bench:
     seed: int
     batch_size: int
     device: torch.device
+    queries: Queries = field(default_factory=Queries)
 
     def clean(self, shard: Shard) -> Outcome:
         """Show the model the clean images.
@@ -93,7 +96,7 @@ class Bench:
         with _located("the clean images", shard), self._own_randomness(shard):
             x, y = self._images(shard)
             check_images(x, y, self.data.num_classes)
-            decided = self._decisions(x, clean=True)
+            decided = self._clean_decisions(x, y)
         return self._outcome(decided, begun)
 
     def attacked(
@@ -121,7 +124,7 @@ class Bench:
             labels = own.to(self.device) if planned.labels is Labels.OWN else y
             made, told = self._made(planned, shard, (x, labels, rows), tick)
             decided = torch.full_like(y, NOT_ATTACKED)
-            decided[rows] = self._decisions(made)
+            decided[rows] = self._decisions(self.model, made)
             fell = decided[rows] != y[rows]
         return self._outcome(decided, begun, **told), Fallen(rows[fell].cpu(), made[fell].cpu())
 
@@ -133,11 +136,19 @@ class Bench:
         x, y = self.data.batch(shard.start, shard.stop)
         return x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
 
-    def _decisions(self, x: Tensor, *, clean: bool = False) -> Tensor:
+    def _clean_decisions(self, x: Tensor, y: Tensor) -> Tensor:
+        copy = self.queries.copy
+        decided = self._decisions(self.model if copy is None else copy, x, clean=True)
+        wrong = decided != y
+        if copy is not None:  # What counts against the model is for the model to say.
+            decided[wrong] = self._decisions(self.model, x[wrong])
+        return decided
+
+    def _decisions(self, model: nn.Module, x: Tensor, *, clean: bool = False) -> Tensor:
         if not len(x):
             return torch.empty(0, dtype=torch.int64, device=x.device)
         return decisions(
-            self.model, x, num_classes=self.data.num_classes, batch_size=self.batch_size, refuse_probabilities=clean
+            model, x, num_classes=self.data.num_classes, batch_size=self.batch_size, refuse_probabilities=clean
         )
 
     def _made(
@@ -155,22 +166,33 @@ class Bench:
         made, done = x[rows], 0
         for places in torch.arange(len(rows), device=rows.device).split(planned.batch_size or self.batch_size):
             batch = rows[places]
-            threat, indices = planned.threat or self.threat, batch + shard.start
-            # The attack gets copies: whatever it does to them, the judge has the originals.
-            adversarial = planned.attack(self.model, x[batch], labels[batch], threat, seed=self.seed, indices=indices)
-            made[places] = check_attack_result(x[batch], adversarial, threat)
+            made[places] = self._carried_out(planned, shard, x, labels, batch)
             reached = int(batch[-1]) + 1
             tick(reached - done)
             done = reached
         tick(len(x) - done)
         return made, {}
 
+    def _carried_out(self, planned: Planned, shard: Shard, x: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        threat, copy = planned.threat or self.threat, self.queries.copy
+
+        def run(on: nn.Module, chosen: Tensor) -> Tensor:
+            # The attack gets copies: whatever it does to them, the judge has the originals.
+            indices = chosen + shard.start
+            adversarial = planned.attack(on, x[chosen], labels[chosen], threat, seed=self.seed, indices=indices)
+            return check_attack_result(x[chosen], adversarial, threat)
+
+        if copy is None or not never_differentiates(planned.attack):
+            return run(self.model, rows)
+        return confirmed(run, self.model, copy, rows, labels[rows], batch_size=self.batch_size)
+
     def _made_by_suite(
         self, planned: Planned, suite: AutoAttackSuite, images: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
         x, labels, rows = images
         threat = planned.threat or self.threat
-        result = suite.run(self.model, x[rows], labels[rows], threat, seed=self.seed)
+        attacked = Attacked(self.model, self.queries.copy, x[rows], labels[rows], threat, self.seed)
+        result = run_suite(suite, attacked)
         own = square_flags(result.accuracy)
         told = {
             "flags": tuple(flag for flag in result.flags if flag not in own),
@@ -188,27 +210,11 @@ class Bench:
 
     @contextmanager
     def _model_unchanged(self) -> Iterator[None]:
-        before = state_fingerprint(self.model)
+        models = [model for model in (self.model, self.queries.copy) if model is not None]
+        before = [state_fingerprint(model) for model in models]
         yield
-        if state_fingerprint(self.model) != before:
+        if [state_fingerprint(model) for model in models] != before:
             raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is void")
-
-
-def square_flags(accuracy: Mapping[str, float]) -> tuple[str, ...]:
-    """AutoAttack's warning that its black-box part found what its white-box parts missed, if it has to be given.
-
-    It speaks of a share of all images, so it is asked once for an evaluation and not of every shard.
-
-    Args:
-        accuracy: Share of images classified correctly, ``"clean"`` and after each part.
-
-    Example:
-        >>> len(square_flags({"clean": 0.9, "apgd-ce": 0.5, "square": 0.4}))
-        1
-    """
-    texts: list[str] = []
-    check_square_sr(dict(accuracy), logger=SimpleNamespace(warning=texts.append))
-    return tuple(texts)
 
 
 def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:

@@ -105,6 +105,12 @@ def require_publishable(model: str, board: Board, record: Record) -> None:
             f"({record.data.get('split')}, {record.data.get('source')}), an entry on {board} needs the official "
             f"{board.n:,} test images: keep it in leaderboard/runs"
         )
+    queries = record.run.get("backend", {}).get("queries", "float32")
+    if queries != "float32":
+        raise EvaluationError(
+            f"in the record {queries} answered clean images and queries, and an entry rests on the model itself alone: "
+            "evaluate without --int8"
+        )
     _require_threat(board, record)
 
 

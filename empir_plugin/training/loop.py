@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.models.binary import clip_latent_
 from empir_plugin.training.augment import random_flip, random_shift
 from empir_plugin.training.averages import WeightAverage
 from empir_plugin.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -175,6 +176,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         fit.loss.backward()
         self.optimizer.step()
+        clip_latent_(self.model)
         self.average.update()
         return loss, (fit.logits.argmax(1) == lesson.y).float().mean().item()
 

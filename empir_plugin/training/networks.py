@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,12 +15,30 @@ from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.convert import quantize_
+from empir_plugin.models.convert_report import ConversionReport, report_as_built
+from empir_plugin.models.convert_select import INNER, Layers
+from empir_plugin.models.precision import Precision
+from empir_plugin.models.recalibrate import recalibrate_
 from empir_plugin.models.state import load_strictly
 from empir_plugin.training.schedules import MemberRecipe
 from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.zoo.quantized_catalog import settings_for
 
 CALIBRATION_IMAGES = 512
 """So many of the first training images decide signs, ranges and statistics of a converted network."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a network is quantized.
+
+    Args:
+        layers: See :func:`~empir_plugin.models.convert.quantize_`.
+        allow_unsupported: Likewise.
+    """
+
+    layers: Layers | str = INNER
+    allow_unsupported: bool = False
 
 
 def first_network(
@@ -42,37 +62,93 @@ def first_network(
 
     Example:
         >>> from empir_plugin.evaluation.data import load_images
-        >>> from empir_plugin.models.precision import Precision
         >>> member = MemberRecipe("m", seed=0, epochs=1, precision=Precision.parse("w4a4"), scale="max")
-        >>> type(first_network("WideResNet-10-1", member, load_images("cifar10"))).__name__
+        >>> type(first_network("WideResNet-10-1", member, load_images("cifar10", n_examples=16))).__name__
         'WideResNet'
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(member.seed)
+    with _seeded(member.seed):
         if architecture in ARCHITECTURES:
-            return _of_empir(architecture, member, training.num_classes, start)
-        return _converted(architecture, member, training, start)
+            model = _of_empir(architecture, member, training.num_classes)
+        else:
+            model = _in_full_precision(architecture, training)
+        if start is not None:
+            load_strictly(model, start, Path(member.start))
+        if architecture not in ARCHITECTURES and not member.precision.is_full:
+            _convert(model, member, training, Extent())
+    return model
 
 
-def _of_empir(
-    architecture: str, member: MemberRecipe, num_classes: int, start: Mapping[str, Tensor] | None
-) -> nn.Module:
-    if member.activations is not Activations.UNSIGNED:
+def full_precision_network(architecture: str, member: MemberRecipe, training: ImageSet) -> nn.Module:
+    """Make the network of a member before it is quantized, with the random weights of the member's seed.
+
+    Raises:
+        InputError: If there is no such architecture.
+    """
+    with _seeded(member.seed):
+        return _in_full_precision(architecture, training)
+
+
+def converted(
+    model: nn.Module, architecture: str, member: MemberRecipe, training: ImageSet, extent: Extent
+) -> tuple[nn.Module, ConversionReport]:
+    """Quantize a network from :func:`full_precision_network` as :func:`first_network` does.
+
+    Args:
+        model: With the weights to keep. It is converted in place, unless EMPIR's own architectures have to be built
+            anew.
+        architecture: Its name.
+        member: Precision, scale and activations.
+        training: Its first images are looked at.
+        extent: How much of the network is quantized.
+
+    Raises:
+        InputError: If it cannot be quantized so.
+    """
+    with _seeded(member.seed):
+        if architecture not in ARCHITECTURES:
+            return model, _convert(model, member, training, extent)
+        if extent != Extent():
+            raise InputError(f"which layers of {architecture} are quantized is decided by EMPIR's release: leave it so")
+        if member.precision.is_full:
+            raise InputError("precision 'fp' leaves every layer as it is: pass one such as 'w4a4'")
+        low = _of_empir(architecture, member, training.num_classes)
+    low.load_state_dict(model.state_dict())
+    renewed = recalibrate_(low, _calibration(training))
+    return low, report_as_built(low, member.precision, member.scale, renewed)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _in_full_precision(architecture: str, training: ImageSet) -> nn.Module:
+    classes = training.num_classes
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture](Precision(), num_classes=classes)
+    return network(architecture, num_classes=classes, **settings_for(architecture, training.name))
+
+
+def _of_empir(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:
+    if member.activations not in (Activations.UNSIGNED, Activations.AUTO):
         mode = member.activations.value
         raise InputError(f"activations of member {member.name!r} must be 'unsigned' in {architecture}, got {mode!r}")
-    model = ARCHITECTURES[architecture](member.precision, scale=member.scale, num_classes=num_classes)
-    if start is not None:
-        load_strictly(model, start, Path(member.start))
-    return model
+    return ARCHITECTURES[architecture](member.precision, scale=member.scale, num_classes=num_classes)
 
 
-def _converted(
-    architecture: str, member: MemberRecipe, training: ImageSet, start: Mapping[str, Tensor] | None
-) -> nn.Module:
-    model = network(architecture, num_classes=training.num_classes)
-    if start is not None:
-        load_strictly(model, start, Path(member.start))
-    if not member.precision.is_full:
-        images = training.batch(0, CALIBRATION_IMAGES)[0]
-        quantize_(model, member.precision, scale=member.scale, activations=member.activations, calibration=images)
-    return model
+def _convert(model: nn.Module, member: MemberRecipe, training: ImageSet, extent: Extent) -> ConversionReport:
+    return quantize_(
+        model,
+        member.precision,
+        scale=member.scale,
+        activations=member.activations,
+        layers=extent.layers,
+        allow_unsupported=extent.allow_unsupported,
+        calibration=_calibration(training),
+    )
+
+
+def _calibration(training: ImageSet) -> Tensor:
+    return training.batch(0, CALIBRATION_IMAGES)[0]

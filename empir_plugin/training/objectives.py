@@ -29,7 +29,12 @@ def check_positive(name: str, value: float) -> None:
         raise InputError(f"{name} must be above 0, got {value!r}")
 
 
-def _check_weight(name: str, value: float) -> None:
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse a number that is below 0 or not finite.
+
+    Raises:
+        InputError: If it is one.
+    """
     if not 0 <= value < float("inf"):
         raise InputError(f"{name} must be 0 or more, got {value!r}")
 
@@ -93,7 +98,15 @@ class Adversarial:
 
     def __call__(self, model: nn.Module, lesson: Lesson) -> Fit:
         """Attack, then take the loss."""
-        attacked = lesson.criterion(model, self.adversary(model, lesson), lesson.y)
+        return self.taught(model, lesson, self.attacked(model, lesson))
+
+    def attacked(self, model: nn.Module, lesson: Lesson) -> Tensor:
+        """Attacked images ``(N, C, H, W)``."""
+        return self.adversary(model, lesson)
+
+    def taught(self, model: nn.Module, lesson: Lesson, found: Tensor) -> Fit:
+        """The loss, once the attacked images ``(N, C, H, W)`` are found."""
+        attacked = lesson.criterion(model, found, lesson.y)
         if not self.clean_share:
             return attacked
         unharmed = lesson.criterion(model, lesson.x, lesson.y)
@@ -140,13 +153,21 @@ class Trades:
     beta: float
 
     def __post_init__(self) -> None:
-        _check_weight("beta", self.beta)
+        check_not_negative("beta", self.beta)
 
     def __call__(self, model: nn.Module, lesson: Lesson) -> Fit:
         """Attack the output, then take the loss."""
+        return self.taught(model, lesson, self.attacked(model, lesson))
+
+    def attacked(self, model: nn.Module, lesson: Lesson) -> Tensor:
+        """Images ``(N, C, H, W)`` on which the output is another than on those of the lesson."""
         with torch.no_grad(), as_attacked(model):
             reference = model(lesson.x).log_softmax(1)
-        attacked = model(self.adversary(model, lesson, loss=Divergence(reference)))
+        return self.adversary(model, lesson, loss=Divergence(reference))
+
+    def taught(self, model: nn.Module, lesson: Lesson, found: Tensor) -> Fit:
+        """The loss, once the attacked images ``(N, C, H, W)`` are found."""
+        attacked = model(found)
         unharmed = lesson.criterion(model, lesson.x, lesson.y)
         moved = Divergence(unharmed.logits.log_softmax(1))(attacked, lesson.y).mean()
         return Fit(unharmed.loss + self.beta * moved, attacked)
@@ -175,7 +196,7 @@ class GradientPenalty:
     weight: float
 
     def __post_init__(self) -> None:
-        _check_weight("weight", self.weight)
+        check_not_negative("weight", self.weight)
 
     def __call__(self, model: nn.Module, lesson: Lesson) -> Fit:
         """Take the loss, its gradient, and the loss of both."""

@@ -12,6 +12,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
+from empir_plugin.training.derived import spelled_out
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.objective_tables import parse_objective
 from empir_plugin.training.schedules import JointRecipe as JointRecipe
@@ -107,13 +108,14 @@ class Recipe:
         """Read a recipe from TOML text.
 
         ``[defaults]`` holds for every member, and its keys that ``[joint]`` has for that as well; ``[objective]`` for
-        whatever has no ``objective`` of its own.
+        whatever has no ``objective`` of its own. With ``extends`` it is another recipe, changed: see
+        :func:`~empir_plugin.training.derived.spelled_out`.
 
         Raises:
             InputError: If the text is no TOML, or a key is missing, unknown or of the wrong kind.
         """
         try:
-            table = _toml.loads(text)
+            table = spelled_out(_toml.loads(text))
         except _toml.TOMLDecodeError as error:
             raise InputError(f"a recipe must be TOML: {error}") from error
         known = {"defaults", "objective", "joint", "holdout"}

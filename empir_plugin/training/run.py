@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -17,6 +16,8 @@ from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.packing import save_packed
+from empir_plugin.training.derived import recipe_names as recipe_names
+from empir_plugin.training.derived import recipe_text
 from empir_plugin.training.loop import Step
 from empir_plugin.training.recipe import HoldOut, Recipe
 from empir_plugin.training.schedules import Schedule, settings_of
@@ -41,17 +42,6 @@ class TrainedMember:
     history: tuple[dict[str, float], ...]
 
 
-def recipe_names() -> tuple[str, ...]:
-    """Names of the recipes that travel with this package.
-
-    Example:
-        >>> "empir-cifar" in recipe_names()
-        True
-    """
-    folder = files("empir_plugin.training").joinpath("recipes")
-    return tuple(sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml")))
-
-
 def find_recipe(text: str) -> Recipe:
     """A recipe of this package by name, or one from a TOML file by path.
 
@@ -63,7 +53,7 @@ def find_recipe(text: str) -> Recipe:
         ['cifarconv-w4a2', 'cifarconv-w2a2', 'cifarconv-fp']
     """
     if text in recipe_names():
-        return Recipe.parse((files("empir_plugin.training") / "recipes" / f"{text}.toml").read_text("utf-8"))
+        return Recipe.parse(recipe_text(text))
     if text.endswith(".toml"):
         return Recipe.read(Path(text))
     raise InputError(f"no recipe {text!r}: use one of {', '.join(recipe_names())}, or a path that ends in .toml")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from typing import Any
 
+import torch
 from torch import nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import ARCHITECTURES
+from empir_plugin.models.convert import quantize_
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.packing import load_packed
+from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.card import RULES, ModelCard, NetworkCard, cards
+from empir_plugin.zoo.quantized_architectures import network
 
 
 @dataclass(frozen=True)
@@ -60,18 +64,42 @@ def build_model(card: ModelCard, *, num_classes: int | None = None) -> nn.Module
     """
     if num_classes not in (None, card.num_classes):
         raise InputError(f"{card.name} has {card.num_classes} classes, got num_classes={num_classes}")
-    networks = [_network(network, card.num_classes) for network in card.networks]
+    networks = [_network(each, card.num_classes) for each in card.networks]
     model = networks[0] if len(networks) == 1 else Ensemble(networks, RULES[card.rule])
     _note_weights(model, card)
     return model.eval()
 
 
 def _network(card: NetworkCard, num_classes: int) -> nn.Module:
-    network = ARCHITECTURES[card.architecture](card.precision, scale=card.scale, num_classes=num_classes)
+    model = _converted(card, num_classes) if card.is_converted else _of_empir(card, num_classes)
     if card.weights:
         with as_file(files("empir_plugin.zoo") / "weights" / card.weights) as path:
-            load_packed(network, path, expected_sha256=card.sha256)
-    return network
+            load_packed(model, path, expected_sha256=card.sha256)
+    return model
+
+
+def _of_empir(card: NetworkCard, num_classes: int) -> nn.Module:
+    return ARCHITECTURES[card.architecture](card.precision, scale=card.scale, num_classes=num_classes)
+
+
+def _converted(card: NetworkCard, num_classes: int) -> nn.Module:
+    model = network(card.architecture, num_classes=num_classes)
+    if not card.precision.is_full:
+        quantize_(model, card.precision, scale=card.scale, activations=card.activations, layers=card.layers)
+    return model
+
+
+def count_parameters(card: NetworkCard, num_classes: int) -> int:
+    """How many parameters a network has in full precision, found without making any.
+
+    Example:
+        >>> count_parameters(cards()["cifarconv-fp"].networks[0], 10)
+        116704
+    """
+    whole = replace(card, precision=Precision())
+    with torch.device("meta"):
+        model = (_converted if card.is_converted else _of_empir)(whole, num_classes)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _note_weights(model: nn.Module, card: ModelCard) -> None:

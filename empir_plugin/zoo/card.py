@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -11,6 +11,9 @@ from typing import Any
 
 from empir_plugin import _toml
 from empir_plugin.errors import InputError
+from empir_plugin.models.activations import Activations
+from empir_plugin.models.architectures import ARCHITECTURES
+from empir_plugin.models.convert_select import INNER, Layers
 from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
@@ -25,19 +28,38 @@ class NetworkCard:
 
     Args:
         name: Model id.
-        architecture: Key of :data:`empir_plugin.models.architectures.ARCHITECTURES`.
+        architecture: Key of :data:`empir_plugin.models.architectures.ARCHITECTURES`, or a name for
+            :func:`~empir_plugin.zoo.quantized_architectures.network`, which is then converted.
         precision: Bits of its quantized layers.
         scale: Scale of its quantized weights.
+        activations: Range of the inputs of a converted network's layers. Weight files tell which of them are signed;
+            whether a range is learned is only told here.
+        layers: Which layers of a converted network are quantized, see
+            :func:`~empir_plugin.models.convert.quantize_`.
         weights: File in the package's ``zoo/weights``; empty if none is shipped.
         sha256: Of that file.
+
+    Raises:
+        InputError: If how to convert is told of an architecture that is not converted.
     """
 
     name: str
     architecture: str
     precision: Precision
     scale: Scale = "none"
+    activations: Activations = Activations.UNSIGNED
+    layers: Layers | str = INNER
     weights: str = ""
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.is_converted and (self.activations, self.layers) != (Activations.UNSIGNED, INNER):
+            raise InputError(f"{self.name} is not converted, but built so: leave out activations and layers")
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the architecture is built in full precision first."""
+        return self.architecture not in ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -96,24 +118,39 @@ def cards() -> Mapping[str, ModelCard]:
     folder = files("empir_plugin.zoo").joinpath("cards")
     texts = (file.read_text(encoding="utf-8") for file in sorted(folder.iterdir(), key=lambda file: file.name))
     tables = [_toml.loads(text) for text in texts]
-    found = [card for table in tables for card in _cards(table)]
+    found = [card for table in tables for card in family_cards(table)]
     return MappingProxyType({card.name: card for card in found})
 
 
-def _cards(table: Mapping[str, Any]) -> list[ModelCard]:
-    """One file describes one family: its networks, and the ensembles of them."""
+def family_cards(table: Mapping[str, Any]) -> list[ModelCard]:
+    """The cards of one file, which describes one family: its networks, and the ensembles of them.
+
+    Raises:
+        InputError: If a value is an impossible one.
+    """
     family = {key: value for key, value in table.items() if key not in ("networks", "ensembles")}
     family["threats"] = tuple(family["threats"])
     architecture = family.pop("architecture")
     networks: dict[str, NetworkCard] = {}
     singles: list[ModelCard] = []
+    own = {item.name for item in fields(NetworkCard)}
     for row in table["networks"]:
-        own = {key: row.pop(key) for key in ("name", "precision", "scale", "weights", "sha256") if key in row}
-        network = NetworkCard(architecture=architecture, **{**own, "precision": Precision.parse(own["precision"])})
+        network = _network(architecture, {key: value for key, value in row.items() if key in own})
         networks[network.name] = network
-        singles.append(ModelCard(name=network.name, networks=(network,), **{**family, **row}))
+        rest = {key: value for key, value in row.items() if key not in own}
+        singles.append(ModelCard(name=network.name, networks=(network,), **{**family, **rest}))
     ensembles = [
         ModelCard(**{**family, **row, "networks": tuple(networks[name] for name in row["networks"])})
         for row in table["ensembles"]
     ]
     return ensembles + singles
+
+
+def _network(architecture: str, row: Mapping[str, Any]) -> NetworkCard:
+    read: dict[str, Callable[[Any], Any]] = {
+        "precision": Precision.parse,
+        "activations": Activations.parse,
+        "layers": lambda given: given if isinstance(given, str) else tuple(given),
+    }
+    plain = {key: read[key](value) if key in read else value for key, value in row.items()}
+    return NetworkCard(architecture=architecture, **plain)

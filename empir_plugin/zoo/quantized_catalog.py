@@ -85,5 +85,16 @@ def curated() -> Mapping[str, tuple[ModelBuilder, ...]]:
     )
 
 
+def settings_for(architecture: str, dataset: str) -> Mapping[str, Any]:
+    """What an architecture with names here is built with for the images of a data set; nothing for any other.
+
+    Example:
+        >>> settings_for("vit_tiny_patch16_224", "cifar10")["img_size"], dict(settings_for("resnet18", "cifar10"))
+        (32, {})
+    """
+    found = next((family.cifar for family in FAMILIES if family.architecture == architecture), None)
+    return found if found is not None and dataset in _CIFAR else MappingProxyType({})
+
+
 def _pairs() -> list[tuple[_Family, Precision]]:
     return [(family, precision) for family in FAMILIES for precision in PRECISIONS]

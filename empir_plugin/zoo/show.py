@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
-import torch
-
-from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.zoo.builders import ModelBuilder
-from empir_plugin.zoo.card import ModelCard, NetworkCard, cards
+from empir_plugin.zoo.builders import ModelBuilder, count_parameters
+from empir_plugin.zoo.card import ModelCard, cards
 from empir_plugin.zoo.quantized_catalog import FAMILIES, PRECISIONS, curated
 from empir_plugin.zoo.registry import find_builder
 
@@ -73,13 +69,7 @@ def _clean(card: ModelCard) -> str:
 
 
 def _parameters(card: ModelCard) -> str:
-    return f"{sum(_count(network, card.num_classes) for network in card.networks) / 1e6:,.3f}"
-
-
-def _count(network: NetworkCard, num_classes: int) -> int:
-    with torch.device("meta"):
-        model = ARCHITECTURES[network.architecture](network.precision, num_classes=num_classes)
-    return sum(math.prod(parameter.shape) for parameter in model.parameters())
+    return f"{sum(count_parameters(network, card.num_classes) for network in card.networks) / 1e6:,.3f}"
 
 
 def _size(card: ModelCard) -> str:

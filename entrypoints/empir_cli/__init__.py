@@ -9,6 +9,7 @@ from empir_cli.commands.evaluate import evaluate
 from empir_cli.commands.leaderboard import leaderboard
 from empir_cli.commands.models import list_models
 from empir_cli.commands.overhead import overhead
+from empir_cli.commands.quantize import quantize
 from empir_cli.commands.train import train
 from empir_cli.group import Commands
 
@@ -19,5 +20,5 @@ def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
 
 
-for _command in (list_models, train, evaluate, audit, overhead, leaderboard):
+for _command in (list_models, train, quantize, evaluate, audit, overhead, leaderboard):
     main.add_command(_command)

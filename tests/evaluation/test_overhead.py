@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from empir_plugin.evaluation.identity import model_fingerprint
 from empir_plugin.evaluation.overhead import Overhead, image_shape_of, overhead, parse_image_shape
 from empir_plugin.evaluation.overhead_equation import Ratios
 from empir_plugin.evaluation.overhead_latency import LatencySettings
+from empir_plugin.leaderboard.schema import problems
+from empir_plugin.models import integer
 from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.integer_kernels import IntMM
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.builders import build_model
@@ -70,6 +74,38 @@ def test_a_report_is_json_with_finite_numbers_and_everything_a_leaderboard_asks(
     assert fc["precision"] == {"weight_bits": 32, "activation_bits": 32}
     assert set(table["members"][0]["errors"]) == {"0"}
     assert table["members"][1]["errors"] == {}
+
+
+def backends(model: nn.Module) -> list[dict[str, Any]]:
+    settings = LatencySettings(batch_size=2, repeats=2)
+    rows = overhead(model, (1, 4, 4), latency=settings).to_dict()["measured"]["backends"]
+    assert find_problems({"overhead": {"measured": {"backends": rows}}}) == [], "a leaderboard entry can hold it"
+    assert [(row["network"], row["backend"]) for row in rows[:3]] == [
+        ("model", "float32, quantization simulated"),
+        ("baseline", "float32, contiguous"),
+        ("baseline", "float32, channels_last"),
+    ]
+    return rows[3:]
+
+
+def find_problems(entry: dict[str, Any]) -> list[str]:
+    return [problem for problem in problems(entry) if "overhead" in problem]
+
+
+def test_integer_kernels_are_measured_beside_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
+    (row,) = backends(ensemble())
+    assert (row["network"], row["backend"], row["unavailable"]) == ("model", "int8 (int_mm)", "")
+    assert row["milliseconds"]["median"] > 0
+    assert row["ratio"]["p10"] <= row["ratio"]["median"] <= row["ratio"]["p90"]
+
+
+def test_without_integer_kernels_their_row_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    (row,) = backends(ensemble())
+    assert (row["backend"], row["milliseconds"], row["ratio"]) == ("int8", None, None)
+    assert "lacks oneDNN's int8 kernels" in row["unavailable"]
+    assert find_problems({"overhead": "none"}), "a leaderboard entry is checked for it"
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation import overhead_latency
 from empir_plugin.evaluation.overhead_latency import LatencySettings, Spread, measure_latency, take_turns
+from empir_plugin.evaluation.overhead_times import BackendTime, Execution
 
 
 class Clock:
@@ -74,6 +75,28 @@ def test_the_baseline_is_measured_in_its_faster_layout(layout: str, seconds: tup
     assert "simulated" in found.backend
     again = measure_latency(model, baseline, (3, 8, 8), LatencySettings(1, 1), backend="int8", clock=clock)
     assert again.backend == "int8"
+
+
+def test_other_ways_to_run_the_model_take_their_turn_and_what_cannot_run_says_why() -> None:
+    clock = Clock()
+    model, baseline, quick = Slow(clock, 9.0, 3.0), Slow(clock, 1.0, 2.0), Slow(clock, 0.5, 0.5)
+    others = Execution("int8 (toy)", quick), Execution("int4", unavailable="no such kernel")
+    how = LatencySettings(batch_size=2, repeats=3)
+    found = measure_latency(model, baseline, (3, 8, 8), how, others=others, clock=clock)
+    rows = {(row.network, row.backend): row for row in found.backends}
+    assert list(rows) == [
+        ("model", "float32, quantization simulated"),
+        ("baseline", "float32, contiguous"),
+        ("baseline", "float32, channels_last"),
+        ("model", "int8 (toy)"),
+        ("model", "int4"),
+    ]
+    measured = [row for row in found.backends if not row.unavailable]
+    assert [row.milliseconds and row.milliseconds.median for row in measured] == [3000.0, 1000.0, 2000.0, 500.0]
+    assert [row.ratio and row.ratio.median for row in measured] == [3.0, 1.0, 2.0, 0.5]
+    assert rows["model", "int4"] == BackendTime("model", "int4", None, None, "no such kernel")
+    assert (found.model, found.ratio) == (measured[0].milliseconds, measured[0].ratio), "the number quoted is as before"
+    assert len(quick.threads) == 3 + 2, "a turn in every round, the two to warm up included"
 
 
 def test_a_machine_that_slows_down_hardly_moves_the_ratio() -> None:

@@ -89,6 +89,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Record], str]] = {
     "train images": (lambda made: made.record(made.autoattack(), data={"split": "train"}), "needs the official 10,000"),
     "other eps": (lambda made: made.record(made.autoattack(), threat="Linf:0.1"), "has attacks under Linf:0.1"),
     "other norm": (lambda made: made.record(made.autoattack(), threat="L2:0.5"), "has attacks under L2:0.5"),
+    "int8": (lambda made: made.record(made.autoattack(), backend={"queries": "int8 (onednn)"}), "without --int8"),
     "no threat": (lambda made: made.record(made.autoattack(), threat="none"), "has attacks under none"),
     "larger budget": (
         lambda made: made.record(made.autoattack(), made.attack("PGD", made.standing(0, 1), threat="Linf:16/255")),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from empir_plugin.attacks.threat import Threat
@@ -18,11 +19,12 @@ from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.packing import load_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
+from empir_plugin.training.awp import WeightPerturbed
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.loop import Step
 from empir_plugin.training.objectives import Adversarial, GradientPenalty, clean
 from empir_plugin.training.recipe import HoldOut, JointRecipe, MemberRecipe, Recipe
-from empir_plugin.training.run import TrainedMember, train_recipe
+from empir_plugin.training.run import TrainedMember, find_recipe, train_recipe
 from empir_plugin.training.schedules import settings_of
 
 ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
@@ -67,6 +69,19 @@ def test_killed_in_either_stage_and_resumed_gives_the_same_bits(tiny_mnist: Imag
     assert {key.split(".")[1] for key in load_file(tmp_path / "whole" / "both.safetensors")} == {"0", "1"}
 
 
+def test_perturbed_weights_leave_training_resumable_to_the_same_bits(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    perturbed = replace(JOINT, objective=WeightPerturbed(ATTACKED, 0.05, warmup=0.5), batch_size=24)
+    recipe = replace(RECIPE, members=(replace(FP, batch_size=48), LP), joint=perturbed)
+    whole = train_recipe(recipe, tiny_mnist, tmp_path / "whole")
+    with pytest.raises(_KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=_kill_at("both", 3))
+    assert _digests(train_recipe(recipe, tiny_mnist, tmp_path / "cut")) == _digests(whole)
+    unmoved = replace(recipe, joint=replace(perturbed, objective=ATTACKED))
+    plain = train_recipe(unmoved, tiny_mnist, tmp_path / "plain")
+    pairs = zip(plain[0].history, whole[0].history, strict=True)
+    assert [one["loss"] == other["loss"] for one, other in pairs] == [True, True, False], "only the epoch after warmup"
+
+
 def test_a_member_starts_from_another_one(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     first, still = replace(FP, batch_size=48), replace(JOINT, learning_rate=1e-12, epochs=1, batch_size=48)
     recipe = replace(RECIPE, members=(first, LP), joint=still)
@@ -84,6 +99,7 @@ def test_a_changed_recipe_is_not_resumed(tiny_mnist: ImageSet, tmp_path: Path) -
     changes = [
         replace(recipe, joint=replace(joint, objective=clean)),
         replace(recipe, joint=replace(joint, member_share=0.0)),
+        replace(recipe, joint=replace(joint, objective=WeightPerturbed(ATTACKED, 5e-3))),
         replace(recipe, members=(full, replace(low, ema=0.0))),
         replace(recipe, members=(full, replace(low, start=""))),
         replace(recipe, members=(replace(full, objective=Adversarial(pgd("Linf:0.2", steps=1))), low)),
@@ -108,6 +124,39 @@ def test_the_name_of_an_old_run_has_not_changed() -> None:
         "start",
         "in_ensemble",
     }
+
+
+PGD_2 = (
+    "Adversarial(adversary=Adversary(threat=Threat(norm=Linf(), eps=0.03137254901960784, eps_text='8/255'), steps=2, "
+    "step=0.75, start=Noise(ratio=1.0), ramp=0.0, reach=1.0, spread=False), clean_share=0.0)"
+)
+
+
+def test_the_names_of_the_robust_recipes_runs_have_not_changed() -> None:
+    recipe = find_recipe("empir-cifar-at")
+    assert recipe.joint is not None
+    assert settings_of(recipe.joint) == {
+        "name": "empir-cifar-at", "seed": 14, "epochs": 16, "batch_size": 128, "learning_rate": 2e-3, "warmup": 0.1,
+        "weight_decay": 0.0, "label_smoothing": 0.0, "shift": 2, "flip": True, "member_share": 0.3, "objective": PGD_2,
+    }  # fmt: skip
+    assert [settings_of(member)["objective"] for member in recipe.members] == [PGD_2] * 3
+    distilled = find_recipe("mnistconv-defences").members[4]
+    expected = "DistilledFrom(teacher='mnistconv-teacher', temperature=100.0, label_share=0.5)"
+    assert settings_of(distilled)["objective"] == expected
+
+
+def test_a_checkpoint_names_its_run_as_the_first_ones_did(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    train_recipe(_alone(replace(FP, batch_size=48)), tiny_mnist, tmp_path)
+    with safe_open(tmp_path / "full.checkpoint.safetensors", framework="pt") as file:
+        identity = (file.metadata() or {})["identity"]
+    attacked = PGD_2.replace("eps=0.03137254901960784, eps_text='8/255'", "eps=0.1, eps_text='0.1'")
+    attacked = attacked.replace("steps=2, step=0.75", "steps=1, step=1.0").replace("ramp=0.0", "ramp=0.5")
+    assert identity == (
+        f'{{"data": "{tiny_mnist.fingerprint}", "model": "MNISTConv", "recipe": {{"batch_size": 48, "ema": 0.0, '
+        '"epochs": 1, "flip": false, "label_smoothing": 0.0, "learning_rate": 0.001, "name": "full", '
+        f'"objective": "{attacked}", "precision": {{"activation_bits": 32, "weight_bits": 32}}, "scale": "none", '
+        '"seed": 1, "shift": 0, "warmup": 0.0, "weight_decay": 0.0}}'
+    )
 
 
 @pytest.fixture

@@ -111,7 +111,16 @@ def test_a_diverging_run_stops(tiny_mnist: ImageSet, tmp_path: Path) -> None:
 def test_the_wrong_data_or_architecture_is_refused(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recipe tiny is for mnist, got images of cifar10"):
         train_recipe(_recipe(FP), replace(tiny_mnist, name="cifar10"), tmp_path)
-    with pytest.raises(InputError, match="no architecture .resnet. in timm or RobustBench"):
+    with pytest.raises(InputError, match=r"no architecture .resnet. in timm or RobustBench"):
         train_recipe(replace(_recipe(FP), architecture="resnet"), tiny_mnist, tmp_path)
     with pytest.raises(InputError, match="48 training images are fewer than a batch of 64"):
         train_recipe(_recipe(replace(FP, batch_size=64)), tiny_mnist, tmp_path)
+
+
+def test_latent_weights_of_binary_layers_stay_within_their_clip(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    binary = replace(FP, precision=Precision.parse("w1a1"), learning_rate=0.5)
+    train_recipe(replace(_recipe(binary), architecture="fcn2"), tiny_mnist, tmp_path)
+    latent = load_file(tmp_path / "tiny.safetensors")
+    largest = {key: value.abs().max().item() for key, value in latent.items() if value.ndim == 2}
+    assert max(largest.values()) > 1, "the last layer is in full precision, and steps of 0.5 leave [-1, 1]"
+    assert min(largest.values()) == 1

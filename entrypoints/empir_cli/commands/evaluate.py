@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     help="Spare images that fell under one attack the next ones: the same worst case, sooner.",
 )
 @click.option(
+    "--int8", is_flag=True, help="Let int8 kernels answer clean images, Square, noise and transfer; see above."
+)
+@click.option(
     "--images", type=click.Path(path_type=Path), help="File for the adversarial images (safetensors); needs --store."
 )
 @THREADS
@@ -57,6 +60,7 @@ def evaluate(
     seed: int,
     store: Path | None,
     cascade: bool,
+    int8: bool,
     images: Path | None,
     threads: int | None,
     record: Path | None,
@@ -66,6 +70,10 @@ def evaluate(
 
     Without --data-dir it runs on the first images of the bundled sample of the test set, offline. Under torchrun, the
     processes share the images.
+
+    With --int8, a copy of MODEL on integer kernels answers whatever asks for no gradient; what attacks return is judged
+    by MODEL itself. It is off by default because a record should not depend on the instructions a processor has. Where
+    it has none, or decisions differ, float32 is used, and record and table say why.
     """
     from empir_plugin.evaluation.data import load_images
     from empir_plugin.evaluation.distributed import torchrun_team
@@ -77,7 +85,7 @@ def evaluate(
     from empir_plugin.zoo.show import dataset_of
 
     set_threads(threads)
-    settings = Settings(seed=seed, device=parse_device(device), cascade=cascade)
+    settings = Settings(seed=seed, device=parse_device(device), cascade=cascade, int8=int8)
     plan = parse_protocol(protocol)
     dataset = dataset_of(model)
     budget = _budget(threat, plan, model, dataset)
@@ -103,7 +111,7 @@ def evaluate(
         )
     if team.is_leader:
         result.write(target)
-        click.echo(result.to_json(), nl=False) if as_json else _report(result, target)
+        click.echo(result.to_json(), nl=False) if as_json else _report(result, target, int8)
 
 
 _QUICK = 100
@@ -129,7 +137,7 @@ def _chosen(attacks: tuple[Planned, ...], names: tuple[str, ...]) -> tuple[Plann
     return tuple(known[name] for name in names) or None
 
 
-def _report(result: Record, path: Path) -> None:
+def _report(result: Record, path: Path, int8: bool) -> None:
     rows = table(["attack"], ["accuracy", "seconds"])
     rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", "")
     for attack in result.attacks:
@@ -143,10 +151,19 @@ def _report(result: Record, path: Path) -> None:
         out.print(result.protocol["description"], markup=False)
     if result.run["cascade"]:
         out.print("Each attack was given only what the ones above it left.", markup=False)
+    if int8:
+        out.print(_answered(result.run["backend"]), markup=False)
     for attack in result.attacks:
         for flag in attack.flags:
             out.print(f"{attack.name} warns: {flag}", markup=False)
     out.print(f"Record: {path}", markup=False, soft_wrap=True)
+
+
+def _answered(backend: dict[str, str]) -> str:
+    if backend["reason"]:
+        return f"--int8 had no effect, all is {backend['queries']}: {backend['reason']}."
+    judged = f"what attacks returned was judged in {backend['verdicts']}"
+    return f"Clean images and queries were answered by {backend['queries']}; {judged}."
 
 
 class _EvaluationProgress(Progress):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from empir_cli.options import DEVICE
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.overhead import MemberOverhead, Overhead
-    from empir_plugin.evaluation.overhead_latency import Latency
+    from empir_plugin.evaluation.overhead_times import Latency
 
 
 @click.command()
@@ -88,7 +89,10 @@ def _report(model: str, found: Overhead) -> None:
     for platform, source in {answer.platform: answer.source for answer in (found.eq6, *found.eq6_alternatives)}.items():
         out.print(f"{platform}: {source}", markup=False, soft_wrap=True)
     if found.measured is not None:
-        out.print(_measured(found.measured), markup=False)
+        out.print("Measured time", style="bold")
+        out.print(_times(found.measured))
+        for text in _measured(found.measured):
+            out.print(text, markup=False)
 
 
 def _costs(found: Overhead) -> Any:
@@ -128,13 +132,25 @@ def _equation(found: Overhead) -> Any:
     return rows
 
 
-def _measured(latency: Latency) -> str:
-    ratio, layout = latency.ratio, latency.baseline_layout
+def _times(latency: Latency) -> Any:
+    rows = table(["time of a forward pass"], ["ms", "ratio", "p10", "p90"])
+    for row in sorted(latency.backends, key=lambda row: row.network):
+        name = f"{'full precision' if row.network == 'baseline' else row.network}: {row.backend}"
+        if row.milliseconds is None or row.ratio is None:
+            rows.add_row(name, "n/a")
+            continue
+        ratio = row.ratio.median, row.ratio.p10, row.ratio.p90
+        rows.add_row(name, f"{row.milliseconds.median:,.2f}", *(f"{number:.3f}" for number in ratio))
+    return rows
+
+
+def _measured(latency: Latency) -> Iterator[str]:
     where = f"{latency.device}, threads: {latency.threads}, batch {latency.batch_size}, {latency.repeats} rounds"
-    return (
-        f"Measured ({latency.backend}) on {where}, against the faster layout, {layout}: "
-        f"{ratio.median:.3f} times as long, 80 % of the rounds between {ratio.p10:.3f} and {ratio.p90:.3f}."
-    )
+    layout = latency.baseline_layout
+    yield f"Measured in turns on {where}. Ratios: to full precision in its faster layout, {layout}, within each round."
+    for row in latency.backends:
+        if row.unavailable:
+            yield f"{row.backend} is not available: {row.unavailable}."
 
 
 def _report_layers(found: Overhead) -> None:

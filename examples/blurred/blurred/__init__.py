@@ -1,0 +1,1 @@
+"""A model and an attack for empir-plugin and RobustBench: an example to copy."""

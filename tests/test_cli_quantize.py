@@ -1,0 +1,139 @@
+"""``empir quantize``, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+import empir_cli
+import empir_plugin
+from empir_plugin.evaluation import data
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.judge import correct
+from empir_plugin.models.layers import quantized_layers
+from empir_plugin.zoo.quantized_architectures import network
+
+ARGUMENTS = ("quantize", "WideResNet-10-1", "--precision", "w4a4")
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(empir_cli.main, arguments)
+
+
+@pytest.fixture
+def noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise instead of the data sets, whose files have to be the published ones."""
+    images = torch.randint(0, 256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    made = ImageSet("cifar10", "train", images, torch.arange(40) % 10, tuple("0123456789"))
+
+    def load(name: str, *, data_dir: Path, split: str = "test") -> ImageSet:
+        return replace(made, name=name, split=split) if split == "train" else replace(made, split=split).first(10)
+
+    monkeypatch.setattr(data, "load_images", load)
+
+
+def _checkpoint(architecture: str, path: Path) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(network(architecture, num_classes=10).state_dict(), path)
+    return path
+
+
+@pytest.mark.usefixtures("noise")
+def test_it_prints_what_was_quantized_and_what_is_left_of_the_accuracy(tmp_path: Path) -> None:
+    checkpoint = _checkpoint("WideResNet-10-1", tmp_path / "full.safetensors")
+    told = ("--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"))
+    tuning = ("--finetune", "1", "--batch-size", "20", "--layers", "block?.layer.0.conv?", "--name", "tiny")
+    result = _run("quantize", "WideResNet-10-1", "--precision", "w2a4", *told, *tuning)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "WideResNet: 6 layers at w2a4, scale max" in text
+    assert "full precision, not among layers=: 4 layers" in text
+    report = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    for line, key in {"full precision": "full_precision", "converted": "converted", "fine-tuned": "fine_tuned"}.items():
+        assert f" {line} {100 * report['accuracies'][key]:.2f} %" in text
+    assert f"{report['bytes']:,} bytes, {report['bytes'] / report['full_precision_bytes']:.1%} of the" in text
+    assert report["sha256"] in text
+    assert report["recipe"] == {
+        **{"activations": "auto", "batch_size": 20, "ema": 0.0, "epochs": 1, "flip": True, "label_smoothing": 0.0},
+        **{"learning_rate": 1e-3, "name": "tiny", "precision": "w2a4", "scale": "max", "seed": 0, "shift": 3},
+        **{"warmup": 0.0, "weight_decay": 0.0},
+    }
+
+
+@pytest.mark.usefixtures("noise")
+def test_the_file_is_a_checkpoint_of_the_name_without_weights(tmp_path: Path) -> None:
+    checkpoint = _checkpoint("mobilenetv3_small_100", tmp_path / "full.safetensors")
+    told = ("--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--json")
+    result = _run("quantize", "mobilenetv3_small_100", "--precision", "w4a4", *told)
+    assert result.exit_code == 0, result.output
+    weights = tmp_path / "out" / "mobilenetv3_small_100-w4a4.safetensors"
+    report = json.loads(result.stdout)
+    assert report == json.loads(weights.with_suffix(".json").read_text())
+    with pytest.warns(UserWarning, match="comes without weights"):
+        model = empir_plugin.load_model("dorefa-w4a4-mobilenetv3_small_100", custom_checkpoint=weights)
+    inputs = {name: "signed" in layer.extra_repr() for name, layer in quantized_layers(model)}
+    assert inputs == {line["name"]: line["activations"] == "signed" for line in report["conversion"]["converted"]}
+    assert set(inputs.values()) == {True, False}
+    test = data.load_images("cifar10", data_dir=tmp_path)
+    assert correct(model, test.as_float(), test.labels).float().mean() == report["accuracies"]["converted"]
+
+
+BAD = {
+    "precision": (("--precision", "w9a4"), "weight_bits must be 1 to 8, or 32 for full precision, got 9"),
+    "precision text": (("--precision", "four"), "a precision is written"),
+    "full precision": (("--precision", "fp"), "leaves every layer as it is"),
+    "no data": ((), "the bundled sample holds test images, for evaluation only"),
+    "no data to fine-tune on": (("--finetune", "3"), "--data-dir is missing"),
+    "data folder": (("--data-dir", "nowhere"), "nowhere"),
+    "data set": (("--dataset", "cifar", "--data-dir", "."), "must be one of mnist, cifar10, cifar100, imagenet"),
+    "no such GPU": (("--device", "cuda:99"), "use --device cpu"),
+    "learning rate": (("--learning-rate", "0", "--data-dir", "."), "learning_rate of member"),
+    "name": (("--name", "../up"), "must be one for files"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _refused(_run(*ARGUMENTS, "--checkpoint", "nowhere.safetensors", *arguments), sentence)
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+BAD_NETWORKS = {
+    "architecture": (("resnet99", "--checkpoint", "full.safetensors"), "no architecture 'resnet99'"),
+    "checkpoint": (("WideResNet-10-1", "--checkpoint", "nowhere.safetensors"), "no weight file at nowhere.safetensors"),
+    "another depth": (("WideResNet-16-1", "--checkpoint", "full.safetensors"), "it lacks block1.layer.1.bn1"),
+    "scale": (("WideResNet-10-1", "--checkpoint", "full.safetensors", "--scale", "min"), "scale must be one of"),
+    "layers": (("WideResNet-10-1", "--checkpoint", "full.safetensors", "--layers", "stem"), "layers names 'stem'"),
+    "batch": (
+        ("WideResNet-10-1", "--checkpoint", "full.safetensors", "--finetune", "1"),
+        "40 training images are fewer than a batch of 128",
+    ),
+}
+
+
+@pytest.mark.usefixtures("noise")
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_NETWORKS.values(), ids=BAD_NETWORKS)
+def test_a_network_that_does_not_go_is_one_sentence(
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _checkpoint("WideResNet-10-1", tmp_path / "full.safetensors")
+    _refused(_run("quantize", *arguments, "--precision", "w4a4", "--data-dir", "."), sentence)
+    assert [path.name for path in tmp_path.iterdir()] == ["full.safetensors"]
+
+
+def _refused(result: Result, sentence: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert sentence in result.output
+    assert "Traceback" not in result.output
+    assert result.output.strip().count("\n") == 0

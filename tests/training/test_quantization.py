@@ -1,0 +1,259 @@
+"""A checkpoint becomes a network of few bits, and nothing that was finished is lost on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from empir_plugin.errors import EvaluationError, InputError, WeightsError
+from empir_plugin.evaluation.data import ImageSet, load_images
+from empir_plugin.models.activations import Activations
+from empir_plugin.models.convert import quantize_
+from empir_plugin.models.packing import load_packed, save_packed
+from empir_plugin.models.precision import Precision
+from empir_plugin.training.loop import Step
+from empir_plugin.training.networks import Extent, first_network
+from empir_plugin.training.objective_tables import parse_objective
+from empir_plugin.training.quantization import QuantizedNetwork, quantize_checkpoint
+from empir_plugin.training.quantization_files import QuantizationPlan
+from empir_plugin.training.schedules import MemberRecipe
+from empir_plugin.zoo.quantized_architectures import network
+
+ARCHITECTURE = "WideResNet-10-1"
+AFTER = MemberRecipe(
+    "low", seed=3, epochs=0, batch_size=32, precision=Precision(4, 4), scale="max", activations=Activations.AUTO
+)
+TUNED = replace(AFTER, epochs=2, flip=True, shift=1, ema=0.5)
+
+
+def _images(number: int, split: str) -> ImageSet:
+    generator = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 256, (number, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ImageSet("cifar10", split, images, torch.arange(number) % 10, tuple("0123456789"))
+
+
+TRAINING, TEST = _images(96, "train"), _images(20, "test")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = network(ARCHITECTURE, num_classes=10)
+    path = tmp_path_factory.mktemp("checkpoint") / "full.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+def _quantize(member: MemberRecipe, checkpoint: Path, out: Path, **options: object) -> QuantizedNetwork:
+    plan = QuantizationPlan(ARCHITECTURE, member)
+    return quantize_checkpoint(plan, checkpoint, TRAINING, TEST, out, **options)  # type: ignore[arg-type]
+
+
+def _full(checkpoint: Path) -> nn.Module:
+    model = network(ARCHITECTURE, num_classes=10)
+    model.load_state_dict(load_file(checkpoint))
+    return model.eval()
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module) -> float:
+    return (model(TEST.as_float()).argmax(1) == TEST.labels).float().mean().item()
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _kill_at(step: int) -> Callable[[Step], None]:
+    def on_step(at: Step) -> None:
+        if at.step == step:
+            raise _KilledError
+
+    return on_step
+
+
+def test_after_training_is_quantize_on_the_checkpoint_and_the_file_holds_it(checkpoint: Path, tmp_path: Path) -> None:
+    made = _quantize(AFTER, checkpoint, tmp_path / "new" / "folder")
+    by_hand = _full(checkpoint)
+    quantize_(by_hand, "w4a4", calibration=TRAINING.as_float())
+    again = first_network(ARCHITECTURE, AFTER, TRAINING)
+    with torch.no_grad():
+        wanted = by_hand.eval()(TEST.as_float())
+        assert not torch.equal(again.eval()(TEST.as_float()), wanted)
+        load_packed(again, made.weights, expected_sha256=made.sha256)
+        assert torch.equal(again.eval()(TEST.as_float()), wanted)
+        assert torch.equal(made.model(TEST.as_float()), wanted)
+    assert made.history == ()
+    assert {path.name for path in made.weights.parent.iterdir()} == {"low.safetensors", "low.json"}
+
+
+def test_the_report_says_what_was_made_from_what(checkpoint: Path, tmp_path: Path) -> None:
+    made = _quantize(AFTER, checkpoint, tmp_path)
+    report = json.loads((tmp_path / "low.json").read_text())
+    assert report["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert report["sha256"] == hashlib.sha256(made.weights.read_bytes()).hexdigest() == made.sha256
+    assert report["accuracies"]["full_precision"] == pytest.approx(_accuracy(_full(checkpoint)))
+    assert report["accuracies"]["converted"] == pytest.approx(_accuracy(made.model))
+    assert report["accuracies"]["fine_tuned"] is None
+    assert [line["name"] for line in report["conversion"]["kept"]] == ["conv1", "fc"]
+    assert (report["recipe"]["precision"], report["recipe"]["activations"]) == ("w4a4", "auto")
+    assert report["test_images"] == {"source": "folder", "number": 20, "sha256": TEST.fingerprint}
+    full = tmp_path / "full.safetensors"
+    save_packed(_full(checkpoint), full)
+    assert (report["bytes"], report["full_precision_bytes"]) == (made.weights.stat().st_size, full.stat().st_size)
+    assert report["bytes"] < 0.2 * report["full_precision_bytes"], "nearly all weights take 4 of 32 bits"
+
+
+def test_fine_tuning_killed_and_resumed_gives_the_same_bits_and_repeats_no_epoch(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    whole = _quantize(TUNED, checkpoint, tmp_path / "whole")
+    with pytest.raises(_KilledError):
+        _quantize(TUNED, checkpoint, tmp_path / "cut", on_step=_kill_at(5))
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"low.checkpoint.safetensors"}
+    seen: list[int] = []
+    resumed = _quantize(TUNED, checkpoint, tmp_path / "cut", on_step=lambda at: seen.append(at.step))
+    assert seen == [4, 5, 6], "the first epoch was finished"
+    assert resumed.sha256 == whole.sha256
+    assert len(resumed.history) == 2
+    assert whole.accuracies.fine_tuned == pytest.approx(_accuracy(whole.model))
+    seen.clear()
+    assert (
+        _quantize(TUNED, checkpoint, tmp_path / "cut", on_step=lambda at: seen.append(at.step)).sha256 == whole.sha256
+    )
+    assert seen == [], "all was finished"
+
+
+def test_other_settings_are_refused_until_it_restarts(checkpoint: Path, tmp_path: Path) -> None:
+    first = _quantize(AFTER, checkpoint, tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fewer = replace(AFTER, precision=Precision(2, 2))
+    for other in (fewer, TUNED):
+        with pytest.raises(WeightsError, match=r"is of another checkpoint or other settings: .* pass --restart"):
+            _quantize(other, checkpoint, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    assert _quantize(AFTER, checkpoint, tmp_path).sha256 == first.sha256, "the same settings are not refused"
+    assert _quantize(fewer, checkpoint, tmp_path, resume=False).sha256 != first.sha256
+
+
+def test_another_checkpoint_or_schedule_does_not_go_on_from_a_killed_run(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(_KilledError):
+        _quantize(TUNED, checkpoint, tmp_path, on_step=_kill_at(4))
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        _quantize(replace(TUNED, learning_rate=1e-4), checkpoint, tmp_path)
+    with pytest.raises(WeightsError, match="is of a fine-tuning, but none is asked for"):
+        _quantize(AFTER, checkpoint, tmp_path)
+    state = {key: value * 2 for key, value in _full(checkpoint).state_dict().items()}
+    save_file(state, tmp_path / "doubled.safetensors")
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        _quantize(TUNED, tmp_path / "doubled.safetensors", tmp_path)
+
+
+def test_files_of_unknown_origin_are_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "low.safetensors").write_bytes(b"precious")
+    with pytest.raises(WeightsError, match="nothing tells what it was made from"):
+        _quantize(AFTER, checkpoint, tmp_path)
+    (tmp_path / "low.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"low.json is damaged"):
+        _quantize(AFTER, checkpoint, tmp_path)
+    assert (tmp_path / "low.safetensors").read_bytes() == b"precious"
+
+
+def test_finished_work_survives_a_failing_restart(checkpoint: Path, tmp_path: Path) -> None:
+    _quantize(AFTER, checkpoint, tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(WeightsError, match="no weight file"):
+        _quantize(AFTER, tmp_path / "nowhere.safetensors", tmp_path, resume=False)
+    with pytest.raises(EvaluationError, match="lower learning_rate"):
+        _quantize(replace(TUNED, learning_rate=1e30), checkpoint, tmp_path, resume=False)
+    assert {path.name: (tmp_path / path.name).read_bytes() for path in tmp_path.iterdir()} == kept | {
+        path.name: path.read_bytes() for path in tmp_path.glob("*.checkpoint.safetensors")
+    }
+
+
+def test_a_checkpoint_that_does_not_fit_names_the_keys(checkpoint: Path, tmp_path: Path) -> None:
+    state = dict(_full(checkpoint).state_dict())
+    state["head.weight"] = state.pop("fc.weight")
+    state["conv1.weight"] = torch.zeros(16, 1, 3, 3)
+    save_file(state, tmp_path / "other.safetensors")
+    wrong = r"lacks fc.weight; it has besides head.weight; of another shape are conv1.weight \(16, 1, 3, 3\)"
+    with pytest.raises(WeightsError, match=wrong):
+        _quantize(AFTER, tmp_path / "other.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_quantize_or_a_layer_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    def quantize(extent: Extent) -> None:
+        quantize_checkpoint(QuantizationPlan(ARCHITECTURE, AFTER, extent), checkpoint, TRAINING, TEST, tmp_path / "out")
+
+    with pytest.raises(InputError, match="nothing to quantize in WideResNet"):
+        quantize(Extent(layers=()))
+    with pytest.raises(InputError, match=r"layers names 'block9\.\*', but the network's layers are conv1"):
+        quantize(Extent(layers=("block9.*",)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_the_wrong_kind_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    def quantize(training: ImageSet, test: ImageSet = TEST, member: MemberRecipe = AFTER) -> None:
+        quantize_checkpoint(QuantizationPlan(ARCHITECTURE, member), checkpoint, training, test, tmp_path / "out")
+
+    with pytest.raises(InputError, match="the bundled sample is for evaluation only, pass --data-dir"):
+        quantize(load_images("cifar10"))
+    with pytest.raises(InputError, match="got test images"):
+        quantize(TEST)
+    with pytest.raises(InputError, match=r"WideResNet does not take images of shape \(1, 1, 28, 28\)"):
+        quantize(replace(TRAINING, images=TRAINING.images[:, :1, :28, :28]))
+    with pytest.raises(InputError, match="training images are of cifar10, test images of cifar100"):
+        quantize(TRAINING, replace(TEST, name="cifar100"))
+    with pytest.raises(InputError, match="96 training images are fewer than a batch of 128: lower batch_size"):
+        quantize(TRAINING, member=replace(TUNED, batch_size=128))
+    assert not (tmp_path / "out").exists()
+
+
+def test_impossible_plans_are_refused() -> None:
+    teacher = parse_objective({"kind": "distilled", "teacher": "other", "temperature": 10.0})
+    for member, sentence in (
+        (replace(AFTER, precision=Precision()), "precision 'fp' leaves every layer as it is"),
+        (replace(AFTER, start="other"), "it can neither start from another nor learn of it"),
+        (replace(AFTER, objective=teacher), "it can neither start from another nor learn of it"),
+        (replace(AFTER, name="up/low"), "the name must be one for files"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            QuantizationPlan(ARCHITECTURE, member)
+
+
+def test_learned_ranges_are_tuned_and_saved(checkpoint: Path, tmp_path: Path) -> None:
+    member = replace(TUNED, epochs=1, activations=Activations.PACT)
+    made = _quantize(member, checkpoint, tmp_path)
+    started = {line.name: line.bound for line in made.conversion.converted}
+    ranges = {key: value for key, value in made.model.state_dict().items() if key.endswith("activation_bound")}
+    assert len(ranges) == len(started) == 8
+    assert any(value.item() != started[key.removesuffix(".activation_bound")] for key, value in ranges.items())
+    again = first_network(ARCHITECTURE, member, TRAINING)
+    load_packed(again, made.weights)
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in ranges.items())
+
+
+def test_architectures_of_empir_keep_the_layers_of_the_release(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        full = first_network("cifarconv", replace(AFTER, precision=Precision()), TRAINING)
+    save_packed(full, tmp_path / "full.safetensors")
+    plan = QuantizationPlan("cifarconv", AFTER)
+    made = quantize_checkpoint(plan, tmp_path / "full.safetensors", TRAINING, TEST, tmp_path)
+    assert [layer.name for layer in made.conversion.converted] == ["conv1", "conv2", "conv3"]
+    assert {layer.reason for layer in made.conversion.kept} == {"as in the release"}
+    assert torch.equal(dict(made.model.state_dict())["conv1.weight"], dict(full.state_dict())["conv1.weight"])
+    plan = QuantizationPlan("cifarconv", replace(AFTER, name="all"), Extent("all"))
+    with pytest.raises(InputError, match="decided by EMPIR's release"):
+        quantize_checkpoint(plan, tmp_path / "full.safetensors", TRAINING, TEST, tmp_path)
+    with pytest.raises(WeightsError, match=r"is of few bits already \(3 of its weights, such as 'conv1.weight'"):
+        quantize_checkpoint(QuantizationPlan("cifarconv", AFTER), made.weights, TRAINING, TEST, tmp_path)

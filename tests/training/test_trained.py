@@ -1,0 +1,57 @@
+"""One trained set of weights, evaluated under one rule or another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from empir_plugin.attacks.gradient import fgsm
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import WeightsError
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.run import evaluate
+from empir_plugin.models.ensemble import MaxVote, MeanProbability
+from empir_plugin.models.layers import bake_
+from empir_plugin.models.precision import Precision
+from empir_plugin.training.recipe import JointRecipe, MemberRecipe, Recipe
+from empir_plugin.training.run import train_recipe
+from empir_plugin.training.trained import load_trained
+
+TEACHER = MemberRecipe("first", 1, 1, 16, precision=Precision(), in_ensemble=False)
+FP = MemberRecipe("full", 2, 0, 16, precision=Precision(), start="first")
+LP = MemberRecipe("low", 3, 0, 16, precision=Precision(2, 4), scale="max", start="first")
+RECIPE = Recipe("both", "mnistconv", "mnist", (TEACHER, FP, LP), JointRecipe("both", 4, 1, 16))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    images = torch.randint(0, 256, (16, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    train_recipe(RECIPE, ImageSet("mnist", "train", images, torch.arange(16) % 10, tuple("0123456789")), out)
+    return out
+
+
+def test_what_comes_back_computes_what_was_trained(folder: Path, tiny_mnist: ImageSet) -> None:
+    model, x = load_trained(RECIPE, folder, MeanProbability()), tiny_mnist.batch(0, 8)[0]
+    assert [type(member).__name__ for member in model.members] == ["MNISTConv", "MNISTConv"], "no teacher among them"
+    assert not model.training
+    expected = load_trained(RECIPE, folder, MeanProbability())
+    expected.load_state_dict(load_file(folder / "both.safetensors"))
+    bake_(expected)
+    assert torch.equal(model(x), expected(x))
+
+
+def test_vote_and_mean_probability_of_the_same_weights_give_a_record_each(folder: Path, tiny_mnist: ImageSet) -> None:
+    data, threat, attacks = tiny_mnist.first(4), Threat.parse("Linf:0.3"), [Planned("FGSM", fgsm())]
+    models = [load_trained(RECIPE, folder, rule) for rule in (MaxVote(), MeanProbability())]
+    records = [evaluate(model, data, threat, attacks, name="both") for model in models]
+    assert records[0].model["sha256"] != records[1].model["sha256"], "another rule is another model"
+
+
+def test_what_is_not_there_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no weight file at .*full\.safetensors"):
+        load_trained(RECIPE, tmp_path)
