@@ -62,7 +62,13 @@ def models() -> str:
 
 def written(text: str) -> str:
     """The README with its tables renewed."""
-    tables = {"headline": headline(), "protocols": protocols(), "ways in": ways_in(), "models": models()}
+    tables = {
+        "headline": headline(),
+        "protocols": protocols(),
+        "ways in": ways_in(),
+        "models": models(),
+        "quantized": quantized(),
+    }
     for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
@@ -93,6 +99,22 @@ def ways_in() -> str:
     lines = [_row("attack at Linf:8/255, 1,000 images", "left"), _row("---", "---:")]
     lines += [_row(told, f"{left[name]:.1f} %") for name, told in WAYS_IN.items()]
     return "\n".join([*lines, _row(f"all {len(left)} attacks, per image", f"**{record.worst_case_accuracy:.1f} %**")])
+
+
+QUANTIZED = ("wrn-10-1-fp", "wrn-10-1-w4a4", "wrn-10-1-w2a2", "empir-wrn-10-1")
+
+
+def quantized() -> str:
+    """What quantization costs a WideResNet-10-1 in accuracy, and what attacks leave of 1,000 images."""
+    shown = ("PGD-100", "AutoAttack")
+    head = ("model", "clean, 10,000 images", "points lost", *(f"{name}, 1,000 images" for name in shown))
+    lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
+    whole = {name: Record.read(RUNS / f"{name}.json").clean_accuracy for name in QUANTIZED}
+    for name in QUANTIZED:
+        left = {attack.name: attack.accuracy for attack in Record.read(RUNS / f"{name}-1000.json").attacks}
+        lost = f"{whole[QUANTIZED[0]] - whole[name]:.2f}"
+        lines.append(_row(name, f"{whole[name]:.2f} %", lost, *(f"{left[attack]:.1f} %" for attack in shown)))
+    return "\n".join(lines)
 
 
 def full() -> str:

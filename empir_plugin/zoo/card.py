@@ -141,7 +141,7 @@ def family_cards(table: Mapping[str, Any]) -> list[ModelCard]:
         singles.append(ModelCard(name=network.name, networks=(network,), **{**family, **rest}))
     ensembles = [
         ModelCard(**{**family, **row, "networks": tuple(networks[name] for name in row["networks"])})
-        for row in table["ensembles"]
+        for row in table.get("ensembles", ())
     ]
     return ensembles + singles
 

@@ -76,6 +76,12 @@ def test_the_promised_clean_accuracy_is_reached(name: str, least: float) -> None
     assert (cards()[name].clean_accuracy or 0) >= least
 
 
+@pytest.mark.parametrize(("name", "most"), {"wrn-10-1-w4a4": 1.5, "wrn-10-1-w2a2": 5.0}.items())
+def test_quantization_costs_few_points_of_accuracy(name: str, most: float) -> None:
+    full, quantized = (cards()[each].clean_accuracy or 0 for each in ("wrn-10-1-fp", name))
+    assert 0 < full - quantized <= most
+
+
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
