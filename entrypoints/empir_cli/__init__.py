@@ -10,6 +10,7 @@ from empir_cli.commands.leaderboard import leaderboard
 from empir_cli.commands.models import list_models
 from empir_cli.commands.overhead import overhead
 from empir_cli.commands.quantize import quantize
+from empir_cli.commands.reproduce import reproduce
 from empir_cli.commands.train import train
 from empir_cli.group import Commands
 
@@ -20,5 +21,5 @@ def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
 
 
-for _command in (list_models, train, quantize, evaluate, audit, overhead, leaderboard):
+for _command in (list_models, train, quantize, evaluate, audit, overhead, leaderboard, reproduce):
     main.add_command(_command)

@@ -1,0 +1,1 @@
+"""What of the papers' tables and figures holds, under their own protocol, the release's, and a strong attack?"""

@@ -1,0 +1,49 @@
+"""What networks cost, as records of a reproduction."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from empir_plugin.evaluation.files import write_atomically
+from empir_plugin.evaluation.overhead import image_shape_of, overhead
+from empir_plugin.reproduce.desk import Desk
+from empir_plugin.reproduce.subjects import Subject
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time and storage of one network by Equation 6, relative to one in full precision.
+
+    Args:
+        subject: The network.
+        dataset: What it classifies.
+        slug: Name of the record.
+    """
+
+    subject: Subject
+    dataset: str
+    slug: str
+
+    @property
+    def images(self) -> str:
+        """The data set as it is."""
+        return self.dataset
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Its one network."""
+        return (self.subject,)
+
+    def run(self, desk: Desk) -> None:
+        """Count; no time is measured.
+
+        Raises:
+            EvaluationError: If the network cannot be counted.
+        """
+        desk.tell("counting operations and bits")
+        found = overhead(desk.load(self.subject), image_shape_of(self.dataset)).to_dict()
+        table = {"name": self.subject.name, **found}
+        path = desk.workspace.records / f"{self.slug}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(table, indent=1) + "\n").encode())
