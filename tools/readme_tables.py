@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def written(text: str) -> str:
     for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
-    for name, number in (("full", full()), ("worst", worst())):
+    for name, number in {"full": full(), "worst": worst(), **measured()}.items():
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->{number}<!-- /{name} -->", text)
     return text
 
@@ -115,6 +116,14 @@ def quantized() -> str:
         lost = f"{whole[QUANTIZED[0]] - whole[name]:.2f}"
         lines.append(_row(name, f"{whole[name]:.2f} %", lost, *(f"{left[attack]:.1f} %" for attack in shown)))
     return "\n".join(lines)
+
+
+def measured() -> dict[str, str]:
+    """How long ``empir-cifar`` takes, by its full-precision member's time: simulated, and on int8 kernels."""
+    overhead = json.loads((RUNS / "overhead" / "empir-cifar.json").read_text(encoding="utf-8"))
+    rows = [row for row in overhead["measured"]["backends"] if row["network"] == "model"]
+    names = ("simulated", "int8")
+    return {name: f"{row['ratio']['median']:.1f}" for name in names for row in rows if name in row["backend"]}
 
 
 def full() -> str:
