@@ -133,7 +133,7 @@ def full() -> str:
 
 
 def worst() -> str:
-    """What 20 attacks of ``adaptive`` (not Square and AutoAttack) leave of ``empir-cifar`` on the whole test set."""
+    """What the attacks of ``adaptive`` leave of ``empir-cifar`` on the whole test set."""
     return f"{Record.read(RUNS / 'empir-cifar-adaptive.json').worst_case_accuracy:.2f} %"
 
 
