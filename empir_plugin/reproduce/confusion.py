@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.files import write_atomically
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.protocols import Protocol
 from empir_plugin.evaluation.provenance import code_sha256, data_table, now, versions
 from empir_plugin.evaluation.run import Settings
 from empir_plugin.evaluation.shards import Bench, shards
+from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.evaluation.subject import exact_float32, model_fingerprint, prepared
 from empir_plugin.reproduce.desk import Desk
 from empir_plugin.reproduce.subjects import Subject
+
+_KIND = JsonKind("a confusion matrix", EvaluationError)
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ class Matrix:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        _KIND.write(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Matrix:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from empir_plugin.evaluation.files import write_atomically
+from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.overhead import image_shape_of, overhead
+from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.reproduce.desk import Desk
 from empir_plugin.reproduce.subjects import Subject
+
+_KIND = JsonKind("a record of costs", EvaluationError)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,4 @@ class Cost:
         desk.tell("counting operations and bits")
         found = overhead(desk.load(self.subject), image_shape_of(self.dataset)).to_dict()
         table = {"name": self.subject.name, **found}
-        path = desk.workspace.records / f"{self.slug}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(table, indent=1) + "\n").encode())
+        _KIND.write(desk.workspace.records / f"{self.slug}.json", table)

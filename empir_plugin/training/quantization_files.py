@@ -13,10 +13,10 @@ from torch import nn
 
 from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.files import write_atomically
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.convert_report import ConversionReport
 from empir_plugin.models.packing import save_packed, sha256
+from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.networks import Extent
 from empir_plugin.training.objectives import Objective
@@ -150,7 +150,7 @@ class Workplace:
             "history": list(history),
             "threads": torch.get_num_threads(),
         }
-        write_atomically(self.report, (json.dumps(report, indent=2) + "\n").encode())
+        REPORT.write(self.report, report)
         return digest
 
     def _check_free(self) -> None:

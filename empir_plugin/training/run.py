@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.packing import save_packed
+from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.derived import recipe_names as recipe_names
 from empir_plugin.training.derived import recipe_text
 from empir_plugin.training.loop import Step
@@ -129,7 +129,7 @@ def _publish(result: Result, out: Path) -> TrainedMember:
     settings = {**settings_of(member), "precision": str(member.precision)}
     own = result.history if "joint" not in result.report else result.history[: member.epochs]
     report = {"recipe": settings, "sha256": digest, "threads": torch.get_num_threads(), "history": own, **result.report}
-    (out / f"{member.name}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    REPORT.write(out / f"{member.name}.json", report)
     return TrainedMember(member.name, weights, digest, result.history)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from empir_cli.console import console, table
-from empir_cli.group import Refusal
 from empir_cli.options import DEVICE
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ def overhead(
     from empir_plugin.evaluation.overhead import overhead as find_overhead
     from empir_plugin.evaluation.overhead_latency import LatencySettings
     from empir_plugin.evaluation.subject import parse_device
+    from empir_plugin.leaderboard.evidence import OVERHEAD
     from empir_plugin.zoo.registry import find_builder, load_model
     from empir_plugin.zoo.show import dataset_of
 
@@ -60,22 +60,10 @@ def overhead(
     trained = getattr(network, "weights_loaded", True)
     found = find_overhead(network, shape, latency=how if latency else None, errors=layers and trained)
     if target is not None:
-        _write(found, target)
+        OVERHEAD.write(target, found.to_dict())
     _report(model, found)
     if layers:
         _report_layers(found)
-
-
-def _write(found: Overhead, path: Path) -> None:
-    import json
-
-    from empir_plugin.evaluation.files import write_atomically
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise Refusal(f"{path} cannot be written ({error}): choose another place") from error
 
 
 def _report(model: str, found: Overhead) -> None:
