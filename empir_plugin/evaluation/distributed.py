@@ -133,6 +133,21 @@ class Round:
         if self.team.board.add(f"{self.name}/failed", 0):
             raise EvaluationError(self.team.board.get(f"{self.name}/failure").decode())
 
+    def after_leader(self, what: str) -> None:
+        """Go on, as the leader, having done something that must come first; as another process, once it is done.
+
+        Args:
+            what: Name of it.
+
+        Raises:
+            EvaluationError: If another process failed.
+        """
+        done = self.count(what, int(self.team.is_leader))
+        while not done:
+            self.stop_if_failed()
+            time.sleep(_LOOK)
+            done = self.count(what)
+
     def gather(self, text: str, while_waiting: Callable[[], None] = lambda: None) -> list[str]:
         """Everybody's text, by rank, once all are there.
 

@@ -13,7 +13,7 @@ from torch import nn
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.distributed import Team, device_of_rank
+from empir_plugin.evaluation.distributed import Round, Team, device_of_rank
 from empir_plugin.evaluation.images import needed_bytes, worst_images, write_images
 from empir_plugin.evaluation.judge import decisions
 from empir_plugin.evaluation.keys import attack_key, common_key, subject_of
@@ -116,7 +116,7 @@ def evaluate(
     rounds = job.team.round()
     if job.settings.int8:
         job = _on_integers(job)
-    with exact_float32(), rounds.announcing_failure(), _shelf(job, store, images) as shelf:
+    with exact_float32(), rounds.announcing_failure(), _shelf(job, rounds, store, images) as shelf:
         progress = Progress(rounds, len(data), on_progress if job.team.is_leader else None)
         cut = shards(len(data), job.settings.shard_size)
         outcomes = Work(job.bench, job.plan, cut, shelf, rounds, progress, job.settings.cascade).everything()
@@ -185,7 +185,7 @@ def _on_integers(job: _Job) -> _Job:
 
 
 @contextmanager
-def _shelf(job: _Job, root: Path | None, images: Path | None) -> Iterator[Shelf]:
+def _shelf(job: _Job, rounds: Round, root: Path | None, images: Path | None) -> Iterator[Shelf]:
     if root is None:
         yield Shelf()
         return
@@ -194,6 +194,7 @@ def _shelf(job: _Job, root: Path | None, images: Path | None) -> Iterator[Shelf]
     common = common_key(subject, job.bench, job.settings.shard_size)
     needed = 0 if images is None else needed_bytes(data, job.plan)
     with opened(root, subject, leader=job.team.is_leader, needed=needed) as store:
+        rounds.after_leader("opening the store")  # It removes unfinished files, which must not be a colleague's.
         yield Shelf(store, common, images is not None)
 
 

@@ -166,6 +166,34 @@ def test_two_processes_give_the_verdicts_of_one(toys: ModuleType, tmp_path: Path
 
 
 @needs_fork
+def test_nobody_writes_into_the_store_before_the_leader_has_tidied_it(toys: ModuleType, tmp_path: Path) -> None:
+    def action(team: Team) -> None:
+        if team.is_leader:
+            time.sleep(1.5)  # Alone, the other process is through with its shards in a fraction of that.
+            if list((tmp_path / "store").glob("*/*")):
+                os._exit(4)
+        evaluated(toys, tmp_path / "store", team=team)
+
+    assert codes(start(2, action)) == [0, 0]
+
+
+def test_the_others_wait_for_the_leader_and_hear_of_its_failure() -> None:
+    board, order = SharedBoard(), list[str]()
+    leader, other = Team(0, 2, board).round(), Team(1, 2, board).round()
+    thread = threading.Thread(target=lambda: (other.after_leader("tidying"), order.append("other")))
+    thread.start()
+    time.sleep(0.3)
+    order.append("leader")
+    leader.after_leader("tidying")
+    thread.join(30)
+    assert order == ["leader", "other"]
+    with pytest.raises(EvaluationError, match="no space"), leader.announcing_failure():
+        raise EvaluationError("no space")
+    with pytest.raises(EvaluationError, match="no space"):
+        other.after_leader("something else")
+
+
+@needs_fork
 def test_a_lost_worker_loses_only_its_unfinished_shard(
     toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
