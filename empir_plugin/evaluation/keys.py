@@ -1,13 +1,14 @@
 """What decides the outcome of a shard, as the key it is stored under.
 
 A stored outcome is used again only if nothing changed of: the network's text, weights, settings and source files; the
-images and labels; the attack's settings and source files, its labels and its threat; which images it is given, and how
-many at once; the seed; number and size of the shard; the kind of device; what answers queries (float32, or int8 and the
-kernel); the releases of torch and pyautoattack; and the statements (not comments, docstrings or layout) of this
-package's attacks, models, AutoAttack adapter and judge.
+images and labels of the shard, and what their set is called; the attack's settings and source files, its labels and its
+threat; which images it is given, and how many at once; the seed; number and size of the shard; the kind of device; what
+answers queries (float32, or int8 and the kernel); the releases of torch and pyautoattack; and the statements (not
+comments, docstrings or layout) of this package's attacks, models, AutoAttack adapter and judge.
 
 The number of threads and the processor are left out, so that an evaluation can be finished with other ones, though they
-may round differently; records name the threads. So is what a network does outside of its modules' source files.
+may round differently; records name the threads. So is what a network does outside of its modules' source files. And so
+are the images of other shards: results on the first 1,000 images are used again on all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.evaluation.code import foreign_code_sha256, sources_sha256
 from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.fingerprint import fingerprint
 from empir_plugin.evaluation.identity import describe, model_fingerprint, settings_fingerprint
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.provenance import versions
@@ -29,13 +31,13 @@ _CODE = ("attacks", "models", "_compat", *(f"evaluation/{name}.py" for name in _
 
 
 def subject_of(model: nn.Module, data: ImageSet) -> str:
-    """Text that names a model and a data set.
+    """Text that names a model and a data set, however many of its images are used.
 
     Raises:
         InputError: If the network's code has no source file.
     """
-    parts = model_fingerprint(model), settings_fingerprint(model), foreign_code_sha256(model), data.fingerprint
-    return "|".join(parts)
+    parts = model_fingerprint(model), settings_fingerprint(model), foreign_code_sha256(model)
+    return "|".join((*parts, data.name, data.split, str(data.num_classes)))
 
 
 def common_key(subject: str, bench: Bench, shard_size: int) -> Key:
@@ -60,9 +62,9 @@ def common_key(subject: str, bench: Bench, shard_size: int) -> Key:
     }
 
 
-def clean_key(common: Key, shard: Shard) -> Key:
+def clean_key(common: Key, shard: Shard, data: ImageSet) -> Key:
     """The key of the decisions on a shard's clean images."""
-    return {**common, "attack": "", "shard": shard.number}
+    return {**common, "attack": "", "shard": shard.number, "images": _content(shard, data)}
 
 
 def attack_key(common: Key, planned: Planned, threat: Threat) -> Key:
@@ -87,6 +89,10 @@ def attack_key(common: Key, planned: Planned, threat: Threat) -> Key:
     }
 
 
-def shard_key(attack: Key, shard: Shard, wanted: Tensor) -> Key:
+def shard_key(attack: Key, shard: Shard, data: ImageSet, wanted: Tensor) -> Key:
     """The key of one shard under an attack, of which the images where ``wanted`` ``(n,)`` is true are attacked."""
-    return {**attack, "shard": shard.number, "attacked": bits(wanted)}
+    return {**attack, "shard": shard.number, "images": _content(shard, data), "attacked": bits(wanted)}
+
+
+def _content(shard: Shard, data: ImageSet) -> str:
+    return fingerprint(data.images[shard.start : shard.stop], data.labels[shard.start : shard.stop])

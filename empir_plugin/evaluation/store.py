@@ -1,12 +1,12 @@
 r"""Finished shards on disk: whatever kills an evaluation, it goes on with the next one.
 
-A store is a folder. In it, every pair of model and data set has a folder of its own, named by a digest of both, and in
-that every finished shard is one file, ``00003-4f1c09aa57d2e8b6.json``: the number of the shard and a digest of its
-whole key. The file holds ``{"sha256": ..., "key": {...}, "outcome": {...}}``, where the checksum is that of the JSON
-text ``[key, outcome]`` with sorted keys and without spaces. A result is used only if checksum and key are those of what
-is to be computed. Where adversarial images are kept, they lie in a file named by the first digits of its own SHA-256,
-which the outcome names, ``....safetensors``, with ``rows`` ``(n,)`` and ``images`` ``(n, C, H, W)`` of those that fell.
-Anything in a store may be deleted while nobody works on it.
+A store is a folder. In it, every pair of model and data set has a folder of its own, named by a digest of both, however
+many of the images are used. In that every finished shard is one file, ``00003-4f1c09aa57d2e8b6.json``: the number of
+the shard and a digest of its whole key. The file holds ``{"sha256": ..., "key": {...}, "outcome": {...}}``, where the
+checksum is that of the JSON text ``[key, outcome]`` with sorted keys and without spaces. A result is used only if
+checksum and key are those of what is to be computed. Where adversarial images are kept, they lie in a file named by the
+first digits of its own SHA-256, which the outcome names, ``....safetensors``, with ``rows`` ``(n,)`` and ``images``
+``(n, C, H, W)`` of those that fell. Anything in a store may be deleted while nobody works on it.
 """
 
 from __future__ import annotations

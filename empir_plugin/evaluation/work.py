@@ -144,13 +144,15 @@ class Work:
         column: list[Outcome] = []
         for shard, standing, decided in zip(own, begin, seen, strict=True):
             wanted = torch.ones_like(standing) if planned.attack_all else standing
-            column.append(self._attacked(planned, shard, shard_key(key, shard, wanted), (wanted, decided)))
+            own_key = shard_key(key, shard, self.bench.data, wanted)
+            column.append(self._attacked(planned, shard, own_key, (wanted, decided)))
         return column
 
     def _clean(self, shard: Shard) -> Outcome:
         self.round.stop_if_failed()
         plain = Shelf(self.shelf.store, self.shelf.common)
-        outcome, _ = plain.fetch(clean_key(self.shelf.common, shard), lambda: (self.bench.clean(shard), None))
+        key = clean_key(self.shelf.common, shard, self.bench.data)
+        outcome, _ = plain.fetch(key, lambda: (self.bench.clean(shard), None))
         self.progress.add(CLEAN, len(shard))
         return outcome
 

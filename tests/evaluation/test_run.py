@@ -659,6 +659,20 @@ def test_results_of_anything_else_are_never_used(
     assert verdicts(record) == verdicts(evaluate(model, data, threat, plan, settings=settings))
 
 
+def test_shards_of_the_first_images_serve_a_run_on_all_of_them(
+    toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, log = toys.noise_images(), tmp_path / "log"
+    settings = replace(toys.SETTINGS, batch_size=8)
+    evaluate(toys.network(), data.first(20), THREAT, toys.PLAN, settings=settings, store=tmp_path)
+    monkeypatch.setenv("TOY_LOG", str(log))
+    whole = evaluated(toys, tmp_path)
+    first_images = {int(line) for line in log.read_text().split()}
+    assert min(first_images) >= 16, "images 0 to 15 are two whole shards, the third was a smaller one"
+    monkeypatch.delenv("TOY_LOG")
+    assert verdicts(whole) == verdicts(evaluated(toys, None))
+
+
 def test_a_damaged_shard_is_named_and_computed_again(
     toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
