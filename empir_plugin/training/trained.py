@@ -1,14 +1,18 @@
-"""What a recipe left behind, as one ensemble again: to evaluate it, under one rule or another."""
+"""What a recipe left behind, ready to evaluate: the ensemble, under one rule or another, or one of its members."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
+from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import load_images
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.packing import load_packed
 from empir_plugin.training.networks import first_network
 from empir_plugin.training.recipe import Recipe
+from empir_plugin.training.schedules import MemberRecipe
 
 _IMAGES = 2
 """A converted network has to see some before it takes over from its file whatever follows from them."""
@@ -33,9 +37,35 @@ def load_trained(recipe: Recipe, folder: Path, rule: Rule | None = None) -> Ense
         Traceback (most recent call last):
         empir_plugin.errors.WeightsError: no weight file at nowhere/cifarconv-at-fp.safetensors
     """
-    some = load_images(recipe.dataset).first(_IMAGES)
     members = [member for member in recipe.members if member.in_ensemble]
-    networks = [first_network(recipe.architecture, member, some) for member in members]
-    for member, network in zip(members, networks, strict=True):
-        load_packed(network, folder / f"{member.name}.safetensors")
-    return Ensemble(networks, rule).eval()
+    return Ensemble([_network(recipe, member, folder) for member in members], rule).eval()
+
+
+def load_trained_member(recipe: Recipe, folder: Path, name: str) -> nn.Module:
+    """One network of a recipe, in evaluation mode.
+
+    Args:
+        recipe: As it was trained.
+        folder: Where :func:`~empir_plugin.training.run.train_recipe` left its packed weights.
+        name: The member's.
+
+    Raises:
+        InputError: If the recipe has no such member.
+        WeightsError: If its file is missing, damaged, or of another recipe.
+
+    Example:
+        >>> from empir_plugin.training.run import find_recipe
+        >>> load_trained_member(find_recipe("empir-cifar"), Path("nowhere"), "cifarconv-fp")
+        Traceback (most recent call last):
+        empir_plugin.errors.WeightsError: no weight file at nowhere/cifarconv-fp.safetensors
+    """
+    found = {member.name: member for member in recipe.members}
+    if name not in found:
+        raise InputError(f"recipe {recipe.name} has the members {', '.join(found)}, got {name!r}")
+    return _network(recipe, found[name], folder).eval()
+
+
+def _network(recipe: Recipe, member: MemberRecipe, folder: Path) -> nn.Module:
+    network = first_network(recipe.architecture, member, load_images(recipe.dataset).first(_IMAGES))
+    load_packed(network, folder / f"{member.name}.safetensors")
+    return network

@@ -11,11 +11,10 @@ import click
 from empir_cli.console import Progress, console, table
 from empir_cli.group import Refusal
 from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
+from empir_cli.subject import MEMBER, RULE, TRAINED, Subject
 
 if TYPE_CHECKING:
-    from empir_plugin.attacks.threat import Threat
     from empir_plugin.evaluation.planned import Planned
-    from empir_plugin.evaluation.protocols import Protocol
     from empir_plugin.evaluation.record import Record
 
 
@@ -29,8 +28,18 @@ if TYPE_CHECKING:
 @click.option("--n-examples", type=int, help="How many test images, from the first.  [100; all of --data-dir]")
 @DATA_DIR
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the model's own (safetensors).")
+@TRAINED
+@RULE
+@MEMBER
 @DEVICE
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random in the attacks.")
+@click.option(
+    "--shard-size",
+    type=int,
+    default=500,
+    show_default=True,
+    help="Images that are one piece of work: what a killed run loses, and what AutoAttack is given at once.",
+)
 @click.option(
     "--store", type=click.Path(path_type=Path), help="Folder for finished shards: a killed run goes on there."
 )
@@ -56,8 +65,12 @@ def evaluate(
     n_examples: int | None,
     data_dir: Path | None,
     checkpoint: Path | None,
+    trained: Path | None,
+    rule: str | None,
+    member: str | None,
     device: str,
     seed: int,
+    shard_size: int,
     store: Path | None,
     cascade: bool,
     int8: bool,
@@ -75,26 +88,24 @@ def evaluate(
     by MODEL itself. It is off by default because a record should not depend on the instructions a processor has. Where
     it has none, or decisions differ, float32 is used, and record and table say why.
     """
+    from empir_plugin.attacks.threat import Threat
     from empir_plugin.evaluation.data import load_images
     from empir_plugin.evaluation.distributed import torchrun_team
     from empir_plugin.evaluation.protocols import parse_protocol
     from empir_plugin.evaluation.run import Settings
     from empir_plugin.evaluation.run import evaluate as run_evaluation
-    from empir_plugin.evaluation.subject import parse_device, require_weights
-    from empir_plugin.zoo.registry import load_model
-    from empir_plugin.zoo.show import dataset_of
+    from empir_plugin.evaluation.subject import parse_device
 
     set_threads(threads)
-    settings = Settings(seed=seed, device=parse_device(device), cascade=cascade, int8=int8)
-    plan = parse_protocol(protocol)
-    dataset = dataset_of(model)
-    budget = _budget(threat, plan, model, dataset)
-    network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
-    require_weights(network, model)
+    settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)
+    plan, subject = parse_protocol(protocol), Subject(model, checkpoint, trained, rule, member)
+    dataset = subject.dataset()
+    budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or subject.threat()
+    network = subject.load(str(budget.norm))
     attacks = _chosen(plan.attacks(network, dataset), chosen)
     wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
     data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
-    target = record or Path("runs", f"{model}-{datetime.now():%Y%m%d-%H%M%S}.json")
+    target = record or Path("runs", f"{subject.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
     with torchrun_team() as team, _EvaluationProgress() as progress:
         result = run_evaluation(
             network,
@@ -102,7 +113,7 @@ def evaluate(
             budget,
             attacks,
             protocol=plan,
-            name=model,
+            name=subject.name,
             settings=settings,
             store=store,
             images=images,
@@ -116,16 +127,6 @@ def evaluate(
 
 _QUICK = 100
 """Images of the bundled sample that take about two minutes on two cores."""
-
-
-def _budget(text: str | None, protocol: Protocol, model: str, dataset: str) -> Threat:
-    """The threat asked for, or the one the protocol prescribes, or the one on the model's card."""
-    from empir_plugin.attacks.threat import Threat
-    from empir_plugin.zoo.show import default_threat
-
-    if text is not None:
-        return Threat.parse(text)
-    return protocol.threat(dataset) or Threat.parse(default_threat(model))
 
 
 def _chosen(attacks: tuple[Planned, ...], names: tuple[str, ...]) -> tuple[Planned, ...] | None:

@@ -1,0 +1,113 @@
+"""``empir evaluate RECIPE --trained FOLDER``: what a recipe left behind, under one rule or another, or one member."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import empir_cli
+from empir_cli.subject import RULE_NAMES
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.record import Record
+from empir_plugin.training.recipe import Recipe
+from empir_plugin.training.run import train_recipe
+from empir_plugin.zoo.card import RULES
+
+RECIPE = """
+name = "tiny"
+architecture = "mnistconv"
+dataset = "mnist"
+
+[defaults]
+epochs = 1
+batch_size = 16
+
+[[members]]
+name = "tiny-fp"
+precision = "fp"
+seed = 1
+
+[[members]]
+name = "tiny-w2a4"
+precision = "w2a4"
+seed = 2
+
+[holdout]
+images = 4
+threat = "Linf:0.2"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    (out / "tiny.toml").write_text(RECIPE)
+    images = torch.randint(0, 256, (20, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    train_recipe(
+        Recipe.parse(RECIPE), ImageSet("mnist", "train", images, torch.arange(20) % 10, tuple("0123456789")), out
+    )
+    return out
+
+
+def _run(folder: Path, *arguments: str) -> Result:
+    options = ("--n-examples", "4", "--attack", "FGSM", "--record", str(folder / "record.json"))
+    return CliRunner().invoke(empir_cli.main, ["evaluate", str(folder / "tiny.toml"), *options, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((), "tiny (max_vote)"),
+        (("--rule", "mean_probability"), "tiny (mean_probability)"),
+        (("--member", "tiny-w2a4"), "tiny-w2a4"),
+    ],
+)
+def test_a_record_names_what_was_taken_and_the_recipes_threat(
+    folder: Path, arguments: tuple[str, ...], name: str
+) -> None:
+    result = _run(folder, "--trained", str(folder), *arguments)
+    assert result.exit_code == 0, result.output
+    record = Record.read(folder / "record.json")
+    assert (record.model["name"], record.threat, record.data["name"]) == (name, "Linf:0.2", "mnist")
+
+
+def test_they_are_different_models(folder: Path) -> None:
+    digests = set()
+    for arguments in ((), ("--rule", "mean_probability"), ("--member", "tiny-fp"), ("--member", "tiny-w2a4")):
+        assert _run(folder, "--trained", str(folder), *arguments).exit_code == 0
+        digests.add(Record.read(folder / "record.json").model["sha256"])
+    assert len(digests) == 4
+
+
+def test_the_rules_by_name_are_the_cards() -> None:
+    assert tuple(RULES) == RULE_NAMES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--rule", "max_vote"), "pass --trained FOLDER, too"),
+        (("--trained", ".", "--checkpoint", "x.safetensors"), "pass one of them"),
+        (("--trained", ".", "--rule", "max_vote", "--member", "tiny-fp"), "pass one of them"),
+        (("--trained", "nowhere"), "no weight file at nowhere"),
+        (("--trained", ".", "--member", "tiny-w4a4"), "has the members tiny-fp, tiny-w2a4, got 'tiny-w4a4'"),
+        (("--trained", ".", "--rule", "majority"), "'majority' is not one of"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(folder: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    result = _run(folder, *arguments)
+    assert result.exit_code == 2
+    assert sentence in " ".join(result.output.split())
+
+
+def test_a_recipe_without_a_threat_wants_one(folder: Path) -> None:
+    (folder / "other.toml").write_text(RECIPE.partition("[holdout]")[0])
+    arguments = ["evaluate", str(folder / "other.toml"), "--trained", str(folder), "--n-examples", "2"]
+    refused = CliRunner().invoke(empir_cli.main, arguments)
+    assert refused.exit_code == 2
+    assert "pass --threat" in refused.output
+    more = ["--threat", "Linf:0.1", "--attack", "FGSM", "--record", str(folder / "other.json")]
+    assert CliRunner().invoke(empir_cli.main, [*arguments, *more]).exit_code == 0
