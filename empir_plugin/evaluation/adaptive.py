@@ -1,4 +1,4 @@
-"""The protocol ``adaptive``: every way in that we know, the cheap ones first."""
+"""The protocol ``adaptive``: every way in that we know, AutoAttack as RobustBench runs it first, then cheap ones."""
 
 from __future__ import annotations
 
@@ -42,11 +42,12 @@ def adaptive_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
     if not is_full_precision(model):
         looks += [Through(everybody, identity), Through(everybody, soft)]
     return (
+        # First, so that in a cascade, too, its number is its own, and what a store has of it serves both protocols.
+        Planned("AutoAttack", AutoAttackSuite()),
         *(_pgd(look, loss) for look in looks for loss in (cross_entropy, margin)),
         *(_on_members(model) if ensemble else _heated()),
         *(_autoattack(look, "apgd-ce", "apgd-t") for look in (looks if ensemble else looks[1:])),
         *([_autoattack(mean_logits, "apgd-t"), _autoattack(everybody, "square")] if ensemble else []),
-        Planned("AutoAttack", AutoAttackSuite()),
     )
 
 

@@ -130,9 +130,9 @@ adaptive = Protocol(
     "adaptive",
     "Every way in that is known here, and for each image the worst of them.",
     (
-        "PGD with 100 steps and AutoAttack on several surrogates of the vote, through the clip of quantizers by other "
-        "gradients (identity, soft), at other temperatures and weights of the members, on each member, by transfer "
-        "from each member, and by queries alone (Square); then AutoAttack as RobustBench runs it.",
+        "AutoAttack as RobustBench runs it; then PGD with 100 steps and AutoAttack on several surrogates of the vote, "
+        "through the clip of quantizers by other gradients (identity, soft), at other temperatures and weights of the "
+        "members, on each member, by transfer from each member, and by queries alone (Square).",
         "True labels; success is the whole model's decision everywhere.",
     ),
     adaptive_plan,
