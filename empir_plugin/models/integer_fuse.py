@@ -26,6 +26,7 @@ from empir_plugin.models.integer_nodes import (
     keeps_order,
     only_user,
     put_on_codes,
+    writes_fresh,
 )
 from empir_plugin.models.integer_selftest import check_emitted, check_folded
 from empir_plugin.models.layers import QuantizedLayer
@@ -94,6 +95,8 @@ class _Fusion:
                     step(node, layer)
         for node in [node for node in self.traced.graph.nodes if is_sum(node)]:
             self._add_in_place(node)
+        for node in [node for node in self.traced.graph.nodes if is_relu(node, self._module(node))]:
+            self._rectify_in_place(node)
         self._round_once()
         self.traced.graph.lint()
         self.traced.delete_all_unused_submodules()
@@ -176,6 +179,12 @@ class _Fusion:
             bypass(following)
         other = next(term for term in terms if term is not fresh[0])
         call_instead(self.traced, node, AddInto(relu), (fresh[0], other))
+
+    def _rectify_in_place(self, node: fx.Node) -> None:
+        """Put a ReLU where a layer in float wrote, for the same reason."""
+        (source,) = node.all_input_nodes
+        if only_user(source) is node and writes_fresh(self._module(source)):
+            call_instead(self.traced, node, nn.ReLU(inplace=True), (source,))
 
     def _round_once(self) -> None:
         """Round an output that several integer layers take once for all of them."""

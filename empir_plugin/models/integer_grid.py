@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from empir_plugin.errors import InputError
+from empir_plugin.models.integer_pieces import pieces
 from empir_plugin.models.layers import QuantizedLayer
 from empir_plugin.models.precision import FULL_BITS
+from empir_plugin.models.quantize import in_float32
 
 NO_GRADIENT = "integers have no gradient: differentiate the fake-quantized model instead"
 
@@ -57,12 +59,17 @@ class Grid:
         """
         if x.requires_grad and torch.is_grad_enabled():
             raise InputError(NO_GRADIENT)
+        # The same bytes; PyTorch converts to signed ones in half the time.
+        codes = torch.empty_like(x, dtype=torch.int8 if self.top <= _LARGEST_INT8 else torch.uint8)
+        for values, place in pieces(x, codes):
+            place.copy_(self._rounded(values))
+        return codes.view(torch.uint8)
+
+    def _rounded(self, x: Tensor) -> Tensor:
         if self.quantizer is None:
             # Step for step what quantize_k does, so that a value on the edge goes to the same side.
-            rounded = x.float().mul(self.top).round_().clamp_(0, self.top)
-            # The same bytes; PyTorch converts to signed ones in half the time.
-            return rounded.to(torch.int8).view(torch.uint8) if self.top <= _LARGEST_INT8 else rounded.to(torch.uint8)
-        return self.quantizer(x).div(self.scale).add_(self.zero).round_().to(torch.uint8)
+            return in_float32(x).mul(self.top).round_().clamp_(0, self.top)
+        return self.quantizer(x).div(self.scale).add_(self.zero).round_()
 
     def values(self, codes: Tensor) -> Tensor:
         """The levels, float32, of codes."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from empir_plugin.models.integer_kernels import pool_codes
+from empir_plugin.models.integer_pieces import pieces
 
 _RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
@@ -79,9 +80,13 @@ class AddInto(nn.Module):
 
     def forward(self, fresh: Tensor, other: Tensor) -> Tensor:
         """Add; where the shapes differ, in new memory."""
-        fits = fresh.shape == other.shape and fresh.dtype == other.dtype
-        total = fresh.add_(other) if fits else fresh + other
-        return total.relu_() if self.relu else total
+        if fresh.shape != other.shape or fresh.dtype != other.dtype:
+            return (fresh + other).relu_() if self.relu else fresh + other
+        for total, term in pieces(fresh, other):
+            total.add_(term)
+            if self.relu:
+                total.relu_()
+        return fresh
 
 
 def is_sum(node: fx.Node) -> bool:
@@ -93,6 +98,11 @@ def is_sum(node: fx.Node) -> bool:
 def is_frozen_norm(module: nn.Module | None) -> bool:
     """Whether a module is a batch normalisation by fixed statistics."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_plain(module) and not module.training
+
+
+def writes_fresh(module: nn.Module | None) -> bool:
+    """Whether a module in float returns memory of its own, which nobody misses once its only user has read it."""
+    return is_frozen_norm(module) or type(module) in (nn.Conv2d, nn.Linear)
 
 
 def _is_plain(module: nn.modules.batchnorm._BatchNorm) -> bool:
