@@ -8,16 +8,16 @@ function stays the same up to the rounding of float32.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer_grid import Grid, StaysFloat
 from empir_plugin.models.integer_layers import IntegerLayer
 from empir_plugin.models.integer_nodes import (
-    AddInto,
     bypass,
     call_instead,
     is_frozen_norm,
@@ -29,19 +29,8 @@ from empir_plugin.models.integer_nodes import (
     writes_fresh,
 )
 from empir_plugin.models.integer_selftest import check_emitted, check_folded
+from empir_plugin.models.integer_steps import AddAndRound, AddInto, Codes
 from empir_plugin.models.layers import QuantizedLayer
-
-
-class Codes(nn.Module):
-    """Round float inputs of any shape to codes, once for all layers that take the same."""
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Codes, uint8, of the same shape."""
-        return self.grid.codes(x)
 
 
 def fused(network: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -80,7 +69,6 @@ class _Fusion:
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self.traced = traced
-        self.modules: dict[str, nn.Module] = dict(traced.named_modules())
         calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
         self.once = {target for target, count in calls.items() if count == 1}
         self.on_codes: set[fx.Node] = set()
@@ -104,7 +92,7 @@ class _Fusion:
         return self.notes
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+        return self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def _layer(self, node: fx.Node) -> IntegerLayer | None:
         module = self._module(node)
@@ -112,7 +100,6 @@ class _Fusion:
 
     def _replace(self, node: fx.Node, layer: IntegerLayer) -> None:
         self.traced.set_submodule(str(node.target), layer)
-        self.modules[str(node.target)] = layer
 
     def _fold_norm(self, node: fx.Node, layer: IntegerLayer) -> None:
         following = only_user(node)
@@ -187,12 +174,17 @@ class _Fusion:
             call_instead(self.traced, node, nn.ReLU(inplace=True), (source,))
 
     def _round_once(self) -> None:
-        """Round an output that several integer layers take once for all of them."""
+        """Round an output that several integer layers take once for all of them, and a sum while it is at hand."""
         for node in list(self.traced.graph.nodes):
             takers = [(user, layer.grid) for user in node.users if (layer := self._layer(user)) is not None]
             grids = {grid for _, grid in takers}
-            if len(takers) > 1 and len(grids) == 1 and node not in self.on_codes:
-                self._insert_codes(node, [user for user, _ in takers], grids.pop())
+            if len(grids) != 1 or node in self.on_codes:
+                continue
+            users, grid, summed = [user for user, _ in takers], grids.pop(), self._module(node)
+            if type(summed) is AddInto:
+                self._round_sum(node, users, AddAndRound(summed.relu, grid))
+            elif len(users) > 1:
+                self._insert_codes(node, users, grid)
 
     def _insert_codes(self, node: fx.Node, takers: list[fx.Node], grid: Grid) -> None:
         name = f"codes_of_{node.name}"
@@ -201,6 +193,17 @@ class _Fusion:
             codes = self.traced.graph.call_module(name, (node,))
         for taker in takers:
             taker.replace_input_with(node, codes)
+
+    def _round_sum(self, node: fx.Node, takers: list[fx.Node], both: AddAndRound) -> None:
+        others = [user for user in node.users if user not in takers]
+        call_instead(self.traced, node, both, node.args)
+        for index, users in enumerate((others, takers)):
+            if not users:
+                continue
+            with self.traced.graph.inserting_after(node):
+                part = self.traced.graph.call_function(operator.getitem, (node, index))
+            for user in users:
+                user.replace_input_with(node, part)
 
 
 def _normalised(layer: IntegerLayer, norm: Any) -> IntegerLayer:

@@ -57,19 +57,29 @@ class Grid:
         Raises:
             InputError: If a gradient is wanted.
         """
+        codes = self.room(x)
+        for values, place in pieces(x, codes):
+            self.round_into(values, place)
+        return codes.view(torch.uint8)
+
+    def room(self, x: Tensor) -> Tensor:
+        """Memory for the codes of some inputs, to be viewed as uint8.
+
+        Raises:
+            InputError: If a gradient is wanted.
+        """
         if x.requires_grad and torch.is_grad_enabled():
             raise InputError(NO_GRADIENT)
         # The same bytes; PyTorch converts to signed ones in half the time.
-        codes = torch.empty_like(x, dtype=torch.int8 if self.top <= _LARGEST_INT8 else torch.uint8)
-        for values, place in pieces(x, codes):
-            place.copy_(self._rounded(values))
-        return codes.view(torch.uint8)
+        return torch.empty_like(x, dtype=torch.int8 if self.top <= _LARGEST_INT8 else torch.uint8)
 
-    def _rounded(self, x: Tensor) -> Tensor:
+    def round_into(self, x: Tensor, room: Tensor) -> None:
+        """Write the codes of some inputs into their part of :meth:`room`."""
         if self.quantizer is None:
             # Step for step what quantize_k does, so that a value on the edge goes to the same side.
-            return in_float32(x).mul(self.top).round_().clamp_(0, self.top)
-        return self.quantizer(x).div(self.scale).add_(self.zero).round_()
+            room.copy_(in_float32(x).mul(self.top).round_().clamp_(0, self.top))
+        else:
+            room.copy_(self.quantizer(x).div(self.scale).add_(self.zero).round_())
 
     def values(self, codes: Tensor) -> Tensor:
         """The levels, float32, of codes."""

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from empir_plugin.models.integer_kernels import pool_codes
-from empir_plugin.models.integer_pieces import pieces
+from empir_plugin.models.integer_steps import PoolCodes
 
 _RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
@@ -57,36 +56,6 @@ def call_instead(traced: fx.GraphModule, node: fx.Node, module: nn.Module, args:
     name = f"{node.name}_integer"
     traced.add_submodule(name, module)
     node.op, node.target, node.args, node.kwargs = "call_module", name, args, {}
-
-
-class PoolCodes(nn.Module):
-    """Max pooling of codes, uint8 ``(N, C, H, W)``; the arguments are those of ``max_pool2d`` after the first."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        self.args, self.kwargs = args, kwargs
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Pool."""
-        return pool_codes(codes, *self.args, **self.kwargs)
-
-
-class AddInto(nn.Module):
-    """The sum of two tensors, or its ReLU, in the memory of the first, which nothing else needs."""
-
-    def __init__(self, relu: bool) -> None:
-        super().__init__()
-        self.relu = relu
-
-    def forward(self, fresh: Tensor, other: Tensor) -> Tensor:
-        """Add; where the shapes differ, in new memory."""
-        if fresh.shape != other.shape or fresh.dtype != other.dtype:
-            return (fresh + other).relu_() if self.relu else fresh + other
-        for total, term in pieces(fresh, other):
-            total.add_(term)
-            if self.relu:
-                total.relu_()
-        return fresh
 
 
 def is_sum(node: fx.Node) -> bool:

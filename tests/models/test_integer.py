@@ -27,8 +27,8 @@ from empir_plugin.models.integer import agree, to_integer
 from empir_plugin.models.integer_grid import Grid, StaysFloat, input_grid, weight_integers
 from empir_plugin.models.integer_kernels import IntMM, Kernel, OneDNN, Program, Work, pool_codes
 from empir_plugin.models.integer_layers import IntegerLayer, integer_layer
-from empir_plugin.models.integer_nodes import AddInto, PoolCodes
 from empir_plugin.models.integer_selftest import check_emitted, check_layer
+from empir_plugin.models.integer_steps import AddInto, PoolCodes
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
