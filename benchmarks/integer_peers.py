@@ -73,7 +73,7 @@ def _constants(index: int, layer: IntegerLayer) -> list[Any]:
         "step": step,
         "zero": torch.tensor(work.zero, dtype=torch.uint8),
         "weight": work.weight,
-        "weight_step": work.scale / step,
+        "weight_step": (work.scale / layer.grid.scale).float(),
         "weight_zero": torch.zeros(len(work.scale), dtype=torch.int8),
     }
     return [numpy_helper.from_array(value.numpy(), f"{name}{index}") for name, value in values.items()]

@@ -207,10 +207,10 @@ class _Fusion:
 
 
 def _normalised(layer: IntegerLayer, norm: Any) -> IntegerLayer:
-    """The layer with a batch normalisation folded into its scale and bias, computed in float64."""
+    """The layer with a batch normalisation folded into its scale and bias."""
     spread = (norm.running_var.double() + norm.eps).sqrt()
     gain = (1.0 if norm.weight is None else norm.weight.detach().double()) / spread
     shift = 0.0 if norm.bias is None else norm.bias.detach().double()
-    offset = 0.0 if layer.work.bias is None else layer.work.bias.double()
+    offset = 0.0 if layer.work.bias is None else layer.work.bias
     bias = (offset - norm.running_mean.double()) * gain + shift
-    return layer.reworked(scale=(layer.work.scale.double() * gain).float(), bias=bias.float())
+    return layer.reworked(scale=layer.work.scale * gain, bias=bias)

@@ -37,8 +37,8 @@ class Work:
     Args:
         weight: int8, ``(K, C / groups, kh, kw)``, or ``(K, F)`` for a linear layer.
         zero: The code of the value 0; padding has this value.
-        scale: float32 ``(K,)``: the step of the inputs times that of the weights, times what was folded in.
-        bias: float32 ``(K,)``, if any.
+        scale: float64 ``(K,)``: the step of the inputs times that of the weights, times what was folded in.
+        bias: float64 ``(K,)``, if any.
         geometry: Of a convolution; none for a linear layer.
         relu: Whether negative outputs become 0.
         emits: Grid on whose codes the outputs are put, in place of float32; it starts at zero.
@@ -98,30 +98,35 @@ def _post_op(work: Work) -> tuple[float, torch.dtype, str, list[float]]:
     return 1.0, torch.float32, "relu" if work.relu else "none", []
 
 
+def _affine(work: Work) -> tuple[Tensor, Tensor | None]:
+    """Scale and bias, float32: all that was folded into them is rounded once, here."""
+    return work.scale.float(), None if work.bias is None else work.bias.float()
+
+
 def _onednn_conv(work: Work, geometry: Geometry) -> Program:
     where = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
-    zeros = torch.zeros(len(work.scale), dtype=torch.int64)
+    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
     step, dtype, after, scalars = _post_op(work)
-    packed = torch.ops.onednn.qconv_prepack(work.weight, work.scale, 1.0, work.zero, *where, None)
+    packed = torch.ops.onednn.qconv_prepack(work.weight, scale, 1.0, work.zero, *where, None)
     run: Any = torch.ops.onednn.qconv2d_pointwise.default
 
     def program(codes: Tensor) -> Tensor:
         codes = codes.contiguous(memory_format=torch.channels_last)
         tail = (step, 0, dtype, after, scalars, "")
-        return run(codes, 1.0, work.zero, packed, work.scale, zeros, work.bias, *where, *tail)
+        return run(codes, 1.0, work.zero, packed, scale, zeros, bias, *where, *tail)
 
     return program
 
 
 def _onednn_linear(work: Work) -> Program:
-    zeros = torch.zeros(len(work.scale), dtype=torch.int64)
+    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
     step, dtype, after, scalars = _post_op(work)
     packed = torch.ops.onednn.qlinear_prepack(work.weight, None)
     run: Any = torch.ops.onednn.qlinear_pointwise.default
 
     def program(codes: Tensor) -> Tensor:
         tail = (step, 0, dtype, after, scalars, "")
-        return run(codes.contiguous(), 1.0, work.zero, packed, work.scale, zeros, work.bias, *tail)
+        return run(codes.contiguous(), 1.0, work.zero, packed, scale, zeros, bias, *tail)
 
     return program
 
@@ -186,8 +191,9 @@ def _product(x: Tensor, matrix: Tensor, filters: int) -> Tensor:
 
 
 def _after(sums: Tensor, work: Work) -> Tensor:
-    y = sums * work.scale
-    y = y if work.bias is None else y + work.bias
+    scale, bias = _affine(work)
+    y = sums * scale
+    y = y if bias is None else y + bias
     if work.emits is not None:
         top = work.emits.top
         return y.mul(1 / work.emits.scale).round_().clamp_(0, top).to(torch.uint8)

@@ -78,8 +78,8 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
     geometry = _geometry(layer)
     grid, integers = input_grid(layer), weight_integers(layer)
     bias = getattr(layer, "bias", None)
-    scale = (integers.scale * grid.scale).float()
-    work = Work(integers.values, grid.zero, scale, None if bias is None else bias.detach(), geometry)
+    offset = None if bias is None else bias.detach().double()
+    work = Work(integers.values, grid.zero, integers.scale * grid.scale, offset, geometry)
     try:
         return IntegerLayer(layer.precision, grid, work, kernel)
     except (RuntimeError, NotImplementedError) as error:

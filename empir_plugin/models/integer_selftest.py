@@ -132,8 +132,8 @@ def _error_in_units(layer: IntegerLayer, codes: Tensor) -> float:
     exact = _exact_sums(layer.work, codes)
     work = layer.work
     shape = (-1, *[1] * (exact.dim() - 2))
-    scale = work.scale.double().view(shape)
-    bias = 0 if work.bias is None else work.bias.double().view(shape)
+    scale = work.scale.view(shape)
+    bias = 0 if work.bias is None else work.bias.view(shape)
     found = (layer(codes).double() - bias) / scale
     rounding = 2**-22 * (exact.abs() + (bias / scale).abs() if work.bias is not None else exact.abs())
     return ((found - exact).abs() - rounding).max().item()

@@ -125,6 +125,7 @@ def fit(
 
 def _identity(model: nn.Module, task: Task, data: ImageSet) -> str:
     recipe = settings_of(task.schedule)
+    recipe.pop("in_ensemble", None)  # What becomes of a network afterwards changes nothing of its training.
     facts = {"recipe": recipe, "model": type(model).__name__, "data": data.fingerprint, **task.facts}
     return json.dumps(facts, sort_keys=True)
 

@@ -109,16 +109,20 @@ def test_a_recipe_that_extends_one_of_this_package_is_read_and_checked() -> None
 
 
 def test_the_ablations_differ_from_their_base_in_what_they_are_about() -> None:
-    base, apart, two, four = (find_recipe(f"empir-cifar-at{suffix}") for suffix in ("", "-apart", "-2", "-4"))
+    base, apart, *several = (find_recipe(f"empir-cifar-at{suffix}") for suffix in ("", "-apart", "-2", "-3", "-4"))
     assert base.joint is not None
-    assert [len([m for m in recipe.members if m.in_ensemble]) for recipe in (base, apart, two, four)] == [3, 3, 2, 4]
-    for recipe in (two, four):
+    assert [len([m for m in recipe.members if m.in_ensemble]) for recipe in (base, apart, *several)] == [3, 3, 2, 3, 4]
+    for recipe in several:
         assert recipe.joint is not None
-        assert settings_of(recipe.joint) == {**settings_of(base.joint), "name": recipe.name}
+        assert settings_of(recipe.joint) == {**settings_of(base.joint), "name": recipe.name, "epochs": 4}
         assert settings_of(recipe.members[0]) == settings_of(base.members[0]), "its checkpoint fits"
     assert apart.joint is None
+    assert {**settings_of(apart.members[0]), "in_ensemble": True} == {
+        **settings_of(base.members[0]),
+        "in_ensemble": True,
+    }, "its checkpoint fits, too"
     trained = {str(m.precision): (m.epochs, m.learning_rate, m.start) for m in apart.members if m.in_ensemble}
-    as_together = (base.joint.epochs, base.joint.learning_rate, base.members[0].name)
+    as_together = (4, base.joint.learning_rate, base.members[0].name)
     assert trained == {str(m.precision): as_together for m in base.members}
     assert all(m.objective == base.joint.objective for m in apart.members)
 

@@ -159,6 +159,18 @@ def test_a_checkpoint_names_its_run_as_the_first_ones_did(tiny_mnist: ImageSet, 
     )
 
 
+def test_a_checkpoint_serves_whether_or_not_the_network_becomes_a_member(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    teacher, student = replace(FP, name="teacher", epochs=2), replace(FP, name="student")
+    recipe = Recipe("both", "mnistconv", "mnist", (teacher, student))
+    train_recipe(recipe, tiny_mnist, tmp_path)
+    steps: list[Step] = []
+    changed = replace(recipe, members=(replace(teacher, in_ensemble=False), student))
+    train_recipe(changed, tiny_mnist, tmp_path, on_step=steps.append)
+    assert not steps, "both are finished"
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        train_recipe(replace(recipe, members=(replace(teacher, seed=9), student)), tiny_mnist, tmp_path)
+
+
 @pytest.fixture
 def spoiling() -> Iterator[None]:
     """Every optimizer step writes NaN into the first weights."""
