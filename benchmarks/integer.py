@@ -5,10 +5,12 @@ layout in which that is faster. There are single convolutions of ResNet-18's sha
 member, and the ensemble of a full-precision and two low-precision members, each simulated in float32 and on integers.
 
 Processors with VNNI instructions multiply bytes about twice as fast as those with AVX2 alone; the report says which
-one it ran on. Beside the times stands how far each form of the member is from the same network in float64: behind a
-batch normalisation every change of float32's rounding, another memory layout as well, moves a rare activation to the
-neighbouring level. The four convolutions also run in onnxruntime, on the same integers, if it is installed
-(``pip install onnx onnxruntime``); its own quantization would round to other levels than DoReFa's.
+one it ran on. Beside the times stands how far each form of the member is from the same network in float64, its weights
+on exact levels: behind a batch normalisation every change of float32's rounding, another memory layout as well, moves
+a rare activation to the neighbouring level. ``benchmarks/integer_agreement.py`` measures that on trained networks.
+
+The four convolutions also run in onnxruntime, on the same integers, if it is installed (``pip install onnx
+onnxruntime``); its own quantization would round to other levels than DoReFa's.
 """
 
 from __future__ import annotations

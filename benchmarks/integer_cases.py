@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from integer_forms import CPU, on_exact_levels
 from integer_networks import resnet18
 from integer_peers import onnxruntime_stack
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from empir_plugin.models.integer_layers import IntegerLayer, integer_layer
 from empir_plugin.models.layers import QuantConv2d, quantized_layers
 from empir_plugin.models.precision import Precision
 
-CPU = torch.device("cpu")
 LAYOUTS = {"float32, NCHW": torch.contiguous_format, "float32, channels last": torch.channels_last}
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))
 """Channels and side of ResNet-18's 3x3 convolutions on images of 32x32."""
@@ -119,23 +119,11 @@ CASES: Mapping[str, Callable[[int, int, Measure], dict[str, dict[str, Any]]]] = 
 
 
 def _agreement(simulated: nn.Module, integer: nn.Module, x: Tensor) -> dict[str, Any]:
-    """How far the member on integers and two layouts of the simulated one are from the same network in float64."""
-    exact = _Doubled(simulated)
+    """How far the member on integers and two layouts of the simulated one are from the network in exact arithmetic."""
+    exact = on_exact_levels(simulated)
     contiguous = prepared(simulated, CPU).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     forms = {"on integers": integer, "simulated, channels last": simulated, "simulated, NCHW": contiguous}
     return {name: asdict(agree(exact, form, x)) for name, form in forms.items()}
-
-
-class _Doubled(nn.Module):
-    """A network in float64."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = prepared(network, CPU).double()
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.double())
 
 
 def _pass(network: nn.Module, x: Tensor, layout: torch.memory_format = torch.channels_last) -> Callable[[], object]:

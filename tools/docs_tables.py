@@ -109,6 +109,18 @@ def measured_on(record: str) -> Callable[[], str]:
     return write
 
 
+def agreement() -> str:
+    """``benchmarks/integer_agreement.py``: how far the forms of each network are apart, image by image."""
+    ends = "largest difference", "median", "decisions that differ"
+    lines = [_row("network", "compared", "images off by more than 1e-4", *ends), _row("---", "---", *["---:"] * 4)]
+    for name, rows in _read("integer-agreement")["models"].items():
+        for row in rows:
+            sizes = f"{row['max_logit_difference']:.1g}", f"{row['median_logit_difference']:.1g}"
+            beyond = f"**{row['beyond_tolerance']}** of {row['images']:,}"
+            lines.append(_row(name, "; ".join(row["between"]), beyond, *sizes, str(row["differing_decisions"])))
+    return "\n".join(lines)
+
+
 def _read(record: str) -> dict[str, Any]:
     return json.loads((TIMES / f"{record}.json").read_text(encoding="utf-8"))
 
@@ -140,6 +152,7 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
             "members": growth("members", "members"),
             "precision": growth("precision", "precision"),
             "growth on": measured_on("scaling"),
+            "agreement": agreement,
             "integer": integer_times,
             "integer on": measured_on("integer"),
         },

@@ -7,7 +7,7 @@ only where it exists, and only after :mod:`empir_plugin.models.integer_selftest`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -148,6 +148,8 @@ class IntMM:
 
     def compile(self, work: Work) -> Program:
         """Bring the weights into the form of matrices, one per group."""
+        scale, bias = _affine(work)
+        work = replace(work, scale=scale, bias=bias)
         groups = 1 if work.geometry is None else work.geometry.groups
         matrices = [_padded(part.flatten(1).t(), 8, 8) for part in work.weight.chunk(groups)]
         return lambda codes: _matrix_program(codes, matrices, work)
@@ -191,9 +193,8 @@ def _product(x: Tensor, matrix: Tensor, filters: int) -> Tensor:
 
 
 def _after(sums: Tensor, work: Work) -> Tensor:
-    scale, bias = _affine(work)
-    y = sums * scale
-    y = y if bias is None else y + bias
+    y = sums * work.scale
+    y = y if work.bias is None else y + work.bias
     if work.emits is not None:
         top = work.emits.top
         return y.mul(1 / work.emits.scale).round_().clamp_(0, top).to(torch.uint8)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _PIECE = 2**19
-"""Elements per thread: 2 MB of float32."""
+"""Elements: 2 MB of float32."""
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -23,9 +23,9 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         [3]
     """
     first = tensors[0]
-    whole = first.device.type != "cpu" or first.numel() <= _PIECE * torch.get_num_threads()
-    if whole:
+    # Several threads wait for each other after each step: on a busy machine that costs more than the memory does.
+    if first.device.type != "cpu" or torch.get_num_threads() > 1 or first.numel() <= _PIECE:
         yield tensors
         return
-    rows = max(1, len(first) * _PIECE * torch.get_num_threads() // first.numel())
+    rows = max(1, len(first) * _PIECE // first.numel())
     yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)

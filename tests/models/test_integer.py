@@ -358,7 +358,7 @@ class Saturating:
         def program(codes: Tensor) -> Tensor:
             products = codes.int().unsqueeze(1) * work.weight.int()  # (N, K, F)
             pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1)
-            return pairs.sum(2) * work.scale + (0 if work.bias is None else work.bias)
+            return (pairs.sum(2) * work.scale + (0 if work.bias is None else work.bias)).float()
 
         return program
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,9 +27,16 @@ each_grid = pytest.mark.parametrize("grid", [FOUR_BITS, EIGHT_BITS, SIGNED], ids
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for 20 numbers at a time, whatever the number of threads."""
+    """Room for 20 numbers at a time, on one thread."""
     monkeypatch.setattr(integer_pieces, "_PIECE", 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+@pytest.fixture(autouse=True)
+def same_weights() -> Iterator[None]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        yield
 
 
 def inputs(*shape: int, seed: int = 0) -> Tensor:
@@ -48,6 +57,14 @@ def test_pieces_are_rows_that_fit_or_single_ones(shape: tuple[int, ...], rows: l
     assert all(torch.equal(one + 1, other) for one, other in found)
     assert not shape or torch.equal(torch.cat([part for part, _ in found]), x)
     assert found[0][0].data_ptr() == x.data_ptr(), "views, no copies"
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_several_threads_are_given_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(7, 6)
+    assert len(list(pieces(x))) == 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert [part.shape for (part,) in pieces(x)] == [x.shape]
 
 
 @each_grid
@@ -118,11 +135,6 @@ class Residual(nn.Module):
         return total
 
 
-def residual(*texts: str) -> Residual:
-    torch.manual_seed(0)
-    return Residual(*texts).eval()
-
-
 @pytest.mark.parametrize(
     ("texts", "kinds"),
     [
@@ -134,7 +146,7 @@ def residual(*texts: str) -> Residual:
     ids=["one-taker", "two-takers", "two-grids", "no-taker"],
 )
 def test_a_sum_is_rounded_where_it_is_made(texts: tuple[str, ...], kinds: list[type]) -> None:
-    network = residual(*texts)
+    network = Residual(*texts).eval()
     integer, x = to_integer(network), inputs(50, 6)
     before = x.clone()
     assert integer.report.notes == ()
@@ -159,7 +171,6 @@ class Rectified(nn.Module):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_relu_overwrites_what_nothing_else_needs(again: bool) -> None:
-    torch.manual_seed(0)
     network = Rectified(again).eval()
     integer, x = to_integer(network), inputs(50, 6)
     assert [m.inplace for m in integer.modules() if isinstance(m, nn.ReLU)] == ([] if again else [True])
@@ -167,7 +178,6 @@ def test_a_relu_overwrites_what_nothing_else_needs(again: bool) -> None:
 
 
 def test_a_relu_leaves_the_image_alone() -> None:
-    torch.manual_seed(0)
     network = nn.Sequential(nn.ReLU(), QuantLinear(6, 2, precision=Precision.parse("w4a4"))).eval()
     x = inputs(50, 6)
     before = x.clone()

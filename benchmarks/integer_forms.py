@@ -1,0 +1,109 @@
+"""Forms of a quantized network between which agreement is measured: simulated or on integers, float32 or float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.evaluation.subject import prepared
+from empir_plugin.models.integer import to_integer
+from empir_plugin.models.integer_grid import weight_integers
+from empir_plugin.models.integer_kernels import OneDNN, Program, Work
+from empir_plugin.models.integer_layers import integer_layer
+from empir_plugin.models.layers import quantized_layers
+
+CPU = torch.device("cpu")
+
+
+class InFloat64(nn.Module):
+    """A network in float64, on images in float32. Its weights stay the ones it has.
+
+    Args:
+        network: In float32, on the CPU; it is left as it is.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = prepared(network, CPU).double()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, float64 ``(N, K)``."""
+        return self.network(x.double())
+
+
+@dataclass(frozen=True)
+class Float64After:
+    """The CPU's integer kernel for the sums alone; scale and bias in float64, for a network without folding."""
+
+    name: str = "onednn, then float64"
+
+    def unusable(self, device: torch.device) -> str | None:
+        """Where the kernel itself is."""
+        return OneDNN().unusable(device)
+
+    def compile(self, work: Work) -> Program:
+        """Prepare the weights."""
+        sums = OneDNN().compile(replace(work, scale=torch.ones_like(work.scale), bias=None))
+        shape = (-1,) if work.geometry is None else (-1, 1, 1)
+        scale, bias = work.scale.view(shape), None if work.bias is None else work.bias.view(shape)
+
+        def program(codes: Tensor) -> Tensor:
+            scaled = sums(codes).double() * scale
+            return scaled if bias is None else scaled + bias
+
+        return program
+
+
+def on_exact_levels(model: nn.Module) -> nn.Module:
+    """A network in float64 whose quantized weights are integers times one step, not rounded to float32.
+
+    Raises:
+        StaysFloat: If those of a layer are on no grid of integers.
+    """
+    doubled = InFloat64(model)
+    for (_, ready), (_, layer) in zip(
+        quantized_layers(prepared(model, CPU)), quantized_layers(doubled.network), strict=True
+    ):
+        integers = weight_integers(ready)
+        step = integers.scale.view(-1, *[1] * (integers.values.dim() - 1))
+        layer.baked_weight = integers.values.double() * step
+    return doubled
+
+
+def on_integers_in_float64(model: nn.Module) -> nn.Module:
+    """A network whose quantized layers add on integers, with float64 wherever the shipped form has float32.
+
+    Raises:
+        StaysFloat: If a layer cannot run on integers.
+    """
+    network = prepared(model, CPU)
+    for name, layer in list(quantized_layers(network)):
+        network.set_submodule(name, integer_layer(layer, Float64After()))
+    return InFloat64(network)
+
+
+def simulated(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The network as it is evaluated, in a memory layout."""
+    return prepared(model, CPU).to(memory_format=layout)  # type: ignore[call-overload]
+
+
+EXACT = "simulated in float64, exact levels"
+INTEGER = "on integers"
+SIMULATED = "simulated in float32"
+FORMS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
+    {
+        EXACT: on_exact_levels,
+        "on integers, float64 between": on_integers_in_float64,
+        INTEGER: lambda model: to_integer(copy.deepcopy(model)),
+        SIMULATED: lambda model: simulated(model, torch.channels_last),
+        "simulated in float32, NCHW": lambda model: simulated(model, torch.contiguous_format),
+        "simulated in float64, levels of float32": InFloat64,
+    }
+)
+"""From a model to each form of it."""
