@@ -73,7 +73,7 @@ def written(text: str) -> str:
     for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
-    for name, number in {"full": full(), "worst": worst(), **measured()}.items():
+    for name, number in {"full": full(), "worst": worst(), "robust fgsm": robust_fgsm(), **measured()}.items():
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->{number}<!-- /{name} -->", text)
     return text
 
@@ -129,6 +129,12 @@ def measured() -> dict[str, str]:
 def full() -> str:
     """What AutoAttack leaves of ``empir-cifar`` on the whole test set."""
     (found,) = (attack for attack in Record.read(RUNS / "empir-cifar.json").attacks if attack.name == "AutoAttack")
+    return f"{found.accuracy:.2f} %"
+
+
+def robust_fgsm() -> str:
+    """What FGSM leaves of ``empir-cifar-at`` on the whole test set."""
+    (found,) = Record.read(RUNS / "empir-cifar-at.json").attacks
     return f"{found.accuracy:.2f} %"
 
 
