@@ -23,6 +23,7 @@ from empir_plugin.attacks.surrogates import (
 )
 from empir_plugin.attacks.through import Through
 from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.plans import standard_plan
 from empir_plugin.models.backward import identity, soft
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import is_full_precision
@@ -43,7 +44,7 @@ def adaptive_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
         looks += [Through(everybody, identity), Through(everybody, soft)]
     return (
         # First, so that in a cascade, too, its number is its own, and what a store has of it serves both protocols.
-        Planned("AutoAttack", AutoAttackSuite()),
+        *standard_plan(model, dataset),
         *(_pgd(look, loss) for look in looks for loss in (cross_entropy, margin)),
         *(_on_members(model) if ensemble else _heated()),
         *(_autoattack(look, "apgd-ce", "apgd-t") for look in (looks if ensemble else looks[1:])),

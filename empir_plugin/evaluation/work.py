@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,10 +38,13 @@ class Shelf:
     common: Key = field(default_factory=dict)
     images: bool = False
 
-    def fetch(self, key: Key, compute: Callable[[], tuple[Outcome, Fallen | None]]) -> tuple[Outcome, bool]:
-        """The outcome under a key, and whether it had to be computed."""
+    def fetch(
+        self, make_key: Callable[[], Key], compute: Callable[[], tuple[Outcome, Fallen | None]]
+    ) -> tuple[Outcome, bool]:
+        """The outcome under a key, and whether it had to be computed; the key is made only where results are kept."""
         if self.store is None:
             return compute()[0], True
+        key = make_key()
         found = self.store.load(key, images=self.images)
         if found is not None:
             return found, False
@@ -144,19 +148,21 @@ class Work:
         column: list[Outcome] = []
         for shard, standing, decided in zip(own, begin, seen, strict=True):
             wanted = torch.ones_like(standing) if planned.attack_all else standing
-            own_key = shard_key(key, shard, self.bench.data, wanted)
+            own_key = partial(shard_key, key, shard, self.bench.data, wanted)
             column.append(self._attacked(planned, shard, own_key, (wanted, decided)))
         return column
 
     def _clean(self, shard: Shard) -> Outcome:
         self.round.stop_if_failed()
         plain = Shelf(self.shelf.store, self.shelf.common)
-        key = clean_key(self.shelf.common, shard, self.bench.data)
+        key = partial(clean_key, self.shelf.common, shard, self.bench.data)
         outcome, _ = plain.fetch(key, lambda: (self.bench.clean(shard), None))
         self.progress.add(CLEAN, len(shard))
         return outcome
 
-    def _attacked(self, planned: Planned, shard: Shard, key: Key, images: tuple[Tensor, Tensor]) -> Outcome:
+    def _attacked(
+        self, planned: Planned, shard: Shard, key: Callable[[], Key], images: tuple[Tensor, Tensor]
+    ) -> Outcome:
         self.round.stop_if_failed()
         tick = self._tick(planned.name)
         outcome, computed = self.shelf.fetch(key, lambda: self.bench.attacked(planned, shard, *images, tick))
