@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from empir_plugin.evaluation.data import ImageSet
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DIGITS = tuple(str(digit) for digit in range(10))
 
 
@@ -21,6 +25,15 @@ def data_dir() -> Path:
     if not found.is_dir():
         pytest.skip(f"no data sets at {found}: set EMPIR_DATA_DIR")
     return found
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a script of ``benchmarks/``; the test is skipped where there are none."""
+    if not BENCHMARKS.is_dir():
+        pytest.skip("the source distribution has no benchmarks/")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,29 +22,20 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantConv2d, bake_
 from empir_plugin.models.precision import Precision
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+@pytest.fixture
+def script(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("attacks")
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _module(monkeypatch, "attacks")
+def timing(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("attack_timing")
 
 
 @pytest.fixture
-def timing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _module(monkeypatch, "attack_timing")
-
-
-@pytest.fixture
-def contenders(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _module(monkeypatch, "attack_contenders")
-
-
-def _module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    if not FOLDER.is_dir():
-        pytest.skip("the source distribution has no benchmarks/")
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module(name)
+def contenders(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("attack_contenders")
 
 
 @pytest.fixture

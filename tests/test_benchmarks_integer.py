@@ -17,17 +17,13 @@ from empir_plugin.models.integer_layers import integer_layer
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = ("--batch-size", "2", "--width", "8", "--threads", "1", "--repeats", "1")
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    if not FOLDER.is_dir():
-        pytest.skip("the source distribution has no benchmarks/")
-    monkeypatch.syspath_prepend(FOLDER)
+def script(benchmark_module: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     threads = torch.get_num_threads()
-    yield importlib.import_module("integer")
+    yield benchmark_module("integer")
     torch.set_num_threads(threads)
 
 

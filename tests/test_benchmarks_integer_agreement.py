@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,16 +18,12 @@ from empir_plugin.models.integer_layers import IntegerLayer
 from empir_plugin.models.layers import QuantConv2d, bake_, quantized_layers
 from empir_plugin.models.precision import Precision
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 needs_kernels = pytest.mark.skipif(OneDNN().unusable(torch.device("cpu")) is not None, reason="no int8 kernels here")
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not FOLDER.is_dir():
-        pytest.skip("the source distribution has no benchmarks/")
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("integer_agreement")
+def script(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("integer_agreement")
 
 
 @pytest.fixture

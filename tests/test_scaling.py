@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,11 +17,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not FOLDER.is_dir():
-        pytest.skip("the source distribution has no benchmarks/")
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("scaling")
+def scaling(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("scaling")
 
 
 def test_everyone_makes_all_passes_whoever_falls(scaling: ModuleType) -> None:
