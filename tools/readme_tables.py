@@ -73,7 +73,8 @@ def written(text: str) -> str:
     for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
-    for name, number in {"full": full(), "worst": worst(), "robust fgsm": robust_fgsm(), **measured()}.items():
+    robust = {f"{model} fgsm": robust_fgsm(model) for model in ("empir-cifar-at", "empir-mnist-at")}
+    for name, number in {"full": full(), "worst": worst(), **robust, **measured()}.items():
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->{number}<!-- /{name} -->", text)
     return text
 
@@ -132,9 +133,9 @@ def full() -> str:
     return f"{found.accuracy:.2f} %"
 
 
-def robust_fgsm() -> str:
-    """What FGSM leaves of ``empir-cifar-at`` on the whole test set."""
-    (found,) = Record.read(RUNS / "empir-cifar-at.json").attacks
+def robust_fgsm(model: str) -> str:
+    """What FGSM leaves of a robust ensemble on the whole test set."""
+    (found,) = Record.read(RUNS / f"{model}.json").attacks
     return f"{found.accuracy:.2f} %"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from empir_plugin.evaluation.protocols import adaptive
@@ -16,7 +17,7 @@ from empir_plugin.reproduce.parts import Evaluation, only
 from empir_plugin.reproduce.published import data_table
 from empir_plugin.reproduce.results import Results, attack_accuracy
 from empir_plugin.reproduce.strengths import BLACK, NOISE, STRENGTHS, WHITE, quantized_weights
-from empir_plugin.reproduce.subjects import Trained
+from empir_plugin.reproduce.subjects import Subject, Trained, Zoo
 from empir_plugin.reproduce.target import Target
 from empir_plugin.reproduce.zoo import DATASETS
 
@@ -24,7 +25,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BITS = 3
-_RECIPES = {"mnist": ("weight-quantized-mnist", "mnist", 1), "cifar10": ("weight-quantized-cifar", "cifar", 3)}
+_MAPPED = {"mnist": 1, "cifar10": 3}
+"""How many last layers the mu-law maps."""
+_BASES: Mapping[tuple[str, str], Subject] = MappingProxyType(
+    {
+        ("mnist", "orig"): Trained("weight-quantized-mnist", "mnist-orig"),
+        ("mnist", "adv"): Zoo("mnistsmall-at-fp"),
+        ("mnist", "boundary"): Trained("weight-quantized-mnist", "mnist-boundary"),
+        ("cifar10", "orig"): Trained("weight-quantized-cifar", "cifar-orig"),
+        ("cifar10", "adv"): Zoo("cifarconv-at-fp"),
+        ("cifar10", "boundary"): Trained("weight-quantized-cifar", "cifar-boundary"),
+    }
+)
+"""The networks before they are changed, by data set and training."""
 _TRAININGS = {"orig": "Orig.", "adv": "Adv.", "boundary": "F.L."}
 _STRONG = only(adaptive, "PGD-100 plain margin", "PGD-100 plain temperature 100")
 """What sees through a saturated softmax, at a price that 24 networks can have."""
@@ -49,9 +62,8 @@ class Case:
     @property
     def subject(self) -> Altered:
         """The network."""
-        recipe, short, layers = _RECIPES[self.dataset]
-        base = Trained(recipe, f"{short}-{self.training}")
-        return Altered(base, layers if self.mapped else 0, _BITS if self.quantized else 0)
+        base = _BASES[self.dataset, self.training]
+        return Altered(base, _MAPPED[self.dataset] if self.mapped else 0, _BITS if self.quantized else 0)
 
     @property
     def title(self) -> str:
@@ -98,7 +110,7 @@ def _worst(results: Results, case: Case) -> float:
 
 def _show(results: Results, folder: Path) -> tuple[Block, ...]:
     draw(folder, "weight-quantized", (7.2, 6.6), lambda figure: _paint(figure, results))
-    tables = [table for dataset in _RECIPES for table in (_white(results, dataset), _black(results, dataset))]
+    tables = [table for dataset in _MAPPED for table in (_white(results, dataset), _black(results, dataset))]
     told = tuple((row["facet"], row["text"]) for row in data_table("weight_quantized")["differences"])
     differences = Table("What differs between the published numbers and ours.", ("What", "How"), told, texts=2)
     return (Text(_READING), _PICTURE, *tables, differences)
@@ -146,7 +158,7 @@ def _black_rows(results: Results, case: Case) -> Iterator[tuple[str, ...]]:
 
 def _paint(figure: Figure, results: Results) -> None:
     axes = panels(figure, 2, 1)
-    for axis, dataset in zip(axes, _RECIPES, strict=True):
+    for axis, dataset in zip(axes, _MAPPED, strict=True):
         rows = cases(dataset)
         records = [results.record(case.slug("attacks")) for case in rows]
         series: list[tuple[str, Sequence[float | None]]] = [
@@ -163,7 +175,7 @@ def _paint(figure: Figure, results: Results) -> None:
 WEIGHT_QUANTIZED = Target(
     "weight-quantized",
     "Weight-quantized networks and the mu-law",
-    tuple(part for dataset in _RECIPES for case in cases(dataset) for part in _parts(case)),
+    tuple(part for dataset in _MAPPED for case in cases(dataset) for part in _parts(case)),
     _show,
 )
 """The tables."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from empir_plugin.attacks.threat import Threat
+    from empir_plugin.training.recipe import Recipe
 
 TRAINED = click.option(
     "--trained", type=click.Path(path_type=Path), help="MODEL is a recipe: take what `empir train` left in this folder."
@@ -24,58 +25,22 @@ RULE = click.option("--rule", type=click.Choice(RULE_NAMES), help="How those mem
 MEMBER = click.option("--member", help="Only this one of those members.")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model as the command line names it.
-
-    Args:
-        model: Its name, or a recipe's name or file.
-        checkpoint: Weights instead of the model's own.
-        trained: Where the recipe's weights are; None if it is no recipe.
-        rule: How the recipe's members decide; None for the vote.
-        member: Name of the one of them that is meant; None for all.
-    """
-
-    model: str
-    checkpoint: Path | None = None
-    trained: Path | None = None
-    rule: str | None = None
-    member: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.trained is None and (self.rule or self.member):
-            raise Refusal("--rule and --member say what to take of a trained recipe: pass --trained FOLDER, too")
-        if self.trained is not None and self.checkpoint is not None:
-            raise Refusal("--trained and --checkpoint both say where the weights are: pass one of them")
-        if self.rule and self.member:
-            raise Refusal("--rule is for several members and --member for one: pass one of them")
+class Subject(Protocol):
+    """A model as the command line names it."""
 
     @property
     def name(self) -> str:
         """What the record calls it."""
-        if self.trained is None:
-            return self.model
-        return self.member or f"{Path(self.model).stem} ({self.rule or RULE_NAMES[0]})"
+        ...
 
+    @property
     def dataset(self) -> str:
         """The data set it classifies."""
-        from empir_plugin.training.run import find_recipe
-        from empir_plugin.zoo.show import dataset_of
-
-        return dataset_of(self.model) if self.trained is None else find_recipe(self.model).dataset
+        ...
 
     def threat(self) -> Threat:
-        """What it is evaluated under unless told otherwise: the card's threat, or the one its holdout was judged by."""
-        from empir_plugin.attacks.threat import Threat
-        from empir_plugin.training.run import find_recipe
-        from empir_plugin.zoo.show import default_threat
-
-        if self.trained is None:
-            return Threat.parse(default_threat(self.model))
-        holdout = find_recipe(self.model).holdout
-        if holdout is None or holdout.threat is None:
-            raise Refusal(f"recipe {self.model} names no threat for its holdout: pass --threat")
-        return holdout.threat
+        """What it is evaluated under unless told otherwise."""
+        ...
 
     def load(self, norm: str) -> nn.Module:
         """The network, in evaluation mode.
@@ -83,22 +48,117 @@ class Subject:
         Args:
             norm: The threat model's, as RobustBench writes it.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model of this plugin, or of a package that extends it.
+
+    Args:
+        name: Its name.
+        checkpoint: Weights instead of its own.
+    """
+
+    name: str
+    checkpoint: Path | None = None
+
+    @property
+    def dataset(self) -> str:
+        """That of its card."""
+        from empir_plugin.zoo.show import dataset_of
+
+        return dataset_of(self.name)
+
+    def threat(self) -> Threat:
+        """That of its card."""
+        from empir_plugin.attacks.threat import Threat
+        from empir_plugin.zoo.show import default_threat
+
+        return Threat.parse(default_threat(self.name))
+
+    def load(self, norm: str) -> nn.Module:
+        """The network with its weights."""
         from empir_plugin.evaluation.subject import require_weights
         from empir_plugin.zoo.registry import load_model
 
-        if self.trained is not None:
-            return self._trained(self.trained)
         checkpoint = self.checkpoint or ""
-        network = load_model(self.model, dataset=self.dataset(), threat_model=norm, custom_checkpoint=checkpoint)
-        require_weights(network, self.model)
+        network = load_model(self.name, dataset=self.dataset, threat_model=norm, custom_checkpoint=checkpoint)
+        require_weights(network, self.name)
         return network
 
-    def _trained(self, folder: Path) -> nn.Module:
-        from empir_plugin.training.run import find_recipe
+
+@dataclass(frozen=True)
+class TrainedRecipe:
+    """What a recipe left behind, or one member of it.
+
+    Args:
+        recipe: Read.
+        folder: Where its weights are.
+        rule: How its members decide.
+        member: Name of the one of them that is meant; None for all.
+    """
+
+    recipe: Recipe
+    folder: Path
+    rule: str
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The member's, or the recipe's with the rule."""
+        return self.member or f"{self.recipe.name} ({self.rule})"
+
+    @property
+    def dataset(self) -> str:
+        """What the recipe trains on."""
+        return self.recipe.dataset
+
+    def threat(self) -> Threat:
+        """The one its holdout was judged by."""
+        holdout = self.recipe.holdout
+        if holdout is None or holdout.threat is None:
+            raise Refusal(f"recipe {self.recipe.name} names no threat for its holdout: pass --threat")
+        return holdout.threat
+
+    def load(self, norm: str) -> nn.Module:
+        """The network with the weights of the folder, whatever the threat model is."""
         from empir_plugin.training.trained import load_trained, load_trained_member
         from empir_plugin.zoo.card import RULES
 
-        recipe = find_recipe(self.model)
         if self.member is not None:
-            return load_trained_member(recipe, folder, self.member)
-        return load_trained(recipe, folder, RULES[self.rule or RULE_NAMES[0]])
+            return load_trained_member(self.recipe, self.folder, self.member)
+        return load_trained(self.recipe, self.folder, RULES[self.rule])
+
+
+def parse_subject(
+    model: str, checkpoint: Path | None, trained: Path | None, rule: str | None, member: str | None
+) -> Subject:
+    """Tell which of the two is meant.
+
+    Args:
+        model: A model's name or, with ``trained``, a recipe's name or file.
+        checkpoint: As in :class:`NamedModel`.
+        trained: Folder of the recipe's weights.
+        rule: How their members decide; None for the vote.
+        member: As in :class:`TrainedRecipe`.
+
+    Raises:
+        Refusal: If the options do not go together.
+        InputError: If there is no such recipe, or it is not well formed.
+
+    Example:
+        >>> parse_subject("empir-cifar", None, None, None, None)
+        NamedModel(name='empir-cifar', checkpoint=None)
+    """
+    if trained is None:
+        if rule or member:
+            raise Refusal("--rule and --member say what to take of a trained recipe: pass --trained FOLDER, too")
+        return NamedModel(model, checkpoint)
+    if checkpoint is not None:
+        raise Refusal("--trained and --checkpoint both say where the weights are: pass one of them")
+    if rule and member:
+        raise Refusal("--rule is for several members and --member for one: pass one of them")
+    from empir_plugin.training.run import find_recipe
+
+    return TrainedRecipe(find_recipe(model), trained, rule or RULE_NAMES[0], member)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from empir_plugin.models.architectures import ARCHITECTURES, AlexNet, CIFARConv, MNISTConv
+from empir_plugin.models.architectures import ARCHITECTURES, AlexNet, CIFARConv, MNISTConv, MNISTSmall
 from empir_plugin.models.architectures.blocks import Normalize, UntiedBias, unit_norm_
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.precision import Precision
@@ -17,6 +17,7 @@ from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuant
 
 SHAPES = {
     "mnistconv": (1, 28, 28),
+    "mnistsmall": (1, 28, 28),
     "cifarconv": (3, 32, 32),
     "cifarconv-table3": (3, 32, 32),
     "alexnet": (3, 224, 224),
@@ -51,6 +52,7 @@ def weights(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     ("name", "parameters", "quantized"),
     [
         ("mnistconv", 709_888, 708_608),
+        ("mnistsmall", 436_202, 434_176),
         ("cifarconv", 116_704, 79_200),
         ("cifarconv-table3", 433_120, 395_616),
         ("alexnet", 61_265_256, 56_823_808),
@@ -70,6 +72,7 @@ def test_number_of_parameters_and_of_quantized_weights(name: str, parameters: in
     ("name", "expected"),
     [
         ("mnistconv", ["conv1", "conv2", "conv3"]),
+        ("mnistsmall", ["conv2", "hidden"]),
         ("cifarconv", ["conv1", "conv2", "conv3"]),
         ("cifarconv-table3", ["conv1", "conv2", "conv3"]),
         (
@@ -108,7 +111,7 @@ def test_logits(name: str, precision: Precision) -> None:
     assert build(name, precision)(images(name)).shape == (2, classes)
 
 
-@pytest.mark.parametrize("make", [MNISTConv, CIFARConv])
+@pytest.mark.parametrize("make", [MNISTConv, MNISTSmall, CIFARConv])
 def test_number_of_classes(make: Callable[..., nn.Module]) -> None:
     last = list(make(num_classes=7).parameters())[-1]
     assert last.shape[0] == 7
@@ -131,6 +134,12 @@ STAGES: dict[str, list[Stage]] = {
         ("conv1", (64, 1, 8, 8), 2, 3, 1, (64, 14, 14)),
         ("conv2", (128, 64, 6, 6), 2, 0, 1, (128, 5, 5)),
         ("conv3", (128, 128, 5, 5), 1, 0, 1, (128, 1, 1)),
+        ("logits", (10, 128), 0, 0, 0, (10,)),
+    ],
+    "mnistsmall": [
+        ("conv1", (32, 1, 4, 4), 2, 1, 1, (32, 14, 14)),
+        ("conv2", (64, 32, 4, 4), 2, 1, 1, (64, 7, 7)),
+        ("hidden", (128, 3136), 0, 0, 0, (128,)),
         ("logits", (10, 128), 0, 0, 0, (10,)),
     ],
     "cifarconv": [
@@ -198,7 +207,7 @@ def test_layer_by_layer(name: str, precision: Precision) -> None:
 
 @pytest.mark.parametrize(
     ("name", "multiplications"),
-    [("mnistconv", 8_586_496), ("cifarconv", 10_763_904)],
+    [("mnistconv", 8_586_496), ("mnistsmall", 2_108_672), ("cifarconv", 10_763_904)],
 )
 def test_number_of_multiplications(name: str, multiplications: int) -> None:
     model = build(name)
@@ -210,6 +219,14 @@ def test_number_of_multiplications(name: str, multiplications: int) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_the_small_networks_have_no_bias_and_no_normalisation(name: str) -> None:
     assert {key.rpartition(".")[2] for key in build(name, LOW).state_dict()} == {"weight"}
+
+
+def test_mnistsmall_has_the_biases_that_thresholds_need() -> None:
+    """With the image doubled, a network without biases doubles its logits; this one does not."""
+    x = images("mnistsmall") / 2
+    plain, small = build("mnistconv"), build("mnistsmall")
+    assert torch.allclose(plain(2 * x), 2 * plain(x), atol=1e-4)
+    assert not torch.allclose(small(2 * x), 2 * small(x), atol=1e-2)
 
 
 def test_alexnet_stage_by_stage() -> None:

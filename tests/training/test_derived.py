@@ -95,13 +95,13 @@ def test_what_cannot_be_derived(text: str, sentence: str) -> None:
 
 
 def test_a_recipe_that_extends_one_of_this_package_is_read_and_checked() -> None:
-    recipe = Recipe.parse('extends = "empir-mnist-at"\nname = "mine"\nwithout = ["holdout", "mnistconv-at-w2a4"]\n')
+    recipe = Recipe.parse('extends = "empir-mnist-at"\nname = "mine"\nwithout = ["holdout", "mnistsmall-at-w4a4-b"]\n')
     assert recipe.name == "mine"
-    assert [member.name for member in recipe.members] == ["mnistconv-at-fp", "mnistconv-at-w4a4"]
+    assert [member.name for member in recipe.members] == ["mnistsmall-at-fp", "mnistsmall-at-w4a4"]
     assert recipe.holdout is None
     assert recipe.joint is not None
-    with pytest.raises(InputError, match="start of member 'mnistconv-at-w4a4' must name an earlier member"):
-        Recipe.parse('extends = "empir-mnist-at"\nname = "mine"\nwithout = ["mnistconv-at-fp"]\n')
+    with pytest.raises(InputError, match="start of member 'mnist-boundary' must name an earlier member"):
+        Recipe.parse('extends = "weight-quantized-mnist"\nname = "mine"\nwithout = ["mnist-orig"]\n')
     with pytest.raises(InputError, match="no recipe 'empir-mnits': use one of"):
         Recipe.parse('extends = "empir-mnits"\nname = "mine"\n')
     with pytest.raises(InputError, match=r"recipe has unknown key\(s\) colour"):

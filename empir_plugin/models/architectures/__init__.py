@@ -1,4 +1,4 @@
-"""The networks of EMPIR's release and of the input discretization paper, by name."""
+"""The networks of EMPIR's release and of the input discretization paper, and one that holds on MNIST, by name."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,10 +10,12 @@ from empir_plugin.models.architectures.alexnet import AlexNet as AlexNet
 from empir_plugin.models.architectures.cifarconv import CIFARConv as CIFARConv
 from empir_plugin.models.architectures.fcn import FCN as FCN
 from empir_plugin.models.architectures.mnistconv import MNISTConv as MNISTConv
+from empir_plugin.models.architectures.mnistsmall import MNISTSmall as MNISTSmall
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         "mnistconv": MNISTConv,
+        "mnistsmall": MNISTSmall,
         "cifarconv": CIFARConv,
         "cifarconv-table3": partial(CIFARConv, table3=True),
         "alexnet": AlexNet,

@@ -11,7 +11,7 @@ import click
 from empir_cli.console import Progress, console, table
 from empir_cli.group import Refusal
 from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
-from empir_cli.subject import MEMBER, RULE, TRAINED, Subject
+from empir_cli.subject import MEMBER, RULE, TRAINED, parse_subject
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.planned import Planned
@@ -98,8 +98,8 @@ def evaluate(
 
     set_threads(threads)
     settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)
-    plan, subject = parse_protocol(protocol), Subject(model, checkpoint, trained, rule, member)
-    dataset = subject.dataset()
+    plan, subject = parse_protocol(protocol), parse_subject(model, checkpoint, trained, rule, member)
+    dataset = subject.dataset
     budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or subject.threat()
     network = subject.load(str(budget.norm))
     attacks = _chosen(plan.attacks(network, dataset), chosen)
