@@ -78,9 +78,10 @@ class Browser:
         self.devtools("Emulation.setDeviceMetricsOverride", **metrics)
 
     def prefer(self, **features: str) -> None:
-        """Set ``prefers-...`` of the person who reads."""
+        """Set ``prefers-...`` of the person who reads, and wait until the page was told: with its next frame."""
         told = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self.devtools("Emulation.setEmulatedMedia", features=told)
+        self.run("return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def devtools(self, command: str, **parameters: Any) -> Any:
         return self.post("/goog/cdp/execute", cmd=command, params=parameters)
