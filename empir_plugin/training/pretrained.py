@@ -67,6 +67,7 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     try:
+        # The user's own full-precision weights, which mostly come as .pth; weights_only reads tensors and runs no code.
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
