@@ -46,6 +46,19 @@ def test_evaluate_prints_a_table_and_leaves_a_record(tmp_path: Path) -> None:
     assert [len(attack.robust) for attack in record.attacks] == [6] * len(record.attacks)
 
 
+def test_the_number_to_quote_is_the_bold_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    arguments = ("evaluate", "mnistconv-w2a4", "--n-examples", "4", "--record", str(tmp_path / "r"))
+    averaged = _run(*arguments, "--protocol", "released").output.splitlines()
+    (average,) = (line for line in averaged if "average of the attacks" in line)
+    (worst,) = (line for line in averaged if "worst case per image" in line)
+    assert f"{Record.read(tmp_path / 'r').headline_accuracy:.2f} %" in average
+    assert ("\x1b[1m" in average, "\x1b[1m" in worst) == (True, False)
+    single = _run(*arguments, "--attack", "FGSM").output.splitlines()
+    assert not any("average" in line for line in single)
+    assert any("\x1b[1m" in line for line in single if "worst case per image" in line)
+
+
 def test_int8_says_who_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "record.json"
     arguments = ("evaluate", "cifarconv-w2a2", "--n-examples", "4", "--attack", "FGSM", "--record", str(target))
@@ -98,6 +111,11 @@ BAD = {
     "no such GPU": (("evaluate", "empir-cifar", "--device", "cuda:99"), "use --device cpu"),
     "no device": (("evaluate", "empir-cifar", "--device", "tpu?"), "a device is written"),
     "checkpoint": (("evaluate", "empir-cifar", "--checkpoint", "nowhere.safetensors"), "no weight file at nowhere"),
+    "record is a folder": (("evaluate", "cifarconv-fp", "--record", "."), "--record must be a file, got the folder ."),
+    "images under a file": (
+        ("evaluate", "cifarconv-fp", "--store", "s", "--images", f"{__file__}/x.safetensors"),
+        "is a file and no folder: choose another path",
+    ),
     "recipe": (("train", "empir-cifra", "--data-dir", "."), "no recipe 'empir-cifra'"),
     "training data": (("train", "empir-cifar", "--data-dir", "nowhere"), "nowhere"),
 }

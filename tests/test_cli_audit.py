@@ -113,6 +113,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    result = _run("cifarconv-fp", "--json", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.output.strip() == f"Error: --json must be a file, got the folder {tmp_path}: name a file in it"
+
+
 def test_a_model_without_weights_is_refused() -> None:
     with pytest.warns(UserWarning, match="no weights"):
         result = _run("alexnet-fp")

@@ -8,8 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from empir_plugin.errors import InputError
+
 PARTIAL = ".partial"
 """Ending of a file that is still being written; left behind only by a process that was killed."""
+
+
+def check_output_file(name: str, path: Path) -> None:
+    """Refuse a path no file can be written to, before anything is computed for it.
+
+    Args:
+        name: Of the option or argument that names it.
+        path: Where the file is to be; its folder need not exist.
+
+    Raises:
+        InputError: If it is a folder, or its own folder is no folder or read-only.
+
+    Example:
+        >>> check_output_file("--record", Path("runs", "mine.json"))
+    """
+    if path.is_dir():
+        raise InputError(f"{name} must be a file, got the folder {path}: name a file in it")
+    check_output_folder(name, path.parent)
+
+
+def check_output_folder(name: str, folder: Path) -> None:
+    """Refuse a folder nothing can be written to; it need not exist.
+
+    Args:
+        name: Of the option or argument that names it.
+        folder: Where files are to be.
+
+    Raises:
+        InputError: If it, or the nearest parent there is, is no folder or read-only.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{name} cannot be written, {nearest} is a file and no folder: choose another path")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{name} cannot be written, {nearest} is read-only: choose another path")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint
@@ -135,7 +135,8 @@ def overhead(
         errors: Find the norms of every quantized layer's error too, which takes a while for large layers.
 
     Raises:
-        InputError: If the model is no module, hides an ensemble inside, or has weights that are not finite.
+        InputError: If the model is no module, hides an ensemble inside, has weights that are not finite, or cannot take
+            images of that shape.
         EvaluationError: If it has no layer to count, or cannot be copied or packed.
 
     Example:
@@ -147,7 +148,7 @@ def overhead(
     """
     device = torch.device("cpu") if latency is None else latency.device
     subject = prepared(model, device)
-    image = torch.zeros(1, *image_shape, device=device)
+    image = _fitting_image(subject, image_shape, device)
     reference = baseline_of(subject)
     members = members_of(subject)
     costs, baseline = [count(member, image) for member in members], count(reference.network, image)
@@ -173,6 +174,17 @@ def overhead(
         members=tuple(_member(cost, found) for cost, found in zip(costs, norms, strict=True)),
         measured=latency and _measured(subject, reference.network, tuple(image_shape), latency),
     )
+
+
+@torch.no_grad()
+def _fitting_image(subject: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    image = torch.zeros(1, *shape, device=device)
+    try:
+        subject(image)
+    except RuntimeError as error:
+        told = "x".join(map(str, shape))
+        raise InputError(f"the model cannot take an image of {told} ({error}): pass its own shape, CxHxW") from error
+    return image
 
 
 def _measured(subject: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], how: LatencySettings) -> Latency:

@@ -9,7 +9,7 @@ when the form changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,3 +210,13 @@ def percent(verdicts: str) -> float:
         66.67
     """
     return round(100 * verdicts.count("1") / len(verdicts), 2)
+
+
+def common_worst_case(records: Sequence[Record]) -> str:
+    """Verdicts of all attacks with a budget in several records of one network on the same images: 1 where all are.
+
+    Raises:
+        ValueError: If the records are about different numbers of images.
+    """
+    columns = zip(*(record.worst_case for record in records), strict=True)
+    return "".join("1" if set(column) == {"1"} else "0" for column in columns)

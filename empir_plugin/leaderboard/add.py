@@ -78,7 +78,7 @@ def add(tree: Tree, model: str, files: Files) -> Place:
     sources = _named(tree, files)
     findings = files.findings(model)
     board = board_of(findings.facts.dataset, str(Threat.parse(findings.records[0].threat).norm))
-    _file_small(tree, board, files.records, findings.records, sources)
+    _file_small(tree, model, board, files.records, findings.records, sources)
     entry = compose(findings, board)
     forgotten = list(left_out(tree, model, board, [named.path for named in sources.values()]))
     if forgotten:
@@ -102,9 +102,18 @@ def _named(tree: Tree, files: Files) -> dict[Path, Source]:
 
 
 def _file_small(
-    tree: Tree, board: Board, paths: Sequence[Path], records: Sequence[Record], sources: Mapping[Path, Source]
+    tree: Tree,
+    model: str,
+    board: Board,
+    paths: Sequence[Path],
+    records: Sequence[Record],
+    sources: Mapping[Path, Source],
 ) -> None:
-    small = [(path, record) for path, record in zip(paths, records, strict=True) if not covers(board, record)]
+    small = [
+        (path, record)
+        for path, record in zip(paths, records, strict=True)
+        if (record.model.get("name"), record.data.get("name")) == (model, board.dataset) and not covers(board, record)
+    ]
     for path, _ in small:
         filed(tree, path, sources[path])
     if small:

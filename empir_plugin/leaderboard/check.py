@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from empir_plugin.errors import EmpirError, InputError
+from empir_plugin.evaluation.files import PARTIAL
 from empir_plugin.leaderboard.compose import compose
 from empir_plugin.leaderboard.entry import KEYS, Entry
 from empir_plugin.leaderboard.evidence import Evidence
@@ -46,8 +47,7 @@ def check(tree: Tree) -> list[Problem]:
         >>> [problem.path.name for problem in check(Tree(root))]
         ['Sen2020EMPIR.json']
     """
-    if not tree.root.is_dir():
-        raise InputError(f"there is no leaderboard at {tree.root}: pass its folder as --tree")
+    tree.require()
     places = list(tree.places())
     found = [Problem(place.entry, reason) for place in places for reason in check_entry(tree, place)]
     return [*found, *_strays(tree, places)]
@@ -102,5 +102,10 @@ def _strays(tree: Tree, places: list[Place]) -> Iterator[Problem]:
         (tree.model_info, "no board has a file here: entries are <dataset>/<norm>/<Stem>.json"),
         (tree.evidence, "the entry it names the sources of is missing"),
     ):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path not in known):
+        for path in sorted(path for path in folder.rglob("*") if _is_stray(path, known)):
             yield Problem(path, reason)
+
+
+def _is_stray(path: Path, known: Set[Path]) -> bool:
+    """Whether nobody knows a file; what a killed `add` had begun to write is no file yet."""
+    return path.is_file() and path not in known and not path.name.endswith(PARTIAL)

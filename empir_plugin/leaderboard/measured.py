@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.fingerprint import OFFICIAL_FINGERPRINTS
 from empir_plugin.evaluation.masking_report import AuditReport
-from empir_plugin.evaluation.record import AttackRecord, Record, percent
+from empir_plugin.evaluation.record import AttackRecord, Record, common_worst_case, percent
 from empir_plugin.evaluation.subject import model_fingerprint
 from empir_plugin.leaderboard.boards import Board
 from empir_plugin.zoo.builders import build_model
@@ -32,7 +32,7 @@ class Measured:
         clean: Percent of the test set it classifies correctly.
         autoattack: Percent that withstands standard AutoAttack.
         external: Percent that withstands every attack in the records, per image, if that is less; None if not.
-        attacks: How many attacks in the records count.
+        attacks: How many different attacks in the records count.
         flags: AutoAttack's warnings about its own number.
         masked: The checks of an audit that found masked gradients.
     """
@@ -75,12 +75,12 @@ def measure(model: str, board: Board, records: Sequence[Record], audit: AuditRep
             "run `empir evaluate --protocol standard`"
         )
     record, lowest = min(runs, key=lambda run: run[1].robust.count("1"))
-    withstood = _worst_case(records)
+    withstood = common_worst_case(records)
     return Measured(
         clean=record.clean_accuracy,
         autoattack=lowest.accuracy,
         external=percent(withstood) if percent(withstood) < lowest.accuracy else None,
-        attacks=sum(attack.in_worst_case for record in records for attack in record.attacks),
+        attacks=len({(attack.settings, attack.threat) for attack in _counting(records)}),
         flags=tuple(dict.fromkeys(flag for _, attack in runs for flag in attack.flags)),
         masked=tuple(finding.name for finding in audit.failed) if audit else (),
     )
@@ -105,7 +105,7 @@ def require_publishable(model: str, board: Board, record: Record) -> None:
             f"({record.data.get('split')}, {record.data.get('source')}), an entry on {board} needs the official "
             f"{board.n:,} test images: keep it in leaderboard/runs"
         )
-    queries = record.run.get("backend", {}).get("queries", "float32")
+    queries = (record.run.get("backend") or {}).get("queries", "float32")
     if queries != "float32":
         raise EvaluationError(
             f"in the record {queries} answered clean images and queries, and an entry rests on the model itself alone: "
@@ -163,9 +163,8 @@ def _is_standard(record: Record, attack: AttackRecord) -> bool:
     return whole and attack.in_worst_case and bool(_STANDARD.fullmatch(attack.settings))
 
 
-def _worst_case(records: Sequence[Record]) -> str:
-    columns = zip(*(record.worst_case for record in records), strict=True)
-    return "".join("1" if set(column) == {"1"} else "0" for column in columns)
+def _counting(records: Sequence[Record]) -> Iterator[AttackRecord]:
+    return (attack for record in records for attack in record.attacks if attack.in_worst_case)
 
 
 @cache

@@ -17,7 +17,9 @@ from empir_plugin.errors import InputError
 from empir_plugin.leaderboard.markup import escaped
 
 _STEM = re.compile(r"[A-Z][A-Za-z-]*(?:19|20)\d\d[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*")
+_PERCENT = re.compile(r"\d+(?:\.\d+)?")
 _PAPER = "title", "link", "authors", "venue"
+_TEXTS = "model", "dataset", *_PAPER, "architecture", "note"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Facts:
         claims: Of the paper about this model.
 
     Raises:
-        InputError: If the stem is none that RobustBench would use.
+        InputError: If the stem is none that RobustBench would use, or another text is none.
     """
 
     model: str
@@ -72,6 +74,9 @@ class Facts:
 
     def __post_init__(self) -> None:
         require_stem(self.stem)
+        for name in _TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} of {self.model} must be text, got {getattr(self, name)!r}: put it in quotes")
 
     def fields(self) -> dict[str, Any]:
         """Their part of an entry's table."""
@@ -168,4 +173,6 @@ def _parsed(text: str) -> Iterator[Facts]:
 
 
 def _claim(row: Mapping[str, str]) -> Claim:
+    if not _PERCENT.fullmatch(row["accuracy"]):
+        raise ValueError(f'the accuracy of a claim is a percentage as text, such as "1.50", got {row["accuracy"]!r}')
     return Claim(Threat.parse(row["threat"]), row["accuracy"], row["attack"])

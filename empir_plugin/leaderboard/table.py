@@ -16,8 +16,9 @@ def markdown(tree: Tree) -> str:
     """A table for each board that has entries, ranked as RobustBench ranks: by the lowest robust accuracy known.
 
     Raises:
-        InputError: If a file is no entry.
+        InputError: If there is no such folder, or a file is no entry.
     """
+    tree.require()
     entries: dict[str, list[tuple[str, Entry]]] = {}
     for place in tree.places():
         entries.setdefault(str(place.board), []).append((place.stem, Entry.read(place.entry)))

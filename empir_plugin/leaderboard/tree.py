@@ -60,6 +60,15 @@ class Tree:
         """The folder of run records."""
         return self.root / "runs"
 
+    def require(self) -> None:
+        """Refuse a folder that is not there.
+
+        Raises:
+            InputError: If it is not.
+        """
+        if not self.root.is_dir():
+            raise InputError(f"there is no leaderboard at {self.root}: pass its folder as --tree")
+
     @property
     def evidence(self) -> Path:
         """The folder that names the sources of each entry."""

@@ -89,7 +89,7 @@ class Altered:
 
 @dataclass(frozen=True)
 class Voting:
-    """An ensemble of other subjects that decides by EMPIR's vote.
+    """An ensemble of other subjects that decides by EMPIR's vote; one alone is that network, with nobody to vote with.
 
     Args:
         name: Of the ensemble.
@@ -107,4 +107,5 @@ class Voting:
 
     def load(self, weights: Weights) -> nn.Module:
         """Load the members and let them vote."""
-        return Ensemble([member.load(weights) for member in self.members]).eval()
+        members = [member.load(weights) for member in self.members]
+        return members[0] if len(members) == 1 else Ensemble(members).eval()

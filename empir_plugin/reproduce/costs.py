@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.overhead import image_shape_of, overhead
+from empir_plugin.evaluation.provenance import code_sha256, now, versions
 from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.reproduce.desk import Desk
 from empir_plugin.reproduce.subjects import Subject
@@ -45,5 +46,6 @@ class Cost:
         """
         desk.tell("counting operations and bits")
         found = overhead(desk.load(self.subject), image_shape_of(self.dataset)).to_dict()
-        table = {"name": self.subject.name, **found}
+        run = {"finished": now(), "versions": versions(), "code_sha256": code_sha256()}
+        table = {"name": self.subject.name, **found, "run": run}
         _KIND.write(desk.workspace.records / f"{self.slug}.json", table)

@@ -42,7 +42,7 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 
 _READING = (
     "The paper shows one pair of matrices, under FGSM by the released code, and publishes no numbers with them. The "
-    "first column repeats that; the second is FGSM with true labels and one softmax; the third is the first attack of "
+    "first column repeats that; the second is FGSM with true labels and one softmax; the third is the first PGD of "
     "the protocol adaptive. All images are attacked, also those misclassified without an attack."
 )
 _PICTURE = Picture(

@@ -33,6 +33,7 @@ class Relation:
 RELATIONS: Mapping[str, Relation] = MappingProxyType(
     {
         "at_least": Relation(">=", lambda claim, found, tolerance: found >= claim - tolerance),
+        "less_than": Relation("<", lambda claim, found, tolerance: found < claim + tolerance),
         "at_most": Relation("<=", lambda claim, found, tolerance: found <= claim + tolerance),
         "about": Relation("=", lambda claim, found, tolerance: abs(found - claim) <= tolerance),
     }
@@ -47,7 +48,7 @@ class Found:
     Args:
         how: By what it was measured.
         slugs: Records it follows from.
-        value: The number; None if a record is missing.
+        value: The number; None if a record is missing, or those to be compared are about different images.
     """
 
     how: str
@@ -96,13 +97,14 @@ class Line:
 def _gain(results: Results, dataset: str, by: str) -> Found:
     slugs = tuple(slug_of(dataset, defence, by) for defence in ("baseline", "empir"))
     told = "worst cases" if by == adaptive.name else "averages of CW, FGSM, BIM, PGD"
-    if not all(map(results.has, slugs)):
-        return Found(f"difference of the {told}, {by}", slugs, None)
+    how = f"difference of the {told}, {by}"
+    records = [results.record(slug) for slug in slugs if results.has(slug)]
+    if len(records) < len(slugs) or len({record.data["sha256"] for record in records}) > 1:
+        return Found(how, slugs, None)
     baseline, empir = (
-        record.worst_case_accuracy if by == adaptive.name else mean_accuracy(record, ATTACKS)
-        for record in map(results.record, slugs)
+        record.worst_case_accuracy if by == adaptive.name else mean_accuracy(record, ATTACKS) for record in records
     )
-    return Found(f"difference of the {told}, {by}", slugs, round(empir - baseline, 2))
+    return Found(how, slugs, round(empir - baseline, 2))
 
 
 def _overhead(results: Results, dataset: str, cost: str, form: str) -> Found:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from empir_plugin.evaluation.protocols import adaptive
-from empir_plugin.evaluation.record import Record
+from empir_plugin.evaluation.record import common_worst_case, percent
 from empir_plugin.reproduce.composed import Altered
 from empir_plugin.reproduce.document import Block, Picture, Table, Text, points
 from empir_plugin.reproduce.figures import bars, draw, panels, percent_axis
@@ -94,18 +94,8 @@ def _parts(case: Case) -> Iterator[Evaluation]:
     yield Evaluation(case.subject, case.dataset, _STRONG, strong, case.slug("strong"), cascade=True)
 
 
-def worst(records: Sequence[Record]) -> float:
-    """Percent of the images that withstood every bounded attack of all records.
-
-    The records must be about the same network and images.
-    """
-    columns = zip(*(record.worst_case for record in records), strict=True)
-    verdicts = [set(column) == {"1"} for column in columns]
-    return round(100 * sum(verdicts) / len(verdicts), 2)
-
-
 def _worst(results: Results, case: Case) -> float:
-    return worst([results.record(case.slug(ending)) for ending in ("attacks", "strong")])
+    return percent(common_worst_case([results.record(case.slug(ending)) for ending in ("attacks", "strong")]))
 
 
 def _show(results: Results, folder: Path) -> tuple[Block, ...]:

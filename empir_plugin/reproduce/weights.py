@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from empir_plugin.errors import InputError, WeightsError
+from empir_plugin.errors import WeightsError
 from empir_plugin.evaluation.files import write_atomically
-from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.models.packing import load_packed
 from empir_plugin.reproduce.images import Discretize, Source
 from empir_plugin.reproduce.subjects import Training
 from empir_plugin.reproduce.workspace import Workspace
@@ -24,6 +22,7 @@ from empir_plugin.training.loop import Step
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import find_recipe, train_recipe
 from empir_plugin.training.schedules import settings_of
+from empir_plugin.training.trained import load_trained_member, member_of
 
 _FINISHED = "finished.json"
 
@@ -61,15 +60,9 @@ class Trainer:
             WeightsError: If what lies there is damaged or of another version of the recipe.
         """
         plan, bits = find_recipe(training.recipe), training.bits
-        found = next((each for each in plan.members if each.name == member), None)
-        if found is None:
-            names = ", ".join(each.name for each in plan.members)
-            raise InputError(f"recipe {plan.name} has no member {member!r}, only {names}")
+        member_of(plan, member)  # refuses one that is not there, before anything is trained
         digests = self._finished(plan, bits) or self._train(plan, bits)
-        model = ARCHITECTURES[plan.architecture](found.precision, scale=found.scale, num_classes=10)
-        path = self._folder(plan, bits) / f"{member}.safetensors"
-        load_packed(model, path, expected_sha256=digests.get(member, ""))
-        return model.eval()
+        return load_trained_member(plan, self._folder(plan, bits), member, digests.get(member, ""))
 
     def is_trained(self, training: Training) -> bool:
         """Whether all members of a recipe are there already.
@@ -109,7 +102,7 @@ class Trainer:
         reports.mkdir(parents=True, exist_ok=True)
         for member in members:
             shutil.copyfile(folder / f"{member.name}.json", reports / f"{member.name}.json")
-        table = {"recipe": recipe_digest(plan), "data": data.fingerprint, "sha256": digests}
+        table = {"recipe": recipe_digest(plan), "sha256": digests}
         write_atomically(folder / _FINISHED, (json.dumps(table, indent=2) + "\n").encode())
         return digests
 

@@ -110,9 +110,9 @@ class Case:
         Raises:
             InputError: If there is none, or it makes no sense.
         """
-        if ":" in self.threat and not self.eps:
+        if ":" in self.threat and self.eps == "":
             return Threat.parse(self.threat)
-        if self.eps:
+        if self.eps != "":
             return _threat(self.threat or "Linf", self.eps)
         found = self.plan.threat(self._dataset)
         if found is None and self.model:

@@ -136,7 +136,11 @@ class Recipe:
         """
         if not path.is_file():
             raise InputError(f"no recipe file at {path}")
-        return cls.parse(path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"a recipe must be TOML in UTF-8, {path} is not: {error}") from error
+        return cls.parse(text)
 
 
 def _references(member: MemberRecipe) -> dict[str, str]:

@@ -41,17 +41,18 @@ def load_trained(recipe: Recipe, folder: Path, rule: Rule | None = None) -> Ense
     return Ensemble([_network(recipe, member, folder) for member in members], rule).eval()
 
 
-def load_trained_member(recipe: Recipe, folder: Path, name: str) -> nn.Module:
+def load_trained_member(recipe: Recipe, folder: Path, name: str, expected_sha256: str | None = None) -> nn.Module:
     """One network of a recipe, in evaluation mode.
 
     Args:
         recipe: As it was trained.
         folder: Where :func:`~empir_plugin.training.run.train_recipe` left its packed weights.
         name: The member's.
+        expected_sha256: Of its file; any will do if left out.
 
     Raises:
         InputError: If the recipe has no such member.
-        WeightsError: If its file is missing, damaged, or of another recipe.
+        WeightsError: If its file is missing, damaged, not the expected one, or of another recipe.
 
     Example:
         >>> from empir_plugin.training.run import find_recipe
@@ -59,13 +60,22 @@ def load_trained_member(recipe: Recipe, folder: Path, name: str) -> nn.Module:
         Traceback (most recent call last):
         empir_plugin.errors.WeightsError: no weight file at nowhere/cifarconv-fp.safetensors
     """
+    return _network(recipe, member_of(recipe, name), folder, expected_sha256).eval()
+
+
+def member_of(recipe: Recipe, name: str) -> MemberRecipe:
+    """The member of a name.
+
+    Raises:
+        InputError: If the recipe has none.
+    """
     found = {member.name: member for member in recipe.members}
     if name not in found:
         raise InputError(f"recipe {recipe.name} has the members {', '.join(found)}, got {name!r}")
-    return _network(recipe, found[name], folder).eval()
+    return found[name]
 
 
-def _network(recipe: Recipe, member: MemberRecipe, folder: Path) -> nn.Module:
+def _network(recipe: Recipe, member: MemberRecipe, folder: Path, expected_sha256: str | None = None) -> nn.Module:
     network = first_network(recipe.architecture, member, load_images(recipe.dataset).first(_IMAGES))
-    load_packed(network, folder / f"{member.name}.safetensors")
+    load_packed(network, folder / f"{member.name}.safetensors", expected_sha256=expected_sha256)
     return network

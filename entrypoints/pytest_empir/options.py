@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,24 +101,23 @@ def check_outputs(config: pytest.Config) -> None:
     """Refuse paths that nothing can be written to.
 
     Raises:
-        pytest.UsageError: If there is one.
+        pytest.UsageError: If there is one, or images are asked for without a store.
     """
-    report = output(config, "json")
-    if report is not None:
-        if report.is_dir():
-            raise pytest.UsageError(f"--rb-json must be a file, got the folder {report}: name a file in it")
-        _check_folder("--rb-json", report.parent)
-    for flag, name in (("--rb-state", "state"), ("--rb-adv-out", "adv_out")):
-        folder = output(config, name)
-        if folder is not None:
-            _check_folder(flag, folder)
-    if output(config, "adv_out") is not None and output(config, "state") is None:
+    paths = {name: output(config, name) for name in ("json", "state", "adv_out")}
+    given = {name: path for name, path in paths.items() if path is not None}
+    if given:
+        _check_paths(given)
+    if "adv_out" in given and "state" not in given:
         raise pytest.UsageError("--rb-adv-out collects images in the store: pass --rb-state, too")
 
 
-def _check_folder(flag: str, folder: Path) -> None:
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir():
-        raise pytest.UsageError(f"{flag} cannot be written, {nearest} is a file and no folder: choose another path")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise pytest.UsageError(f"{flag} cannot be written, {nearest} is read-only: choose another path")
+def _check_paths(given: dict[str, Path]) -> None:
+    from empir_plugin.errors import InputError
+    from empir_plugin.evaluation.files import check_output_file, check_output_folder
+
+    try:
+        for name, path in given.items():
+            check = check_output_file if name == "json" else check_output_folder
+            check(f"--rb-{name.replace('_', '-')}", path)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error

@@ -156,6 +156,10 @@ def spoiled(change: str, files: Files, made: Any) -> Files:
     if change == "other model":
         made.record(made.autoattack(), model="cifarconv-fp").write(bad)
         return replace(files, records=(*files.records, bad))
+    if change == "other data":
+        mnist = made.record(made.autoattack(threat="Linf:0.3"), model="empir-mnist", dataset="mnist", clean=9901)
+        replace(mnist, model={**mnist.model, "name": "empir-cifar"}).write(bad)
+        return replace(files, records=(*files.records, bad))
     if change == "missing audit":
         return replace(files, audit=folder / "none.json")
     if change == "no audit":
@@ -174,6 +178,7 @@ def spoiled(change: str, files: Files, made: Any) -> Files:
 SPOILED = {
     "malformed record": "is no run record",
     "other model": "the record is of 'cifarconv-fp'",
+    "other data": "is of another network",
     "missing audit": "cannot be read",
     "no audit": "is no audit report",
     "same names": "files of an entry need different names",

@@ -176,6 +176,13 @@ def test_unknown_keys_are_nobodys_business(place: Place, tree: Tree) -> None:
     assert check(tree) == []
 
 
+def test_what_a_killed_add_left_is_no_stray_file(place: Place, tree: Tree) -> None:
+    place.entry.with_name(f".{place.entry.name}.7.partial").write_text("{")
+    assert check(tree) == []
+    place.entry.with_name("README").write_text("")
+    assert [problem.path.name for problem in check(tree)] == ["README"]
+
+
 def test_no_tree(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no leaderboard at"):
         check(Tree(tmp_path / "none"))

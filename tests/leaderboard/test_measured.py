@@ -37,6 +37,12 @@ def test_external_is_the_worst_case_per_image_not_the_least_column(standard: Rec
     assert measured(adaptive, standard) == measured(standard, adaptive)
 
 
+def test_an_attack_in_two_records_is_one_attack(made: Any) -> None:
+    others = (made.attack("FGSM", made.standing(0, 3000), "fgsm()"), made.attack("PGD", made.standing(0, 90)))
+    found = measured(made.record(made.autoattack()), made.record(made.autoattack(), *others))
+    assert (found.external, found.attacks) == (0.90, 3)
+
+
 def test_an_attack_that_breaks_nothing_more_makes_no_external(made: Any) -> None:
     both = made.record(made.autoattack(), made.attack("FGSM", made.standing(0, 3000)))
     assert measured(both).external is None

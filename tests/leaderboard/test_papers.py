@@ -74,12 +74,28 @@ def test_a_paper_of_somebody_else_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", PAPER.replace("stem", "steem"), PAPER.replace("Other2021A", "other"), "models = 3", "\x00"]
+    "text",
+    [
+        "",
+        "[",
+        PAPER.replace("stem", "steem"),
+        PAPER.replace("Other2021A", "other"),
+        "models = 3",
+        "\x00",
+        PAPER.replace("50.00", "about 50"),
+    ],
 )
 def test_what_describes_no_paper(text: str, tmp_path: Path) -> None:
     path = tmp_path / "paper.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"paper\.toml describes no paper"):
+        read_facts(path, "my-model")
+
+
+def test_texts_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "paper.toml"
+    path.write_text(PAPER.replace('stem = "', 'note = 5\nstem = "'))
+    with pytest.raises(InputError, match=r"note of my-model must be text, got 5: put it in quotes"):
         read_facts(path, "my-model")
 
 

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from empir_plugin.errors import InputError
 from empir_plugin.leaderboard.add import Files, add
 from empir_plugin.leaderboard.table import markdown
 from empir_plugin.leaderboard.tree import Place, Tree
@@ -17,6 +20,8 @@ def lines(tree: Tree) -> list[list[str]]:
 
 def test_an_empty_tree(tmp_path: Path) -> None:
     assert markdown(Tree(tmp_path)) == ""
+    with pytest.raises(InputError, match="there is no leaderboard at"):
+        markdown(Tree(tmp_path / "none"))
 
 
 def test_a_table_for_each_board_ranked_by_the_lowest_accuracy(

@@ -33,6 +33,8 @@ def _lines(workspace: Workspace, claim: str) -> list[Line]:
         ("at_least", 10.0, 90.0, "holds"),
         ("at_most", 10.0, 12.0, "holds"),
         ("at_most", 10.0, 12.1, "does not hold"),
+        ("less_than", 10.0, 11.9, "holds"),
+        ("less_than", 10.0, 12.0, "does not hold"),
         ("about", 10.0, 8.0, "holds"),
         ("about", 10.0, 12.1, "does not hold"),
         ("about", 10.0, None, "not measured"),
@@ -52,6 +54,14 @@ def test_the_gain_is_the_difference_of_the_averages(
     line = _lines(workspace, "MNIST by 42.6 points over")[0]
     assert (line.found.value, line.verdict) == (empir - 5, verdict)
     assert line.found.slugs == ("mnist-baseline-released", "mnist-empir-released")
+
+
+def test_no_gain_follows_from_different_images(workspace: Workspace, write_record: Write) -> None:
+    for defence in ("baseline", "empir"):
+        write_record(f"mnist-{defence}-released", 99, dict.fromkeys(NAMES, 50))
+    path = workspace.records / "mnist-empir-released.json"
+    path.write_text(path.read_text().replace(f'"{"1" * 64}"', f'"{"3" * 64}"'))
+    assert _lines(workspace, "MNIST by 42.6 points over")[0].verdict == "not measured"
 
 
 def test_the_gain_under_adaptive_is_that_of_the_worst_cases(workspace: Workspace, write_record: Write) -> None:

@@ -93,7 +93,7 @@ def test_damage_is_noticed(trainer: Trainer, recipe: Path) -> None:
 
 
 def test_a_member_that_is_not_there(trainer: Trainer, recipe: Path) -> None:
-    with pytest.raises(InputError, match="recipe tiny has no member 'other', only low, full"):
+    with pytest.raises(InputError, match="recipe tiny has the members low, full, got 'other'"):
         trainer.trained(Training(str(recipe)), "other")
 
 
@@ -106,6 +106,7 @@ def test_an_ensemble_of_trained_members_votes_in_order(trainer: Trainer, recipe:
     assert isinstance(loaded, Ensemble)
     logits = loaded.member_logits(x)
     assert torch.equal(logits, torch.stack([low.load(trainer)(x), full.load(trainer)(x)]))
+    assert not isinstance(Voting("one", (full,)).load(trainer), Ensemble), "one network is attacked as one network"
 
 
 def test_weights_the_user_has_to_give(trainer: Trainer) -> None:

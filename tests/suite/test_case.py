@@ -42,6 +42,7 @@ def test_the_threat_is_the_one_asked_for_or_the_default(asked: dict[str, Any], t
         ({"model": "empir-cifar", "threat": "L2"}, "there is no default under L2: pass eps"),
         ({"threat": "Linf:0.1", "eps": 0.1}, "the radius is named once"),
         ({"eps": 8}, "so write 8/255"),
+        ({"model": "empir-cifar", "eps": 0.0}, "eps"),
         ({"eps": [8]}, "eps is a number or text such as '8/255', got \\[8\\]"),
         ({"eps": "0.1", "threat": "L1"}, "a norm is one of Linf, L2, got 'L1'"),
         ({"eps": "0.1", "protocol": "ours", "threat": ""}, None),

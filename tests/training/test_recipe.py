@@ -139,6 +139,9 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
         find_recipe("empir-cifra")
     with pytest.raises(InputError, match="no recipe file at"):
         find_recipe("nowhere.toml")
+    file.write_bytes(b"name = '\xff'")
+    with pytest.raises(InputError, match=r"a recipe must be TOML in UTF-8, .*mine\.toml is not"):
+        find_recipe(str(file))
 
 
 def test_a_member_recipe_rejects_what_cannot_be() -> None:

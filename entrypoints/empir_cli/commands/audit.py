@@ -43,11 +43,14 @@ def audit(
     """
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.evaluation.data import load_images
+    from empir_plugin.evaluation.files import check_output_file
     from empir_plugin.evaluation.masking import audit as run_audit
     from empir_plugin.evaluation.subject import parse_device, require_weights
     from empir_plugin.zoo.registry import load_model
     from empir_plugin.zoo.show import dataset_of, default_threat
 
+    if target is not None:
+        check_output_file("--json", target)
     place, dataset = parse_device(device), dataset_of(model)
     budget = Threat.parse(default_threat(model) if threat is None else threat)
     network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
@@ -55,14 +58,15 @@ def audit(
     data = load_images(dataset, data_dir=data_dir, n_examples=n_examples)
     with _AuditProgress() as progress:
         report = run_audit(network, data, budget, seed=seed, device=place, on_progress=progress.show, name=model)
+    _show(report)
     if target is not None:
         report.write(target)
-    _show(report, target)
+        console().print(f"Report: {target}", markup=False, soft_wrap=True)
     if fail_on_masking and report.masked:
         raise click.exceptions.Exit(1)
 
 
-def _show(report: AuditReport, path: Path | None) -> None:
+def _show(report: AuditReport) -> None:
     out = console()
     images = f"{report.images:,} correctly classified of {report.data['n']:,} images of {report.data['name']}"
     out.print(f"{report.model['name']} under {report.threat}, {images}", style="bold", markup=False)
@@ -78,8 +82,6 @@ def _show(report: AuditReport, path: Path | None) -> None:
     for flag in report.flags:
         out.print(f"AutoAttack warns: {flag}", markup=False)
     out.print(report.summary, style="bold", markup=False)
-    if path is not None:
-        out.print(f"Report: {path}", markup=False, soft_wrap=True)
 
 
 def _numbers(finding: Finding) -> tuple[str, str]:

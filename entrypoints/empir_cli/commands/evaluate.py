@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -91,12 +91,16 @@ def evaluate(
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.evaluation.data import load_images
     from empir_plugin.evaluation.distributed import torchrun_team
+    from empir_plugin.evaluation.files import check_output_file
     from empir_plugin.evaluation.protocols import parse_protocol
     from empir_plugin.evaluation.run import Settings
     from empir_plugin.evaluation.run import evaluate as run_evaluation
     from empir_plugin.evaluation.subject import parse_device
 
     set_threads(threads)
+    for flag, path in (("--record", record or Path("runs", "record.json")), ("--images", images)):
+        if path is not None:
+            check_output_file(flag, path)
     settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)
     plan, subject = parse_protocol(protocol), parse_subject(model, checkpoint, trained, rule, member)
     dataset = subject.dataset
@@ -139,15 +143,10 @@ def _chosen(attacks: tuple[Planned, ...], names: tuple[str, ...]) -> tuple[Plann
 
 
 def _report(result: Record, path: Path, int8: bool) -> None:
-    rows = table(["attack"], ["accuracy", "seconds"])
-    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", "")
-    for attack in result.attacks:
-        rows.add_row(attack.name, f"{attack.accuracy:.2f} %", f"{attack.seconds:.1f}")
-    rows.add_row("[bold]worst case per image", f"[bold]{result.worst_case_accuracy:.2f} %", "")
     out = console()
     images = f"{result.data['n']:,} images of {result.data['name']} ({result.data['source']})"
     out.print(f"{result.model['name']} under {result.threat}, {images}", style="bold", markup=False)
-    out.print(rows)
+    out.print(_attacks(result))
     if result.protocol["name"] not in ("default", "custom"):
         out.print(result.protocol["description"], markup=False)
     if result.run["cascade"]:
@@ -158,6 +157,20 @@ def _report(result: Record, path: Path, int8: bool) -> None:
         for flag in attack.flags:
             out.print(f"{attack.name} warns: {flag}", markup=False)
     out.print(f"Record: {path}", markup=False, soft_wrap=True)
+
+
+def _attacks(result: Record) -> Any:
+    """One row for each attack, and the number to quote in bold."""
+    rows = table(["attack"], ["accuracy", "seconds"])
+    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", "")
+    for attack in result.attacks:
+        rows.add_row(attack.name, f"{attack.accuracy:.2f} %", f"{attack.seconds:.1f}")
+    averaged = result.protocol.get("headline") == "AVERAGE"
+    if averaged:
+        rows.add_row("[bold]average of the attacks", f"[bold]{result.headline_accuracy:.2f} %", "")
+    style = "" if averaged else "[bold]"
+    rows.add_row(f"{style}worst case per image", f"{style}{result.worst_case_accuracy:.2f} %", "")
+    return rows
 
 
 def _answered(backend: dict[str, str]) -> str:

@@ -44,6 +44,7 @@ def overhead(
     A ratio counts the layers that stay in full precision as such; the ideal ratio supposes that there are none, as
     EMPIR's Equation 6 does.
     """
+    from empir_plugin.evaluation.files import check_output_file
     from empir_plugin.evaluation.overhead import image_shape_of, parse_image_shape
     from empir_plugin.evaluation.overhead import overhead as find_overhead
     from empir_plugin.evaluation.overhead_latency import LatencySettings
@@ -52,6 +53,8 @@ def overhead(
     from empir_plugin.zoo.registry import find_builder, load_model
     from empir_plugin.zoo.show import dataset_of
 
+    if target is not None:
+        check_output_file("--json", target)
     how = LatencySettings(batch_size, repeats, threads, parse_device(device))
     dataset, builder = dataset_of(model), find_builder(model)
     threat = builder.threats[0] if builder else "Linf"
@@ -59,11 +62,11 @@ def overhead(
     shape = parse_image_shape(image_shape) if image_shape else image_shape_of(dataset)
     trained = getattr(network, "weights_loaded", True)
     found = find_overhead(network, shape, latency=how if latency else None, errors=layers and trained)
-    if target is not None:
-        OVERHEAD.write(target, found.to_dict())
     _report(model, found)
     if layers:
         _report_layers(found)
+    if target is not None:
+        OVERHEAD.write(target, found.to_dict())
 
 
 def _report(model: str, found: Overhead) -> None:

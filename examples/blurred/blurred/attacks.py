@@ -49,8 +49,8 @@ class Corners:
         indices: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch: see :class:`empir_plugin.attacks.Attack`."""
-        numbers = torch.arange(len(x)) if indices is None else indices
-        found, left = x.clone(), torch.arange(len(x))
+        found, left = x.clone(), torch.arange(len(x), device=x.device)
+        numbers = left if indices is None else indices.to(x.device)
         for number in range(self.tries):
             # An image's random numbers are its own: the same in any batch, whichever of the others have fallen.
             direction = threat.norm.ascent(Draw(seed, numbers[left], number).normal(x[left]))
