@@ -133,14 +133,18 @@ class AutoAttackSuite:
             robust = self._clean(attacked, batch)
             found = x.detach().clone(memory_format=torch.contiguous_format)
             after = {"clean": robust.clone()}
-            adversary = self._adversary(attacked, batch, threat, seed) if robust.any() else None
+            adversary = self._adversary(model, attacked, batch, threat, seed) if robust.any() else None
             for part in self.parts:
                 if robust.any():
                     self._run_part(part, adversary, batch, robust, found)
                 after[part] = robust.clone()
             result = AutoAttackResult(found, MappingProxyType(after), ())
             check_square_sr(result.accuracy, logger=logging.getLogger("auto-attack"))
-        return AutoAttackResult(found, result.robust, tuple(dict.fromkeys(flags)))
+        return AutoAttackResult(found, result.robust, tuple(dict.fromkeys(filter(self._concerns, flags))))
+
+    def _concerns(self, flag: str) -> bool:
+        """Whether a flag is about a part that runs: AutoAttack warns of the targeted DLR loss in any case."""
+        return "apgd-t" in self.parts or "targeted DLR" not in flag
 
     @torch.no_grad()
     def _clean(self, attacked: Model, batch: Batch) -> Tensor:
@@ -152,11 +156,14 @@ class AutoAttackSuite:
             robust[rows] = ~chunk.fooled(logits.argmax(1))
         return robust
 
-    def _adversary(self, attacked: Model, batch: Batch, threat: Threat, seed: int) -> Any:
+    def _adversary(self, real: Model, attacked: Model, batch: Batch, threat: Threat, seed: int) -> Any:
         names: dict[str, Any] = {"version": self.version, "norm": str(threat.norm)}
         model: Any = attacked
         adversary = pyautoattack.AutoAttack(model, device=batch.x.device, eps=threat.eps, seed=seed, **names)
-        adversary.square.n_queries = self.queries
+        square: Any = adversary.square
+        square.n_queries = self.queries
+        if self.surrogate != plain:
+            square.margin_and_loss = _margins(self.surrogate, real)
         for ascent in (adversary.apgd, adversary.apgd_targeted):
             if ascent.eot_iter == 1:  # Of several looks at one iterate, the last alone says whether it fools.
                 spare_the_fallen(ascent)
@@ -207,6 +214,25 @@ def _decided(view: View) -> Tensor:
         raised = torch.zeros_like(view.logits, dtype=torch.bool).scatter_(1, decision, top != decision)
     # Adding the difference instead would round back to a tie.
     return torch.where(raised, above + (view.logits - view.logits.detach()), view.logits)
+
+
+def _margins(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What Square asks for: margins ``(N,)`` that say who fell, and what to lower.
+
+    They are those of the decision and of the surrogate's own logits. Once the surrogate's top class is another one and
+    the vote still stands, the first would be the same small number whatever the search tries.
+    """
+
+    def margin_and_loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        view = surrogate(model, x)
+        return _margin(_decided(view), y), _margin(view.logits, y)
+
+    return margin_and_loss
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    own = logits.gather(1, y[:, None])
+    return (own - logits.scatter(1, y[:, None], -math.inf).amax(1, keepdim=True)).squeeze(1)
 
 
 @contextmanager

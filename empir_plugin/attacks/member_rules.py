@@ -99,9 +99,9 @@ class Reweighted:
         log_p = logits.log_softmax(-1)
         with torch.no_grad():
             winner = MaxVote()(logits, leader).argmax(1)  # (N,)
-            top = log_p.topk(2, dim=-1)  # (M, N, 2)
-            margin = top.values[..., 0] - top.values[..., 1]  # (M, N)
-            margin = margin.masked_fill(top.indices[..., 0] != winner, float("inf"))
+            best, second = log_p.topk(2, dim=-1).values.unbind(-1)  # (M, N) each
+            # topk breaks ties in another way than the vote does, and the winner's voters must be voters.
+            margin = (best - second).masked_fill(logits.argmax(-1) != winner, float("inf"))
             weights = (-margin / self.temperature).softmax(0)
         return _log_weighted_mean(log_p, weights)
 

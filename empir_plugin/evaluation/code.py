@@ -18,7 +18,7 @@ from empir_plugin.errors import EvaluationError, InputError
 
 _DEPTH = 12
 _VERSIONED = frozenset({"torch", "torchvision", "numpy", "builtins", "typing", "abc", "collections", "functools"})
-"""Packages whose release is named beside the result, or that compute nothing."""
+"""Packages whose release is part of the key of a result, or that compute nothing."""
 
 
 @functools.cache
@@ -88,6 +88,9 @@ def _collect(value: object, found: set[Any], depth: int) -> None:
         found.update(value.__mro__)
     elif isinstance(value, types.FunctionType):
         found.add(value)
+    elif isinstance(value, types.MethodType):
+        found.add(value.__func__)
+        _collect(value.__self__, found, depth)
     elif depth and not (value is None or isinstance(value, (bool, int, float, str, bytes, Tensor, Enum, Path))):
         found.update(type(value).__mro__)
         for item in _inside(value):

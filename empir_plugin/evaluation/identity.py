@@ -13,8 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.layers import quantized_layers
@@ -23,6 +25,12 @@ _DEPTH = 12
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _IRRELEVANT = frozenset({"training", "weights_loaded", "default_cfg", "pretrained_cfg", "baked_weight"})
 """Attributes and buffers of networks that tell of their origin or their mode, not of what they compute."""
+
+_INFRASTRUCTURE = frozenset(vars(nn.Module()))
+"""Attributes every network has: its weights and parts, which are named elsewhere, and torch's own bookkeeping."""
+
+_HOOKS = "_forward_pre_hooks", "_forward_hooks"
+"""Of these, what can change an output."""
 
 _NUMPY_TYPES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float32: "<f4", torch.float64: "<f8", torch.int64: "<i8", torch.uint8: "|u1", torch.bool: "|b1"}
@@ -44,8 +52,10 @@ def describe(value: object, depth: int = _DEPTH) -> str:
     """
     if depth == 0:
         raise InputError(f"a {type(value).__name__} lies too deep to be described, or holds itself: flatten it")
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+    if value is None or isinstance(value, (bool, int, float, str, bytes, np.generic)):
         return repr(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"ndarray({value.dtype.str}, {value.shape}, sha256:{hashlib.sha256(value.tobytes()).hexdigest()})"
     if isinstance(value, (torch.device, torch.dtype, Path)):
         return str(value)
     if isinstance(value, Enum):
@@ -70,6 +80,8 @@ def _describe_compound(value: object, depth: int) -> str:
         return _joined(name, sorted(describe(item, depth) for item in value))
     if isinstance(value, functools.partial):
         return _joined(name, (describe(part, depth) for part in (value.func, value.args, value.keywords)))
+    if isinstance(value, types.MethodType):
+        return _joined(name, (describe(part, depth) for part in (value.__func__, value.__self__)))
     if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
         return _describe_code(value)
     return _joined(name, (f"{key}={describe(item, depth)}" for key, item in _attributes(value)))
@@ -114,10 +126,13 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def settings_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over what a network's text does not show: the public attributes of its modules that can be described.
+    """SHA-256 over what a network's text does not show: attributes and hooks of its modules, the code of traced ones.
 
     The rule of an ensemble is one, or a temperature. It changes with the names inside a library, so it decides whether
     a stored result may be used again, and is no part of a published name.
+
+    Raises:
+        InputError: If one of them has no name that means the same in another process.
 
     Example:
         >>> settings_fingerprint(nn.Flatten(1)) == settings_fingerprint(nn.Flatten(2))
@@ -125,10 +140,17 @@ def settings_fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        public = _relevant({key: item for key, item in vars(module).items() if not key.startswith("_")})
-        settings = [(key, _described(item)) for key, item in sorted(public.items())]
+        settings = [(key, describe(item)) for key, item in sorted(_settings(module).items())]
         digest.update(f"|{name}|{type(module).__qualname__}|{settings}".encode())
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    if isinstance(module, GraphModule):  # its attributes are torch's, and all that it does is in its code
+        return {"code": module.code}
+    hooks = {key: list(vars(module)[key].values()) for key in _HOOKS if vars(module)[key]}
+    own = {key: item for key, item in vars(module).items() if key not in _INFRASTRUCTURE}
+    return {**_relevant(own), **hooks}
 
 
 T = TypeVar("T")
@@ -136,13 +158,6 @@ T = TypeVar("T")
 
 def _relevant(attributes: Mapping[str, T]) -> dict[str, T]:
     return {name: item for name, item in attributes.items() if name.rpartition(".")[2] not in _IRRELEVANT}
-
-
-def _described(value: object) -> str:
-    try:
-        return describe(value)
-    except InputError:
-        return ""
 
 
 def state_fingerprint(model: nn.Module) -> str:

@@ -3,8 +3,8 @@
 A stored outcome is used again only if nothing changed of: the network's text, weights, settings and source files; the
 images and labels of the shard, and what their set is called; the attack's settings and source files, its labels and its
 threat; which images it is given, and how many at once; the seed; number and size of the shard; the kind of device; what
-answers queries (float32, or int8 and the kernel); the releases of torch and pyautoattack; and the statements (not
-comments, docstrings or layout) of this package's attacks, models, AutoAttack adapter and judge.
+answers queries (float32, or int8 and the kernel); the releases of torch, torchvision and pyautoattack; and the
+statements (not comments, docstrings or layout) of this package's attacks, models, AutoAttack adapter and judge.
 
 The number of threads and the processor are left out, so that an evaluation can be finished with other ones, though they
 may round differently; records name the threads. So is what a network does outside of its modules' source files. And so
@@ -16,6 +16,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import InputError
 from empir_plugin.evaluation.code import foreign_code_sha256, sources_sha256
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.evaluation.fingerprint import fingerprint
@@ -34,9 +35,13 @@ def subject_of(model: nn.Module, data: ImageSet) -> str:
     """Text that names a model and a data set, however many of its images are used.
 
     Raises:
-        InputError: If the network's code has no source file.
+        InputError: If the network's code has no source file, or one of its settings no name.
     """
-    parts = model_fingerprint(model), settings_fingerprint(model), foreign_code_sha256(model)
+    try:
+        settings = settings_fingerprint(model)
+    except InputError as error:
+        raise InputError(f"the network cannot be told from others in a store ({error}), or evaluate without") from error
+    parts = model_fingerprint(model), settings, foreign_code_sha256(model)
     return "|".join((*parts, data.name, data.split, str(data.num_classes)))
 
 
@@ -57,6 +62,7 @@ def common_key(subject: str, bench: Bench, shard_size: int) -> Key:
         "device": bench.device.type,
         "queries": bench.queries.backend,
         "torch": releases["torch"],
+        "torchvision": releases["torchvision"],
         "pyautoattack": releases.get("pyautoattack", ""),
         "code": sources_sha256(*_CODE),
     }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
+from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.batch import Attack
 from empir_plugin.attacks.threat import Threat
 
@@ -51,8 +52,28 @@ class Planned:
 
     @property
     def bounded(self) -> bool:
-        """Whether it keeps to a finite budget: only then does it belong in a worst case under the run's threat."""
+        """Whether it keeps to a finite budget."""
         return self.threat is None or math.isfinite(self.threat.eps)
+
+    def counts_under(self, threat: Threat) -> bool:
+        """Whether it belongs in a worst case under a run's threat: only if its own allows no more.
+
+        Example:
+            >>> from empir_plugin.attacks import fgsm
+            >>> small, large = Threat.parse("Linf:2/255"), Threat.parse("Linf:8/255")
+            >>> Planned("FGSM", fgsm(), threat=small).counts_under(large), Planned("FGSM", fgsm()).counts_under(large)
+            (True, True)
+            >>> Planned("FGSM", fgsm(), threat=large).counts_under(small)
+            False
+        """
+        return self.threat is None or (self.threat.norm == threat.norm and self.threat.eps <= threat.eps)
+
+    def at_most(self, batch_size: int) -> Planned:
+        """The same with no more images per forward pass, where AutoAttack has a number of its own."""
+        suite = self.attack
+        if not isinstance(suite, AutoAttackSuite) or suite.batch_size <= batch_size:
+            return self
+        return replace(self, attack=replace(suite, batch_size=batch_size))
 
     def describe(self) -> str:
         """One sentence for outputs."""

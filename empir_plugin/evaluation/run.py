@@ -156,9 +156,9 @@ class _Job:
         require_weights(model, name)
         subject = prepared(model, settings.device)
         bench = Bench(subject, data, threat, settings.seed, settings.batch_size, settings.device)
-        if attacks is not None:
-            return cls(model, name, bench, tuple(attacks), None, settings, team)
-        return cls(model, name, bench, protocol.attacks(model, data.name), protocol, settings, team)
+        chosen = protocol.attacks(model, data.name) if attacks is None else attacks
+        plan = tuple(planned.at_most(settings.batch_size) for planned in chosen)
+        return cls(model, name, bench, plan, protocol if attacks is None else None, settings, team)
 
 
 def _check(job: _Job, store: Path | None, images: Path | None) -> None:
@@ -203,7 +203,7 @@ def _fallen(
 ) -> Iterator[tuple[Shard, Fallen]]:
     """What fell, attack by attack, of the attacks the worst case counts."""
     for planned in job.plan:
-        if planned.bounded:
+        if planned.counts_under(job.bench.threat):
             for shard, outcome in zip(cut, outcomes[planned.name], strict=True):
                 yield shard, store.fallen(outcome)
 

@@ -53,7 +53,7 @@ def attack_record(planned: Planned, threat: Threat, outcomes: Sequence[Outcome],
         flags=(*_flags(outcomes), *square_flags(left)),
         rules=planned.describe(),
         threat=str(planned.threat or threat),
-        in_worst_case=planned.bounded,
+        in_worst_case=planned.counts_under(threat),
         parts=parts,
     )
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from empir_plugin.attacks.threat import Threat
 from empir_plugin.evaluation.distributed import Round
 from empir_plugin.evaluation.keys import attack_key, clean_key, shard_key
 from empir_plugin.evaluation.outcome import Outcome
@@ -133,9 +134,9 @@ class Work:
         correct = [self._correct(shard, outcome) for shard, outcome in zip(own, clean, strict=True)]
         standing = list(correct)
         for planned in self.plan:
-            begin = standing if self.cascade and _can_cascade(planned) else correct
-            column = self._column(planned, own, begin, seen)
-            if _can_cascade(planned):
+            counts = _can_cascade(planned, self.bench.threat)
+            column = self._column(planned, own, standing if self.cascade and counts else correct, seen)
+            if counts:
                 held = [self._correct(shard, outcome) for shard, outcome in zip(own, column, strict=True)]
                 standing = [before & after for before, after in zip(standing, held, strict=True)]
             yield planned.name, column
@@ -177,5 +178,5 @@ class Work:
         return torch.tensor(outcome.decisions) == self.bench.data.labels[shard.start : shard.stop]
 
 
-def _can_cascade(planned: Planned) -> bool:
-    return planned.bounded and not planned.attack_all and planned.labels is Labels.TRUE
+def _can_cascade(planned: Planned, threat: Threat) -> bool:
+    return planned.counts_under(threat) and not planned.attack_all and planned.labels is Labels.TRUE

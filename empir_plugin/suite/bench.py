@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.identity import model_fingerprint, settings_fingerprint
 from empir_plugin.evaluation.merge import merged
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
@@ -81,13 +83,22 @@ class Bench:
         if self._subject[0] is not model or self._subject[1] is not data:
             self._subject = model, data
             self._done.clear()
-        return merged([self._one(replace(case, attack=(name,)), model, data) for name in case.attack])
+        state = _state(model)
+        return merged([self._one(replace(case, attack=(name,)), model, data, state) for name in case.attack])
 
-    def _one(self, case: Case, model: nn.Module, data: ImageSet) -> Record:
-        key = case.model, case.attack, str(case.budget), case.seed, case.batch_size, case.device
+    def _one(self, case: Case, model: nn.Module, data: ImageSet, state: Hashable) -> Record:
+        key = state, case.model, case.attack, str(case.budget), case.seed, case.batch_size, case.device
         if key not in self._done:
             self._done[key] = _evaluated(case, model, data)
         return self._done[key]
+
+
+def _state(model: nn.Module) -> Hashable:
+    """What changes when a model is changed in place, by a test that trains or quantizes it for instance."""
+    try:
+        return model_fingerprint(model), settings_fingerprint(model)
+    except InputError:
+        return object()  # equal to nothing: what has no name is evaluated each time
 
 
 def _evaluated(case: Case, model: nn.Module, data: ImageSet) -> Record:
@@ -101,5 +112,5 @@ def _evaluated(case: Case, model: nn.Module, data: ImageSet) -> Record:
         name=name,
         settings=case.settings,
         store=case.store,
-        images=case.images_file(name),
+        images=case.images_file(name, f"{model_fingerprint(model)}|{data.fingerprint}"),
     )

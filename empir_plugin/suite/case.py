@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from empir_plugin.attacks.norms import parse_norm
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet, load_images
+from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.protocols import Protocol, parse_protocol
 from empir_plugin.evaluation.run import Settings
@@ -161,13 +164,20 @@ class Case:
         Raises:
             InputError: If an attack is not known.
         """
-        return tuple(planned for attack in self.attack for planned in _planned(attack, model)) or None
+        return _told_apart([planned for attack in self.attack for planned in _planned(attack, model)]) or None
 
-    def images_file(self, name: str) -> Path | None:
-        """Where adversarial images of a model of that name go, if anywhere."""
+    def images_file(self, name: str, subject: str) -> Path | None:
+        """Where adversarial images of a model of that name go, if anywhere: one file for each evaluation.
+
+        Args:
+            name: The model's.
+            subject: Text that names the model's weights and the images.
+        """
         if self.adv_out is None:
             return None
-        text = f"{name}-{self.label}-{self.budget}"
+        attacks = [each if isinstance(each, str) else describe(each) for each in self.attack]
+        told = repr((subject, attacks, self.protocol, self.seed, self.batch_size))
+        text = f"{name}-{self.label}-{self.budget}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
         return self.adv_out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)}.safetensors"
 
     def describe(self) -> dict[str, Any]:
@@ -196,6 +206,17 @@ def _planned(attack: str | Planned | Attack, model: nn.Module) -> Sequence[Plann
     if isinstance(attack, str):
         return named_attacks(attack, model)
     return [attack if isinstance(attack, Planned) else Planned(name_of(attack), attack)]
+
+
+def _told_apart(plan: Sequence[Planned]) -> tuple[Planned, ...]:
+    """The same attacks, those of one name numbered from the second on."""
+    seen: Counter[str] = Counter()
+    told = []
+    for planned in plan:
+        seen[planned.name] += 1
+        number = seen[planned.name]
+        told.append(planned if number == 1 else replace(planned, name=f"{planned.name} {number}"))
+    return tuple(told)
 
 
 def name_of(attack: str | Planned | Attack) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import surrogates
-from empir_plugin.attacks.autoattack import AutoAttackSuite
+from empir_plugin.attacks.autoattack import AutoAttackSuite, _margins
 from empir_plugin.attacks.norms import parse_norm
 from empir_plugin.attacks.surrogates import Surrogate
 from empir_plugin.attacks.threat import Threat
@@ -138,6 +138,26 @@ def test_on_a_surrogate_the_real_decision_counts(surrogate: Surrogate, x: Tensor
     assert result.accuracy["square"] < 0.3
 
 
+class _Says(nn.Module):
+    def __init__(self, row: list[float]) -> None:
+        super().__init__()
+        self.row = torch.tensor([row])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.row + 0 * x.sum((1, 2, 3))[:, None]
+
+
+def test_square_goes_on_where_the_vote_lags_behind_its_surrogate() -> None:
+    # Two weak votes for class 0 stand against a strong one for class 1, which the mean probability follows.
+    ensemble = Ensemble([_Says([0.1, 0.0]), _Says([0.1, 0.0]), _Says([0.0, 9.0])])
+    x, y = torch.zeros(1, 3, 2, 2), torch.tensor([0])
+    margin, loss = _margins(surrogates.mean_probability, ensemble)(x, y)
+    first = 2 * math.exp(0.1) / (1 + math.exp(0.1)) + 1 / (1 + math.exp(9))
+    assert margin > 0, "the vote stands"
+    torch.testing.assert_close(loss, torch.tensor([math.log(first / (3 - first))]))
+    assert loss < 0, "and there is more to lower than the smallest number above 0"
+
+
 def test_too_few_classes(x: Tensor) -> None:
     three = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     with pytest.raises(InputError, match="apgd-t needs at least 4 classes, got 3: leave it out"):
@@ -151,6 +171,11 @@ def test_flags_are_data(x: Tensor, model: nn.Module) -> None:
     soft = nn.Sequential(model, nn.Softmax(1))
     (flag,) = suite.run(soft, x, y, THREAT).flags
     assert "the output is a probability distribution" in flag
+
+
+def test_no_flag_is_about_a_part_that_does_not_run(x: Tensor) -> None:
+    three = network(0, classes=3)
+    assert AutoAttackSuite(attacks=("apgd-ce", "apgd-dlr")).run(three, x, three(x).argmax(1), THREAT).flags == ()
 
 
 def test_square_beating_the_gradients_is_flagged(x: Tensor, model: nn.Module) -> None:

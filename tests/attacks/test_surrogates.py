@@ -82,6 +82,11 @@ def test_outvoted_members_get_no_weight_and_even_voters_share() -> None:
     torch.testing.assert_close(even, surrogates.voters(fixed(*ROWS), X).logits)
 
 
+def test_members_that_cannot_choose_have_weights() -> None:
+    tied = torch.zeros(3, 2, 10, dtype=torch.float64)  # As of networks without biases on a black image.
+    torch.testing.assert_close(Reweighted()(tied, None), torch.full((2, 10), 0.1, dtype=torch.float64).log())
+
+
 def test_reweighting_sends_the_gradient_to_the_weakest_voter() -> None:
     logits = torch.tensor(ROWS, dtype=torch.float64).unsqueeze(1).requires_grad_(True)
     out = Reweighted(0.1)(logits, None)

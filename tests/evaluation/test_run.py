@@ -117,6 +117,21 @@ def test_an_attack_without_a_budget_is_no_part_of_the_worst_case(toys: ModuleTyp
     assert record.attacks[0].threat == "L2:inf"
 
 
+def test_a_larger_budget_is_no_part_of_the_worst_case_and_a_smaller_one_is(toys: ModuleType) -> None:
+    large = Planned("large", fgsm(), threat=Threat.parse("Linf:0.5"))
+    small = Planned("small", fgsm(), threat=Threat.parse("Linf:4/255"))
+    record = run(toys, [large, small])
+    assert [attack.in_worst_case for attack in record.attacks] == [False, True]
+    assert record.worst_case == record.attacks[1].robust != record.attacks[0].robust
+
+
+def test_no_batch_of_autoattack_is_larger_than_asked_for(toys: ModuleType) -> None:
+    suite = AutoAttackSuite(attacks=("apgd-ce",), batch_size=16)
+    for asked, got in ((4, 4), (250, 16)):
+        record = run(toys, {"AutoAttack": suite}, settings=Settings(batch_size=asked))
+        assert f"batch_size={got}," in record.attacks[0].settings
+
+
 def lambda_free_invert(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return 1 - x
 

@@ -68,7 +68,7 @@ ENDLESS: list[Any] = []
 ENDLESS.append(ENDLESS)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, object(), {1, 2}, b"bytes", ENDLESS], ids=repr)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, object(), {1, 2}, b"bytes", ENDLESS], ids=lambda bad: type(bad).__name__)
 def test_what_is_no_json_is_not_written(bad: object, tmp_path: Path) -> None:
     path = written(tmp_path, "old")
     with pytest.raises(InputError, match="a note holds texts and finite numbers only"):

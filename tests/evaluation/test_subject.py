@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from empir_plugin.attacks import fgsm, pgd
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.code import foreign_code_sha256, sources_sha256
+from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.evaluation.identity import describe, model_fingerprint, settings_fingerprint, state_fingerprint
+from empir_plugin.evaluation.keys import subject_of
 from empir_plugin.evaluation.subject import exact_float32, parse_device, prepared, require_weights
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.layers import QuantLinear, bake_
@@ -118,6 +122,54 @@ def test_settings_tell_rules_and_numbers_apart() -> None:
     assert settings_fingerprint(vote) != settings_fingerprint(mean)
     assert settings_fingerprint(vote) == settings_fingerprint(Ensemble(members, MaxVote()))
     assert settings_fingerprint(vote.train()) == settings_fingerprint(vote.eval())
+
+
+class Signed(nn.Module):
+    """Settings where a network may hide them: a private attribute, an array."""
+
+    def __init__(self, sign: int = 1, mean: float = 0.0) -> None:
+        super().__init__()
+        self._sign, self.mean = sign, np.array([mean])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._sign * (x - float(self.mean[0])).flatten(1)
+
+
+def _brighter(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return inputs[0] + 0.1
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def _negate(x: torch.Tensor) -> torch.Tensor:
+    return -x
+
+
+def test_settings_tell_private_attributes_arrays_hooks_and_traced_code_apart() -> None:
+    hooked = Signed()
+    hooked.register_forward_pre_hook(_brighter)
+    traced = [torch.fx.symbolic_trace(function) for function in (_double, _negate)]
+    models = [Signed(), Signed(-1), Signed(mean=0.9), hooked, *traced]
+    assert len({settings_fingerprint(model) for model in models}) == len(models)
+    assert settings_fingerprint(Signed(-1)) == settings_fingerprint(Signed(-1))
+
+
+def test_a_network_with_a_nameless_setting_has_no_place_in_a_store() -> None:
+    model = nn.Flatten()
+    model.shift = lambda x: x  # type: ignore[assignment]
+    images, labels = torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    data = ImageSet("toy", "test", images, labels, ("a", "b"))
+    with pytest.raises(InputError, match=r"cannot be told from others in a store .* or evaluate without"):
+        subject_of(model, data)
+
+
+def test_a_method_is_what_it_is_bound_to(toys: ModuleType) -> None:
+    assert describe(fgsm().__call__) != describe(pgd(3).__call__)
+    assert describe(fgsm().__call__) == describe(fgsm().__call__)
+    nothing = foreign_code_sha256(fgsm().__call__)
+    assert foreign_code_sha256(toys.Compare().forward) not in (nothing, foreign_code_sha256(3))
 
 
 def test_odd_tensors_have_fingerprints() -> None:

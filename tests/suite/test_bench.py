@@ -73,6 +73,19 @@ def test_another_model_or_data_set_is_another_evaluation(counted: list[Case]) ->
     assert len(counted) == 3
 
 
+def test_a_model_changed_in_place_is_another_model(counted: list[Case]) -> None:
+    model, data, bench = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval(), _data([0, 1]), Bench()
+    case = Case(attack=("fgsm",), eps="8/255", dataset="toy")
+    before = bench.record(case, model, data)
+    assert bench.record(case, model, data) is not None
+    assert len(counted) == 1
+    with torch.no_grad():
+        model[1].weight.neg_()
+    after = bench.record(case, model, data)
+    assert len(counted) == 2
+    assert after.model["sha256"] != before.model["sha256"]
+
+
 def test_objects_and_protocols_are_evaluated_as_they_come(counted: list[Case]) -> None:
     bench, model, data = Bench(), Brighter(), _data([0, 0])
     case = Case(eps="8/255", attack=(Planned("mine", fgsm()),))

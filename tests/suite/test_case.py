@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
-from empir_plugin.attacks import AutoAttackSuite, fgsm, mean_probability, plain
+from empir_plugin.attacks import AutoAttackSuite, fgsm, mean_probability, pgd, plain
 from empir_plugin.errors import EmpirError, InputError
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.models.ensemble import Ensemble
@@ -104,9 +106,25 @@ def test_other_names_are_the_discovered_attacks() -> None:
 
 
 def test_adversarial_images_have_a_file_for_each_case(tmp_path: Path) -> None:
-    assert Case(eps="8/255").images_file("net") is None
+    assert Case(eps="8/255").images_file("net", "weights|images") is None
     case = Case(eps="8/255", attack=("fgsm", "pgd"), adv_out=tmp_path)
-    assert case.images_file("a net") == tmp_path / "a-net-fgsm-pgd-Linf-8-255.safetensors"
+    path = case.images_file("a net", "weights|images")
+    assert path is not None
+    assert path.parent == tmp_path
+    assert re.fullmatch(r"a-net-fgsm-pgd-Linf-8-255-[0-9a-f]{8}\.safetensors", path.name)
+    objects = [replace(case, attack=(attack,)) for attack in (fgsm(), pgd(1), pgd(2))]
+    others = [case, replace(case, seed=7), replace(case, batch_size=9), *objects]
+    files = {
+        other.images_file("a net", subject) for other in others for subject in ("weights|images", "weights|others")
+    }
+    assert len(files) == 2 * len(others)
+    assert case.images_file("a net", "weights|images") == path
+
+
+def test_attacks_of_one_class_are_told_apart() -> None:
+    plan = Case(attack=(fgsm(), pgd(1), "fgsm")).planned(nn.Flatten())
+    assert plan is not None
+    assert [planned.name for planned in plan] == ["GradientAttack", "GradientAttack 2", "fgsm"]
 
 
 def test_a_case_is_described_in_json_words() -> None:
