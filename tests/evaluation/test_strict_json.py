@@ -69,8 +69,14 @@ ENDLESS.append(ENDLESS)
 
 
 NO_JSON = {
-    "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "object": object(), "set": {1, 2}, "bytes": b"", "endless": ENDLESS
-}  # fmt: skip
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "object": object(),
+    "set": {1, 2},
+    "bytes": b"",
+    "endless": ENDLESS,
+}
 
 
 @pytest.mark.parametrize("bad", NO_JSON.values(), ids=NO_JSON)
