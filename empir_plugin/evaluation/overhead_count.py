@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -106,11 +106,6 @@ class NetworkCost:
     def quantized_weights(self) -> int:
         """Weights that are quantized, whatever they are multiplied with."""
         return sum(layer.weights for layer in self.layers if layer.precision.weight_bits < FULL_BITS)
-
-    @property
-    def in_full_precision(self) -> NetworkCost:
-        """The same network without quantization."""
-        return replace(self, layers=tuple(replace(layer, precision=Precision()) for layer in self.layers))
 
 
 @dataclass

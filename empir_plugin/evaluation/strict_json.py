@@ -24,6 +24,7 @@ class JsonKind:
         name: Of it, with its article: ``"a run record"``.
         error: Type of every error about such files.
         schema: Version of its format, which the files have under the key ``schema``; None for a kind without.
+        cure: What to do about a damaged file, as the end of a sentence.
 
     Example:
         >>> import tempfile
@@ -38,6 +39,7 @@ class JsonKind:
     name: str
     error: type[EmpirError]
     schema: int | None = None
+    cure: str = ""
 
     def text(self, value: object) -> str:
         """A value as the text of a file: ASCII, indented by two spaces.
@@ -76,7 +78,7 @@ class JsonKind:
             reason = error.strerror or error
             raise self.error(f"{path} cannot be read as {self.name} ({reason}): check the path") from error
         except (ValueError, RecursionError) as error:
-            raise self.error(f"{path} is no {self._noun}: it is no valid JSON ({error})") from error
+            raise self.error(f"{path} is no {self._noun}: it is no valid JSON ({error}){self._end}") from error
 
     def read(self, path: Path, parse: Callable[[Any], _T]) -> _T:
         """What a file describes.
@@ -93,13 +95,17 @@ class JsonKind:
             self._require_schema(value)
             return parse(value)
         except EmpirError as error:
-            raise self.error(f"{path} is no {self._noun}: {error}") from error
+            raise self.error(f"{path} is no {self._noun}: {error}{self._end}") from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise self.error(f"{path} is no {self._noun} ({type(error).__name__}: {error})") from error
+            raise self.error(f"{path} is no {self._noun} ({type(error).__name__}: {error}){self._end}") from error
 
     @property
     def _noun(self) -> str:
         return self.name.partition(" ")[2]
+
+    @property
+    def _end(self) -> str:
+        return f": {self.cure}" if self.cure else ""
 
     def _require_schema(self, value: object) -> None:
         if self.schema is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from empir_plugin.evaluation.subject import exact_float32, model_fingerprint, pr
 from empir_plugin.reproduce.desk import Desk
 from empir_plugin.reproduce.subjects import Subject
 
-_KIND = JsonKind("a confusion matrix", EvaluationError)
+_KIND = JsonKind("a confusion matrix", EvaluationError, cure="delete it")
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,7 @@ class Matrix:
         Raises:
             EvaluationError: If the file is missing or no matrix.
         """
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**table, "counts": tuple(tuple(row) for row in table["counts"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(
-                f"{path} is no confusion matrix ({type(error).__name__}: {error}): delete it"
-            ) from error
+        return _KIND.read(path, lambda table: cls(**{**table, "counts": tuple(map(tuple, table["counts"]))}))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.record import Record
+from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.reproduce.confusion import Matrix
 from empir_plugin.reproduce.document import Link
 from empir_plugin.reproduce.parts import Part
 from empir_plugin.reproduce.workspace import SHOWN
+
+_ANY = JsonKind("a record", EvaluationError, cure="delete it")
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,7 @@ class Results:
         Raises:
             EvaluationError: If it is missing or no JSON object.
         """
-        path = self.path(slug)
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise EvaluationError(f"{path} is no record ({type(error).__name__}: {error}): delete it") from error
+        return _ANY.read(self.path(slug), dict)
 
     def link(self, slug: str) -> Link:
         """The way from a report to a record."""

@@ -47,7 +47,7 @@ def test_a_finished_matrix_is_kept_unless_the_images_change(
 def test_what_is_no_matrix_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "matrix.json"
     path.write_text(text)
-    with pytest.raises(EvaluationError, match=r"is no confusion matrix .*: delete it"):
+    with pytest.raises(EvaluationError, match=r"is no confusion matrix.*: delete it"):
         Matrix.read(path)
 
 

@@ -33,5 +33,5 @@ def test_a_damaged_record_is_named(workspace: Workspace) -> None:
     assert not results.has("m")
     workspace.records.mkdir(parents=True)
     results.path("m").write_text("{")
-    with pytest.raises(EvaluationError, match=r"m\.json is no record .*: delete it"):
+    with pytest.raises(EvaluationError, match=r"m\.json is no record: it is no valid JSON .*: delete it"):
         results.table("m")
