@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,10 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     try:
+        # A text under the name of a checkpoint fails in any of these ways, depending on its first letters.
         # The user's own full-precision weights, which mostly come as .pth; weights_only reads tensors and runs no code.
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(
             f"{path} cannot be read without running code from it ({reason}): save a state dict"
