@@ -68,10 +68,10 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     try:
-        # A text under the name of a checkpoint fails in any of these ways, depending on its first letters.
         # The user's own full-precision weights, which mostly come as .pth; weights_only reads tensors and runs no code.
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
+        # A text under the name of a checkpoint fails in one of these ways or another, depending on its first letters.
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(
             f"{path} cannot be read without running code from it ({reason}): save a state dict"
