@@ -7,6 +7,7 @@ of each layer, as EMPIR's release does it; see :mod:`empir_plugin.models.layers`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -24,12 +25,14 @@ from empir_plugin.models.binary import AnyWeightQuantizer, OneBit, SignWeightQua
 from empir_plugin.models.convert_layers import quantize_layer_class_
 from empir_plugin.models.convert_probe import checked_images, negative_shares, noise
 from empir_plugin.models.convert_report import ConversionReport, ConvertedLayer
-from empir_plugin.models.convert_select import INNER, Layers, Plan, left, plan
+from empir_plugin.models.convert_select import INNER, Layers, Plan, plan, without_uncalled
 from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
 from empir_plugin.models.recalibrate import recalibrate_, start_ranges_
 
 _SIGNED_FROM = 0.01
+_ATTENTION = re.compile("attention|attn|xca")
+_NO_ATTENTION = re.compile("flatten|block")  # A block is told by the attention inside of it.
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def quantize_(
     images = noise(model) if calibration is None else checked_images(model, calibration)
     planned = plan(model, layers)
     negative = _look(model, planned, images, settings)
-    planned = _without_uncalled(planned, negative)
+    if negative is not None:
+        planned = without_uncalled(planned, negative)
     _check(model, planned, allow_unsupported)
     converted = _convert(planned.chosen, settings, negative or {})
     renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
@@ -159,15 +163,6 @@ def _look(model: nn.Module, planned: Plan, images: Tensor | None, settings: _Set
             "or activations='unsigned' or 'signed'"
         )
     return None
-
-
-def _without_uncalled(planned: Plan, negative: Mapping[str, float] | None) -> Plan:
-    if negative is None:
-        return planned
-    reason = "the network never calls it, and may apply its weights by itself"
-    uncalled = tuple(left(name, layer, reason) for name, layer in planned.chosen.items() if name not in negative)
-    chosen = {name: layer for name, layer in planned.chosen.items() if name in negative}
-    return replace(planned, chosen=chosen, refused=(*planned.refused, *uncalled))
 
 
 def _check(model: nn.Module, planned: Plan, allow_unsupported: bool) -> None:
@@ -214,4 +209,4 @@ def _other_parameters(model: nn.Module, planned: Plan) -> int:
 
 def _attention(model: nn.Module) -> tuple[str, ...]:
     kinds = {name: type(module).__name__.lower() for name, module in model.named_modules()}
-    return tuple(name for name, kind in kinds.items() if kind.endswith(("attention", "attn")))
+    return tuple(name for name, kind in kinds.items() if _ATTENTION.search(kind) and not _NO_ATTENTION.search(kind))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -74,6 +74,14 @@ def plan(model: nn.Module, layers: Layers | str) -> Plan:
     refused = {name: reason for name, layer in found.items() if name not in kept and (reason := unsupported(layer))}
     chosen = {name: layer for name, layer in found.items() if name not in kept and name not in refused}
     return Plan(chosen, *(tuple(left(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
+
+
+def without_uncalled(planned: Plan, called: Collection[str]) -> Plan:
+    """A plan that refuses the layers it had chosen and the network does not call."""
+    reason = "the network never calls it, and may apply its weights by itself"
+    uncalled = tuple(left(name, layer, reason) for name, layer in planned.chosen.items() if name not in called)
+    chosen = {name: layer for name, layer in planned.chosen.items() if name in called}
+    return replace(planned, chosen=chosen, refused=(*planned.refused, *uncalled))
 
 
 def left(name: str, layer: nn.Module, reason: str) -> KeptLayer:

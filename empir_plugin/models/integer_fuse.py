@@ -44,13 +44,19 @@ def fused(network: nn.Module) -> tuple[nn.Module, list[str]]:
     if not any(isinstance(module, IntegerLayer) for module in network.modules()):
         return network, []
     notes = [note for inner in network.modules() if isinstance(inner, Ensemble) for note in _fuse_members_(inner)]
+    # Tracing begins in the root's forward, past its own hooks; a child is called with them.
+    root = nn.Sequential(network) if _has_hooks(network) else network
     try:
-        traced = fx.GraphModule(network, _Tracer().trace(network))
+        traced = fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:  # tracing runs foreign code on stand-ins, which may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"{type(network).__name__} cannot be traced, so each layer rounds its own input: {reason}"
         return network, [*notes, note]
     return traced, notes + _Fusion(traced.eval()).run()
+
+
+def _has_hooks(network: nn.Module) -> bool:
+    return bool(network._forward_pre_hooks or network._forward_hooks)
 
 
 def _fuse_members_(ensemble: Ensemble) -> list[str]:

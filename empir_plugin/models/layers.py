@@ -60,8 +60,11 @@ class QuantizedLayer(nn.Module):
         return Precision(self.weight_quantizer.bits, self.activation_quantizer.bits)
 
     def quantized_weight(self) -> Tensor:
-        """The weights the layer computes with, of the latent weights' shape."""
-        return self.weight_quantizer(self.weight) if self.baked_weight is None else self.baked_weight
+        """The weights the layer computes with, of the latent weights' shape: in training never the baked ones."""
+        # A network is in training mode from the start, and may be baked then: its latent weights must get gradients.
+        if self.baked_weight is None or self.training:
+            return self.weight_quantizer(self.weight)
+        return self.baked_weight
 
     def quantized_input(self, input: Tensor) -> Tensor:
         """What the layer computes with in place of its input, of the same shape."""
@@ -70,7 +73,7 @@ class QuantizedLayer(nn.Module):
         return in_learned_range(self.activation_quantizer, input, self.activation_bound)
 
     def bake_(self) -> None:
-        """Quantize the weights once; training mode or newly loaded weights undo it."""
+        """Quantize the weights once, for evaluation mode; training or newly loaded weights undo it."""
         with torch.no_grad():
             self.baked_weight = self.weight_quantizer(self.weight).detach().clone()
 

@@ -234,6 +234,14 @@ def _check_packed(
             raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
         if scale.shape != layer.weight_quantizer.factor(layer.weight).shape:
             raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
+        if _is_unscaled(layer.weight_quantizer) and bool(scale != 1):
+            cure = "build the network with the scale its weights were trained with, such as 'max'"
+            raise WeightsError(f"{path} scales {key!r} by {scale.item():.4g}, got a layer of scale 'none': {cure}")
+
+
+def _is_unscaled(rule: AnyWeightQuantizer) -> bool:
+    """Whether a rule takes no notice of the factor in a file."""
+    return isinstance(rule, WeightQuantizer) and rule.scale == "none" and rule.bits > 1
 
 
 def _decode(quantizer: AnyWeightQuantizer, tensors: Mapping[str, Tensor], key: str, layer: QuantizedLayer) -> Tensor:

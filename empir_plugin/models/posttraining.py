@@ -12,7 +12,8 @@ from torch import nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.binary import AnyWeightQuantizer
 from empir_plugin.models.convert_layers import quantize_layer_class_
-from empir_plugin.models.convert_select import Layers, plan
+from empir_plugin.models.convert_probe import negative_shares, noise
+from empir_plugin.models.convert_select import Layers, Plan, plan, without_uncalled
 from empir_plugin.models.precision import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.uniform import UniformWeightQuantizer
@@ -41,7 +42,8 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
 
     Its layers keep their trained weights behind the quantized ones, so what the quantization costs can be told:
     :func:`~empir_plugin.models.lipschitz.quantization_error_norms`. Either every layer asked for is quantized, or the
-    network is left as it is.
+    network is left as it is. Whether the network calls each of them is looked at with noise, if its ``default_cfg``
+    tells the size of its images.
 
     Args:
         model: A network or an ensemble in full precision.
@@ -58,7 +60,7 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
         >>> quantize_weights_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
         ('0', '2')
     """
-    quantizer, planned = after_training(bits), plan(model, layers)
+    quantizer, planned = after_training(bits), _looked_over(model, plan(model, layers))
     if planned.refused:
         first = planned.refused[0]
         raise InputError(f"{first.name or first.kind} cannot be quantized ({first.reason}): name others with layers=")
@@ -67,3 +69,14 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
     for layer in planned.chosen.values():
         quantize_layer_class_(layer).use_quantizers_(quantizer, ActivationQuantizer(FULL_BITS))
     return tuple(planned.chosen)
+
+
+def _looked_over(model: nn.Module, planned: Plan) -> Plan:
+    """The plan without layers whose quantized weights nobody would use, as far as that can be seen."""
+    images = noise(model)
+    if images is None:
+        return planned
+    try:
+        return without_uncalled(planned, negative_shares(model, planned.chosen, images))
+    except InputError:  # It takes images of another size than its configuration says, which is no reason to refuse it.
+        return planned

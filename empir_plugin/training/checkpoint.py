@@ -58,12 +58,28 @@ def load_checkpoint(
         WeightsError: If the file is damaged, or belongs to another run.
     """
     tensors, metadata = _read(path)
-    if metadata.get("identity") != identity:
+    if not _is_same_run(metadata.get("identity"), identity):
         raise WeightsError(f"{path} belongs to another recipe, data set or seed: choose another --out, or delete it")
     model.load_state_dict(_part(tensors, "model."))
     average.load_state_dict(_part(tensors, "average."))
     _restore_optimizer(optimizer, _part(tensors, "optimizer."))
     return Progress(int(metadata["epoch"]), identity, tuple(json.loads(metadata["history"])))
+
+
+def identity_of(path: Path) -> str:
+    """What a checkpoint says that was trained, and how; empty if it says nothing.
+
+    Raises:
+        WeightsError: If the file is damaged.
+    """
+    return _read(path)[1].get("identity", "")
+
+
+def _is_same_run(found: str | None, identity: str) -> bool:
+    """Whether a checkpoint is of a run; the first checkpoints did not name the architecture, and still serve."""
+    facts = json.loads(identity)
+    facts.pop("architecture", None)
+    return found in (identity, json.dumps(facts, sort_keys=True))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -72,7 +72,7 @@ def first_network(
         else:
             model = _in_full_precision(architecture, training)
         if start is not None:
-            load_strictly(model, start, Path(member.start))
+            load_strictly(model, _without_ranges(start), Path(member.start))
         if architecture not in ARCHITECTURES and not member.precision.is_full:
             _convert(model, member, training, Extent())
     return model
@@ -136,6 +136,11 @@ def _of_empir(architecture: str, member: MemberRecipe, num_classes: int) -> nn.M
         mode = member.activations.value
         raise InputError(f"activations of member {member.name!r} must be 'unsigned' in {architecture}, got {mode!r}")
     return ARCHITECTURES[architecture](member.precision, scale=member.scale, num_classes=num_classes)
+
+
+def _without_ranges(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without learned ranges: a converted network's are found anew, one in full precision has none."""
+    return {key: value for key, value in state.items() if key.rpartition(".")[2] != "activation_bound"}
 
 
 def _convert(model: nn.Module, member: MemberRecipe, training: ImageSet, extent: Extent) -> ConversionReport:

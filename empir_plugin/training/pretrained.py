@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
     try:
         # The user's own full-precision weights, which mostly come as .pth; weights_only reads tensors and runs no code.
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
+        # A text under the name of a checkpoint fails in one of these ways or another, depending on its first letters.
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(
             f"{path} cannot be read without running code from it ({reason}): save a state dict"

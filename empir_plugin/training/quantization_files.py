@@ -16,11 +16,11 @@ from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.convert_report import ConversionReport
 from empir_plugin.models.packing import save_packed, sha256
-from empir_plugin.training.checkpoint import REPORT
+from empir_plugin.training.checkpoint import REPORT, identity_of
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.networks import Extent
 from empir_plugin.training.objectives import Objective
-from empir_plugin.training.schedules import MemberRecipe, settings_of
+from empir_plugin.training.schedules import MemberRecipe, reported
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Workplace:
         facts = {
             "architecture": plan.architecture,
             "extent": describe(plan.extent),
-            "recipe": {**settings_of(plan.member), "precision": str(plan.member.precision)},
+            "recipe": reported(plan.member),
             "checkpoint_sha256": sha256(checkpoint),
             "training_images": training.fingerprint,
         }
@@ -157,10 +157,16 @@ class Workplace:
         if self.report.is_file():
             if not self._is_ours():
                 raise WeightsError(f"{self.report} is of another checkpoint or other settings: {_CURE}")
-        elif self.weights.exists():
+        elif self.weights.exists() and not self._was_tuned():
             raise WeightsError(f"{self.weights} exists, and nothing tells what it was made from: {_CURE}")
         elif self.checkpoint.exists() and not self.plan.member.epochs:
             raise WeightsError(f"{self.checkpoint} is of a fine-tuning, but none is asked for now: {_CURE}")
+
+    def _was_tuned(self) -> bool:
+        """Whether the fine-tuning of this very run is there: it was stopped before it had written its report."""
+        if not self.checkpoint.is_file():
+            return False
+        return json.loads(identity_of(self.checkpoint) or "{}").get("made_from") == self.made_from
 
     def _is_ours(self) -> bool:
         try:

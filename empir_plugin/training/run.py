@@ -20,7 +20,7 @@ from empir_plugin.training.derived import recipe_names as recipe_names
 from empir_plugin.training.derived import recipe_text
 from empir_plugin.training.loop import Step
 from empir_plugin.training.recipe import HoldOut, Recipe
-from empir_plugin.training.schedules import Schedule, settings_of
+from empir_plugin.training.schedules import Schedule, reported
 from empir_plugin.training.workshop import Result, Workshop
 
 
@@ -126,9 +126,14 @@ def _publish(result: Result, out: Path) -> TrainedMember:
     member = result.recipe
     weights = out / f"{member.name}.safetensors"
     digest = save_packed(result.model, weights)
-    settings = {**settings_of(member), "precision": str(member.precision)}
     own = result.history if "joint" not in result.report else result.history[: member.epochs]
-    report = {"recipe": settings, "sha256": digest, "threads": torch.get_num_threads(), "history": own, **result.report}
+    report = {
+        "recipe": reported(member),
+        "sha256": digest,
+        "threads": torch.get_num_threads(),
+        "history": own,
+        **result.report,
+    }
     REPORT.write(out / f"{member.name}.json", report)
     return TrainedMember(member.name, weights, digest, result.history)
 

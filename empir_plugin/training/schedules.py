@@ -9,6 +9,7 @@ from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
+from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.objective_tables import RecipeObjective
 from empir_plugin.training.objectives import clean
 
@@ -55,6 +56,16 @@ class Schedule:
                 raise InputError(f"{key} of {self._who} must lie in [0, 1), got {getattr(self, key)!r}")
         if self.epochs < 0 or self.shift < 0 or not self.weight_decay >= 0:
             raise InputError(f"epochs, shift and weight_decay of {self._who} must not be negative")
+        self._check_labels_are_used()
+
+    def _check_labels_are_used(self) -> None:
+        """A student that never sees a label has no use for what shapes the loss on labels."""
+        if not isinstance(self.objective, DistilledFrom) or self.objective.label_share:
+            return
+        for key in ("label_smoothing", "member_share"):
+            if value := getattr(self, key, 0):
+                cure = f"leave {key} out (or set it to 0), or give the objective a label_share"
+                raise InputError(f"{key} of {self._who} is {value!r}, which its objective 'distilled' ignores: {cure}")
 
     @property
     def _who(self) -> str:
@@ -132,6 +143,16 @@ def settings_of(schedule: Schedule) -> dict[str, object]:
     found = {item.name: getattr(schedule, item.name) for item in plain if item.name not in young}
     objective = {} if schedule.objective == clean else {"objective": describe(schedule.objective)}
     return {**{key: _plain(value) for key, value in found.items()}, **objective}
+
+
+def reported(member: MemberRecipe) -> dict[str, object]:
+    """A member's settings as its report has them: its precision as text.
+
+    Example:
+        >>> reported(MemberRecipe("m", seed=1, epochs=2, precision=Precision(2, 4)))["precision"]
+        'w2a4'
+    """
+    return {**settings_of(member), "precision": str(member.precision)}
 
 
 def _plain(value: object) -> object:

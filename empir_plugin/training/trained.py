@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
-from empir_plugin.errors import InputError
+from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.data import load_images
+from empir_plugin.models.activations import Activations
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.packing import load_packed
+from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.networks import first_network
 from empir_plugin.training.recipe import Recipe
-from empir_plugin.training.schedules import MemberRecipe
+from empir_plugin.training.schedules import MemberRecipe, reported
 
 _IMAGES = 2
 """A converted network has to see some before it takes over from its file whatever follows from them."""
@@ -76,6 +79,26 @@ def member_of(recipe: Recipe, name: str) -> MemberRecipe:
 
 
 def _network(recipe: Recipe, member: MemberRecipe, folder: Path, expected_sha256: str | None = None) -> nn.Module:
+    _check_report(member, folder / f"{member.name}.json")
     network = first_network(recipe.architecture, member, load_images(recipe.dataset).first(_IMAGES))
     load_packed(network, folder / f"{member.name}.safetensors", expected_sha256=expected_sha256)
     return network
+
+
+def _check_report(member: MemberRecipe, path: Path) -> None:
+    """Refuse weights whose report, if there is one, tells of other settings: not all of them show in the weights."""
+    if not path.is_file():
+        return
+    wanted, trained = _quantizers(reported(member)), REPORT.read(path, lambda report: _quantizers(report["recipe"]))
+    for key, value in wanted.items():
+        if trained[key] != value:
+            raise WeightsError(
+                f"{path.with_suffix('.safetensors')} is of another recipe: by its report member {member.name!r} was "
+                f"trained with {key} {trained[key]!r}, the recipe says {value!r}: pass the recipe it was trained with"
+            )
+
+
+def _quantizers(settings: Mapping[str, object]) -> dict[str, object]:
+    """Of a member's settings as in its report, those that decide what its weights mean."""
+    activations = settings.get("activations", Activations.UNSIGNED.value)
+    return {"precision": settings["precision"], "scale": settings["scale"], "activations": activations}

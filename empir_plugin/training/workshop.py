@@ -72,10 +72,10 @@ class Workshop:
         if not member.epochs:
             return Result(member, model)
         objective = _bound(member.objective, earlier)
-        facts = _facts(objective, member.objective, model if member.start else None)
+        facts = self._facts(objective, member.objective, model if member.start else None)
         task = Task(member, objective, Criterion(member.label_smoothing), (member.ema,), facts)
         trained = self._fit(model, task)
-        selection = self._select(trained, task, final=self.recipe.joint is None or not member.in_ensemble)
+        selection = self._select(trained, task, final=self._is_final(member))
         return Result(member, selection.model, trained.history, _scores(selection))
 
     def together(self, joint: JointRecipe, alone: Mapping[str, Result]) -> list[Result]:
@@ -84,7 +84,7 @@ class Workshop:
         ensemble = Ensemble([result.model.requires_grad_(True) for result in results], MeanProbability())
         objective = _bound(joint.objective, alone)
         decays = tuple(result.recipe.ema for result in results)
-        facts = {**_facts(objective, joint.objective, ensemble), "decays": repr(decays)}
+        facts = {**self._facts(objective, joint.objective, ensemble), "decays": repr(decays)}
         task = Task(joint, objective, Criterion(joint.label_smoothing, joint.member_share), decays, facts)
         trained = self._fit(ensemble, task)
         selection = self._select(trained, task, final=True)
@@ -94,6 +94,23 @@ class Workshop:
             replace(result, model=model, history=(*result.history, *trained.history), report=report)
             for result, model in pairs
         ]
+
+    def _facts(self, objective: Objective, written: RecipeObjective, start: nn.Module | None) -> dict[str, str]:
+        """What a run depends on beside its own schedule: architecture, teacher, and the weights it starts from."""
+        # Several architectures are of one class, with weights of the same names and shapes.
+        facts = {"architecture": self.recipe.architecture}
+        if objective is not written:
+            facts["objective"] = describe(objective)
+        if start is not None:
+            facts["start"] = hashlib.sha256(describe(dict(start.state_dict())).encode()).hexdigest()
+        return facts
+
+    def _is_final(self, member: MemberRecipe) -> bool:
+        """Whether the weights a member has after training alone are its last, and so may be chosen on the holdout."""
+        if member.in_ensemble:
+            return self.recipe.joint is None
+        # A first stage hands on its average, as it does where the second stage is a joint one: both start alike.
+        return all(other.start != member.name for other in self.recipe.members)
 
     def _fit(self, model: nn.Module, task: Task) -> Trained:
         name = task.schedule.name
@@ -109,14 +126,6 @@ def _bound(objective: RecipeObjective, earlier: Mapping[str, Result]) -> Objecti
     if not isinstance(objective, DistilledFrom):
         return objective
     return objective.by(copy.deepcopy(earlier[objective.teacher].model).requires_grad_(False))
-
-
-def _facts(objective: Objective, written: RecipeObjective, start: nn.Module | None) -> dict[str, str]:
-    """What a run depends on beside its own schedule: the teacher, and the weights it starts from."""
-    facts = {} if objective is written else {"objective": describe(objective)}
-    if start is not None:
-        facts["start"] = hashlib.sha256(describe(dict(start.state_dict())).encode()).hexdigest()
-    return facts
 
 
 def _scores(selection: Selection) -> dict[str, object]:

@@ -52,7 +52,7 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
     if not isinstance(architecture, str):
         return architecture(num_classes=num_classes, **settings)
     if timm.is_model(architecture):
-        return _sized(timm.create_model(architecture, num_classes=num_classes, **settings), settings.get("img_size"))
+        return _sized(timm.create_model(architecture, num_classes=num_classes, **settings), settings)
     plain = architecture.lower().replace("-", "_")
     if match := _WIDE_RESNET.fullmatch(plain):
         return _wide_resnet(int(match[1]), int(match[2]), num_classes=num_classes, **settings)
@@ -70,12 +70,15 @@ def _with_config(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _sized(model: nn.Module, size: int | tuple[int, int] | None) -> nn.Module:
-    if size is None:
+def _sized(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
+    """The network with the size of images in its configuration that the settings ask for: timm leaves it as it was."""
+    if settings.get("img_size") is None and settings.get("in_chans") is None:
         return model
     config: Any = model.default_cfg
-    height, width = (size, size) if isinstance(size, int) else size
-    return _with_config(model, {**config, "input_size": (config["input_size"][0], height, width)})
+    channels, *sides = config["input_size"]
+    if (size := settings.get("img_size")) is not None:
+        sides = [size, size] if isinstance(size, int) else size
+    return _with_config(model, {**config, "input_size": (settings.get("in_chans") or channels, *sides)})
 
 
 def _wide_resnet(depth: int, width: int, **settings: Any) -> nn.Module:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from types import MappingProxyType
 
+from empir_plugin._entry_points import find
 from empir_plugin.zoo.builders import ModelBuilder, count_parameters
 from empir_plugin.zoo.card import ModelCard, cards
 from empir_plugin.zoo.quantized_catalog import FAMILIES, PRECISIONS, curated
 from empir_plugin.zoo.registry import find_builder
+
+_OTHERWISE = "Linf:8/255"
+_THREATS: Mapping[str, str] = MappingProxyType({"mnist": "Linf:0.3", "imagenet": "Linf:4/255"})
 
 
 def dataset_of(model: str) -> str:
@@ -22,15 +27,21 @@ def dataset_of(model: str) -> str:
     return "cifar10" if builder is None else builder.dataset
 
 
-def default_threat(model: str) -> str:
+def default_threat(model: str, dataset: str | None = None) -> str:
     """The threat a named model is evaluated under unless told otherwise, as text.
 
+    It is the one on its card; that of RobustBench's leaderboard of its data set for a model without a card.
+
+    Args:
+        model: Its id; case, ``-`` and ``_`` make no difference.
+        dataset: Data set of a model without a card; :func:`dataset_of` says which by default.
+
     Example:
-        >>> default_threat("empir-mnist")
-        'Linf:0.3'
+        >>> default_threat("EMPIR_mnist"), default_threat("Standard_R50", "imagenet")
+        ('Linf:0.3', 'Linf:4/255')
     """
-    card = cards().get(model)
-    return "Linf:8/255" if card is None else card.threat
+    card = find(cards(), model)
+    return _THREATS.get(dataset or dataset_of(model), _OTHERWISE) if card is None else card.threat
 
 
 def rows(builders: Mapping[str, ModelBuilder]) -> Iterator[tuple[str, ...]]:

@@ -407,3 +407,26 @@ def test_32_bit_inputs_need_no_look() -> None:
     assert "whether the network calls each of them is not known" in str(report)
     assert (model(IMAGES) - full(IMAGES)).norm() < 0.2 * full(IMAGES).norm()
     assert all(isinstance(layer, QuantizedLayer) for _, layer in quantized_layers(model))
+
+
+# -- Attention
+
+
+def _attending(kind: str) -> nn.Module:
+    """A network with a part whose class has that name."""
+    model = network()
+    model.insert(4, type(kind, (nn.Identity,), {})())
+    return model
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["Attention", "ClassAttn", "Attention2d", "XCA", "AttentionDownsample", "MobileAttention", "WindowAttentionV2"],
+)
+def test_attention_is_told_by_the_name_of_its_class(kind: str) -> None:
+    assert quantize_(_attending(kind), "w4a4", calibration=IMAGES).attention == ("4",)
+
+
+@pytest.mark.parametrize("kind", ["FlattenAttention", "AttentionBlock", "XCABlock", "Identity", "Flatten"])
+def test_what_only_holds_attention_or_has_none_is_not_told(kind: str) -> None:
+    assert quantize_(_attending(kind), "w4a4", calibration=IMAGES).attention == ()

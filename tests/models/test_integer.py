@@ -32,6 +32,7 @@ from empir_plugin.models.integer_steps import AddInto, PoolCodes
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+from empir_plugin.zoo.quantized_build import normalize_images_
 
 CPU = torch.device("cpu")
 SHIPPED = ["cifarconv-w2a2", "cifarconv-w4a2", "mnistconv-w2a4", "empir-cifar", "empir-mnist"]
@@ -597,6 +598,38 @@ def test_every_decision_on_the_full_test_set_agrees(name: str, data_dir: Path) -
     agreement = agree(model, to_integer(model), images, batch_size=200)
     assert (agreement.images, agreement.differing_decisions) == (10_000, 0)
     assert agreement.max_logit_difference < 1e-4
+
+
+# -- Hooks of the network itself
+
+
+def normalised(text: str = "w4a4") -> Block:
+    """A network that takes images of [0, 1], and subtracts a mean and divides by a deviation in a hook."""
+    network = block(text)
+    normalize_images_(network, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    return network
+
+
+@each_kernel
+def test_a_network_normalises_its_images_on_integers_too(kernel: Kernel) -> None:
+    network, images = normalised(), torch.rand(8, 3, 8, 8)
+    integer = to_integer(network, kernel=kernel)
+    with torch.no_grad():
+        assert torch.allclose(integer(images), network(images), rtol=0, atol=1e-4)
+        assert not torch.allclose(integer(images), block()(images), rtol=0, atol=1e-2)
+    assert "codes_of" in str([name for name, _ in integer.named_modules()]), "it was traced"
+
+
+def test_hooks_behind_a_network_are_kept_as_well_and_inside_of_an_ensemble() -> None:
+    network, images = normalised(), torch.rand(8, 3, 8, 8)
+    network.register_forward_hook(lambda module, inputs, output: 2 * output)
+    for model in (network, Ensemble([network, block("w2a2")])):
+        with torch.no_grad():
+            assert torch.allclose(to_integer(model)(images), model(images), rtol=0, atol=1e-4)
+
+
+def test_a_network_without_hooks_keeps_the_names_of_its_layers() -> None:
+    assert "network.conv1" in layers_of(to_integer(block()))
 
 
 # -- The whole network's check

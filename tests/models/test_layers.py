@@ -236,6 +236,20 @@ def test_training_mode_of_the_whole_network_forgets_baked_weights(make: Maker) -
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_a_layer_baked_in_training_mode_computes_with_its_latent_weights_until_it_is_evaluated(make: Maker) -> None:
+    layer = make()
+    layer.bake_()
+    kept = layer.quantized_weight().detach().clone()
+    with torch.no_grad():
+        layer.weight.neg_()
+    assert not is_stale(layer)
+    layer(inputs(layer)).square().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.any()
+    assert torch.equal(layer.eval().quantized_weight(), kept), "baked for evaluation all the same"
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_loaded_weights_replace_baked_ones(make: Maker) -> None:
     layer, other = baked(make), make(seed=1)
     nn.Sequential(layer).load_state_dict(nn.Sequential(other).state_dict())

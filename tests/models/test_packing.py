@@ -171,8 +171,37 @@ def test_a_channels_last_model_survives(text: str, scale: Scale, file: Path) -> 
         loaded = QuantConv2d(17, 32, 5, precision=Precision.parse(text), scale=scale)
         saved.to(memory_format=torch.channels_last)
         save_packed(saved, file)
-        load_packed(loaded, file)
+        load_packed(loaded.eval(), file)
         assert torch.equal(loaded.quantized_weight(), saved.quantized_weight())
+
+
+def test_a_network_that_was_never_put_into_evaluation_mode_trains_on(file: Path) -> None:
+    """A network is in training mode when it is built, and loading bakes its weights for evaluation."""
+    save_packed(network("w2a4", scale="max"), file)
+    loaded = network("w2a4", scale="max", seed=1).train()
+    load_packed(loaded, file)
+    loaded(X).square().sum().backward()
+    gradients = {name: layer.weight.grad for name, layer in quantized_layers(loaded)}
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values()), gradients
+
+
+@pytest.mark.parametrize("scale", ["max", "mean"])
+def test_scaled_weights_do_not_load_into_layers_without_a_scale(scale: Scale, file: Path) -> None:
+    save_packed(network("w2a4", scale=scale), file)
+    wrong, before = network("w2a4", seed=1), fingerprint(network("w2a4", seed=1))
+    with pytest.raises(
+        WeightsError, match=r"scales '0.weight' by 0\.\d+, got a layer of scale 'none': build the network"
+    ):
+        load_packed(wrong, file)
+    assert_unchanged(wrong, before)
+    load_packed(right := network("w2a4", scale=scale, seed=1), file)
+    assert torch.equal(right(X), network("w2a4", scale=scale)(X))
+
+
+def test_one_bit_has_a_scale_of_its_own_whatever_the_layer_says(file: Path) -> None:
+    save_packed(network("w1a4"), file)
+    load_packed(loaded := network("w1a4", seed=1), file)
+    assert torch.equal(loaded(X), network("w1a4")(X))
 
 
 def test_an_ensemble_survives(file: Path) -> None:

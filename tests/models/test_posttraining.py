@@ -140,6 +140,33 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_changed() -> None:
     assert is_full_precision(mixed)
 
 
+class Functional(nn.Module):
+    """Applies the weights of a layer without calling it, as BEiT's attention does."""
+
+    default_cfg = {"input_size": (1, 6, 6)}  # noqa: RUF012 - as timm's networks have it
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.uncalled = nn.Linear(6, 6), nn.Linear(36, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.called(x).flatten(1), self.uncalled.weight)
+
+
+def test_a_layer_that_is_never_called_is_refused_as_its_quantized_weights_would_not_be_used() -> None:
+    model = Functional()
+    with pytest.raises(InputError, match=r"uncalled cannot be quantized \(the network never calls it, .*\): name"):
+        quantize_weights_(model)
+    assert is_full_precision(model)
+    assert quantize_weights_(model, layers=["called"]) == ("called",)
+
+
+def test_a_network_that_takes_other_images_than_it_says_is_quantized_unseen() -> None:
+    model = network()
+    model.default_cfg = {"input_size": (3, 6, 6)}  # type: ignore[assignment]
+    assert quantize_weights_(model) == ("0", "3")
+
+
 def test_pgd_on_an_ensemble_sees_the_quantized_weights_at_the_raw_image() -> None:
     """A network that holds the rounded numbers themselves is attacked in the very same way."""
     twin, model = network(), quantized(2)

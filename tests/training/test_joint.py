@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError, WeightsError
@@ -145,18 +145,71 @@ def test_the_names_of_the_robust_recipes_runs_have_not_changed() -> None:
     assert settings_of(distilled)["objective"] == expected
 
 
-def test_a_checkpoint_names_its_run_as_the_first_ones_did(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+def test_a_checkpoint_names_its_run(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     train_recipe(_alone(replace(FP, batch_size=48)), tiny_mnist, tmp_path)
     with safe_open(tmp_path / "full.checkpoint.safetensors", framework="pt") as file:
         identity = (file.metadata() or {})["identity"]
     attacked = PGD_2.replace("eps=0.03137254901960784, eps_text='8/255'", "eps=0.1, eps_text='0.1'")
     attacked = attacked.replace("steps=2, step=0.75", "steps=1, step=1.0").replace("ramp=0.0", "ramp=0.5")
     assert identity == (
-        f'{{"data": "{tiny_mnist.fingerprint}", "model": "MNISTConv", "recipe": {{"batch_size": 48, "ema": 0.0, '
-        '"epochs": 1, "flip": false, "label_smoothing": 0.0, "learning_rate": 0.001, "name": "full", '
+        f'{{"architecture": "mnistconv", "data": "{tiny_mnist.fingerprint}", "model": "MNISTConv", "recipe": '
+        '{"batch_size": 48, "ema": 0.0, "epochs": 1, "flip": false, "label_smoothing": 0.0, "learning_rate": 0.001, '
+        '"name": "full", '
         f'"objective": "{attacked}", "precision": {{"activation_bits": 32, "weight_bits": 32}}, "scale": "none", '
         '"seed": 1, "shift": 0, "warmup": 0.0, "weight_decay": 0.0}}'
     )
+
+
+def _renamed(checkpoint: Path, change: Callable[[dict[str, object]], object]) -> None:
+    """Change what a checkpoint says of its run."""
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+    facts = json.loads(metadata["identity"])
+    change(facts)
+    save_file(load_file(checkpoint), checkpoint, {**metadata, "identity": json.dumps(facts, sort_keys=True)})
+
+
+def test_a_checkpoint_from_before_architectures_were_named_still_serves(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    recipe = _alone(replace(FP, epochs=2))
+    whole = train_recipe(recipe, tiny_mnist, tmp_path / "whole")
+    with pytest.raises(_KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=_kill_at("full", 4))
+    checkpoint = tmp_path / "cut" / "full.checkpoint.safetensors"
+    _renamed(checkpoint, lambda facts: facts.pop("architecture"))
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        train_recipe(_alone(replace(FP, epochs=2, seed=9)), tiny_mnist, tmp_path / "cut")
+    seen: list[int] = []
+    resumed = train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=lambda at: seen.append(at.step))
+    assert seen == [4, 5, 6], "the first epoch is not repeated"
+    assert _digests(resumed) == _digests(whole)
+
+
+@pytest.mark.parametrize("joint", [None, replace(JOINT, batch_size=48, epochs=1)], ids=["alone", "together"])
+def test_architectures_of_one_class_do_not_resume_each_other(
+    joint: JointRecipe | None, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    member = MemberRecipe("full", 1, 0 if joint else 1, 48, precision=Precision.parse("w1a1"))
+    recipe = Recipe("both", "fcn2", "mnist", (member,), joint)
+    train_recipe(recipe, tiny_mnist, tmp_path)
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        train_recipe(replace(recipe, architecture="fcn2-xnor"), tiny_mnist, tmp_path)
+    steps: list[Step] = []
+    train_recipe(recipe, tiny_mnist, tmp_path, on_step=steps.append)
+    assert not steps, "its own it does"
+
+
+def test_a_first_stage_hands_on_its_average_whatever_follows(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    """Joint or apart, the second stage begins with the same weights; images kept back choose among last ones only."""
+    first = replace(FP, batch_size=32, ema=0.5, in_ensemble=False)
+    on = replace(LP, epochs=1, batch_size=32)
+    apart = Recipe("both", "mnistconv", "mnist", (first, on), None, HoldOut(16))
+    train_recipe(apart, tiny_mnist, tmp_path)
+    assert "holdout" not in json.loads((tmp_path / "full.json").read_text())
+    average = load_file(tmp_path / "full.checkpoint.safetensors")["average.conv2.weight"]
+    assert torch.equal(load_file(tmp_path / "full.safetensors")["conv2.weight"], average)
+    assert len(json.loads((tmp_path / "low.json").read_text())["holdout"]) == 2, "the last stage is chosen"
+    train_recipe(replace(apart, members=(first, replace(on, start=""))), tiny_mnist, tmp_path / "teacher")
+    assert len(json.loads((tmp_path / "teacher" / "full.json").read_text())["holdout"]) == 2, "nothing starts from it"
 
 
 def test_a_checkpoint_serves_whether_or_not_the_network_becomes_a_member(tiny_mnist: ImageSet, tmp_path: Path) -> None:

@@ -168,6 +168,31 @@ def test_files_of_unknown_origin_are_not_replaced(checkpoint: Path, tmp_path: Pa
     assert (tmp_path / "low.safetensors").read_bytes() == b"precious"
 
 
+def test_a_run_stopped_between_its_weights_and_its_report_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+    whole = _quantize(TUNED, checkpoint, tmp_path)
+    report = (tmp_path / "low.json").read_bytes()
+    (tmp_path / "low.json").unlink()
+    for other in (replace(TUNED, learning_rate=1e-4), AFTER):
+        with pytest.raises(WeightsError, match=r"low.safetensors exists, and nothing tells what it was made from"):
+            _quantize(other, checkpoint, tmp_path)
+    steps: list[Step] = []
+    assert _quantize(TUNED, checkpoint, tmp_path, on_step=steps.append).sha256 == whole.sha256
+    assert not steps, "all was finished but the report"
+    assert (tmp_path / "low.json").read_bytes() == report
+
+
+def test_a_damaged_checkpoint_vouches_for_no_weights(checkpoint: Path, tmp_path: Path) -> None:
+    _quantize(TUNED, checkpoint, tmp_path)
+    (tmp_path / "low.json").unlink()
+    tuned = tmp_path / "low.checkpoint.safetensors"
+    tuned.write_bytes(tuned.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"low.checkpoint.safetensors is damaged"):
+        _quantize(TUNED, checkpoint, tmp_path)
+    save_file({"a": torch.zeros(1)}, tuned)
+    with pytest.raises(WeightsError, match="nothing tells what it was made from"):
+        _quantize(TUNED, checkpoint, tmp_path)
+
+
 def test_finished_work_survives_a_failing_restart(checkpoint: Path, tmp_path: Path) -> None:
     _quantize(AFTER, checkpoint, tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -241,6 +266,21 @@ def test_learned_ranges_are_tuned_and_saved(checkpoint: Path, tmp_path: Path) ->
     again = first_network(ARCHITECTURE, member, TRAINING)
     load_packed(again, made.weights)
     assert all(torch.equal(again.state_dict()[key], value) for key, value in ranges.items())
+
+
+def test_a_network_with_learned_ranges_starts_from_another_one(checkpoint: Path, tmp_path: Path) -> None:
+    first = replace(TUNED, epochs=1, activations=Activations.PACT)
+    tuned = _quantize(first, checkpoint, tmp_path).model.state_dict()
+    ranges = {key for key in tuned if key.endswith("activation_bound")}
+    assert len(ranges) == 8
+    for activations, expected in ((Activations.PACT, ranges), (Activations.AUTO, set[str]())):
+        second = replace(first, name="second", start="low", activations=activations, precision=Precision(2, 2))
+        state = first_network(ARCHITECTURE, second, TRAINING, tuned).state_dict()
+        assert {key for key in state if key.endswith("activation_bound")} == expected
+        assert torch.equal(state["fc.weight"], tuned["fc.weight"])
+    lacking = {key: value for key, value in tuned.items() if key != "fc.weight"}
+    with pytest.raises(WeightsError, match=r"lacks fc.weight"):
+        first_network(ARCHITECTURE, replace(first, start="low"), TRAINING, lacking)
 
 
 def test_architectures_of_empir_keep_the_layers_of_the_release(tmp_path: Path) -> None:

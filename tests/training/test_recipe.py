@@ -75,6 +75,23 @@ def test_defaults_reach_the_joint_run_where_it_has_the_key() -> None:
     assert joint.batch_size == 7
 
 
+@pytest.mark.parametrize("key", ["member_share", "label_smoothing"])
+def test_what_a_distillation_without_labels_ignores_is_refused(key: str) -> None:
+    joint = "\n[joint]\nseed = 3\nepochs = 4\n"
+    with pytest.raises(InputError, match=rf"{key} of \[joint\] is 0.25, which its objective 'distilled' ignores"):
+        Recipe.parse(HEAD + MEMBER + joint + f"{key} = 0.25\n" + DISTILLED)
+    labelled = DISTILLED.replace(" }", ", label_share = 0.5 }")
+    for settings in (f"{key} = 0.25\n{labelled}", f"{key} = 0.0\n{DISTILLED}", f"{key} = 0.25\n"):
+        assert Recipe.parse(HEAD + MEMBER + joint + settings).joint is not None
+
+
+def test_a_student_without_labels_has_none_to_smooth() -> None:
+    student = MEMBER.replace("'m'", "'n'").replace('"m"', '"n"') + DISTILLED
+    assert len(Recipe.parse(HEAD + MEMBER + student).members) == 2
+    with pytest.raises(InputError, match=r"label_smoothing of member 'n' is 0.1, which its objective"):
+        Recipe.parse(HEAD + MEMBER + student + "label_smoothing = 0.1\n")
+
+
 def test_a_holdout_may_do_without_a_threat() -> None:
     assert Recipe.parse(HEAD + MEMBER + "[holdout]\nimages = 5\n").holdout == HoldOut(5)
     text = HEAD + MEMBER + "[holdout]\nimages = 5\nthreat = 'Linf:8/255'\nsteps = 3\n"
@@ -101,7 +118,10 @@ DISTILLED = "objective = { kind = 'distilled', teacher = 'm', temperature = 1.0 
         (MEMBER + JOINT.replace("epochs = 4", "epochs = 0"), r"epochs of \[joint\] must be positive"),
         (MEMBER + JOINT + "ema = 0.5", r"\[joint\] has unknown key\(s\) ema"),
         (MEMBER + JOINT.replace("0.5", "1.5"), r"member_share of \[joint\] must lie in \[0, 1\]"),
-        (MEMBER + JOINT + DISTILLED.replace("'m'", "'x'"), r"teacher of \[joint\] must name a member, got 'x'"),
+        (
+            MEMBER + JOINT.replace("0.5", "0.0") + DISTILLED.replace("'m'", "'x'"),
+            r"teacher of \[joint\] must name a member, got 'x'",
+        ),
         (MEMBER + "[holdout]\nimages = 0", r"\[holdout\] needs images and steps of 1 or more"),
         (MEMBER + "[holdout]\nimages = 1\nthreat = 'Linf:8'", r"eps must lie in \(0, 1\], got 8"),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from empir_plugin.models.layers import bake_
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.recipe import JointRecipe, MemberRecipe, Recipe
 from empir_plugin.training.run import train_recipe
-from empir_plugin.training.trained import load_trained
+from empir_plugin.training.trained import load_trained, load_trained_member
 
 TEACHER = MemberRecipe("first", 1, 1, 16, precision=Precision(), in_ensemble=False)
 FP = MemberRecipe("full", 2, 0, 16, precision=Precision(), start="first")
@@ -55,3 +58,50 @@ def test_vote_and_mean_probability_of_the_same_weights_give_a_record_each(folder
 def test_what_is_not_there_is_missed(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no weight file at .*full\.safetensors"):
         load_trained(RECIPE, tmp_path)
+
+
+def _rewritten(folder: Path, tmp_path: Path, **changes: str) -> Path:
+    """The folder with another report of the member ``low``."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    report = json.loads((tmp_path / "low.json").read_text())
+    (tmp_path / "low.json").write_text(json.dumps({**report, "recipe": {**report["recipe"], **changes}}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("key", "trained", "wanted"),
+    [("precision", "w4a4", "w2a4"), ("precision", "w2a2", "w2a4"), ("scale", "mean", "max"),
+     ("activations", "signed", "unsigned")],
+)  # fmt: skip
+def test_weights_whose_report_tells_of_other_settings_are_of_another_recipe(
+    key: str, trained: str, wanted: str, folder: Path, tmp_path: Path
+) -> None:
+    changed = _rewritten(folder, tmp_path, **{key: trained})
+    sentence = (
+        rf"low.safetensors is of another recipe: .* was trained with {key} '{trained}', the recipe says '{wanted}'"
+    )
+    with pytest.raises(WeightsError, match=sentence):
+        load_trained(RECIPE, changed)
+    with pytest.raises(WeightsError, match=sentence):
+        load_trained_member(RECIPE, changed, "low")
+    load_trained_member(RECIPE, changed, "full")
+
+
+def test_a_scale_the_weights_do_not_show_is_told_by_the_report(folder: Path, tiny_mnist: ImageSet) -> None:
+    first, full, low = RECIPE.members
+    for scale in ("none", "mean"):
+        recipe = replace(RECIPE, members=(first, full, replace(low, scale=scale)))
+        with pytest.raises(WeightsError, match=f"trained with scale 'max', the recipe says '{scale}'"):
+            load_trained(recipe, folder)
+
+
+def test_weights_without_a_report_are_taken_and_a_damaged_report_is_told(
+    folder: Path, tmp_path: Path, tiny_mnist: ImageSet
+) -> None:
+    changed, x = _rewritten(folder, tmp_path), tiny_mnist.batch(0, 4)[0]
+    for text, reason in (("{", "no valid JSON"), ("{}", "KeyError"), ("[]", "TypeError")):
+        (changed / "low.json").write_text(text)
+        with pytest.raises(WeightsError, match=rf"low.json is no training report.*{reason}"):
+            load_trained(RECIPE, changed)
+    (changed / "low.json").unlink()
+    assert torch.equal(load_trained(RECIPE, changed)(x), load_trained(RECIPE, folder)(x))

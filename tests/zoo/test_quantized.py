@@ -97,6 +97,24 @@ def test_architectures_of_timm_and_of_robustbench(architecture: str) -> None:
     ensemble.members[1].load_state_dict(ensemble.members[0].state_dict(), strict=True)
 
 
+def test_another_number_of_channels_needs_no_calibration_images() -> None:
+    ensemble = empir("mobilenetv3_small_050", precisions=["fp", "w4a4"], num_classes=10, in_chans=1)
+    assert ensemble(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+    with pytest.raises(InputError, match=r"MobileNetV3 does not take images of shape \(2, 3, 32, 32\)"):
+        empir("mobilenetv3_small_050", precisions=["w4a4"], num_classes=10, in_chans=1, calibration=IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [({}, (3, 224, 224)), ({"in_chans": 1}, (1, 224, 224)), ({"img_size": 32}, (3, 32, 32)),
+     ({"in_chans": 1, "img_size": (32, 48)}, (1, 32, 48))],
+    ids=str,
+)  # fmt: skip
+def test_a_network_tells_the_images_it_was_built_for(settings: dict[str, Any], size: tuple[int, ...]) -> None:
+    model: Any = network("vit_tiny_patch16_224", num_classes=10, depth=1, **settings)
+    assert model.default_cfg["input_size"] == size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["resnet18", "PreActResNet-18", "preact_resnet50", "wide_resnet_28_10"])
 def test_more_architectures(architecture: str) -> None:
