@@ -119,7 +119,7 @@ class Case:
             return _threat(self.threat or "Linf", self.eps)
         found = self.plan.threat(self._dataset)
         if found is None and self.model:
-            found = Threat.parse(default_threat(self.model))
+            found = Threat.parse(default_threat(self.model, self._dataset))
         if found is None or self.threat not in ("", str(found.norm)):
             whose = f"there is no default under {self.threat}" if self.threat else "a model of your own has no default"
             raise InputError(f"an evaluation needs a radius, {whose}: pass eps, such as '8/255' (--rb-eps)")

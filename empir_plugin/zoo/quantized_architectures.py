@@ -22,13 +22,8 @@ Architecture = str | Callable[..., nn.Module]
 _CIFAR_SIZE = (3, 32, 32)
 _WIDE_RESNET = re.compile(r"wide_?resnet_?([0-9]+)_([0-9]+)")
 _PREACT_RESNET = re.compile(r"preact_?resnet_?([0-9]+)")
-_PREACT_BLOCKS: Mapping[int, tuple[str, list[int]]] = MappingProxyType(
-    {
-        18: ("PreActBlock", [2, 2, 2, 2]),
-        34: ("PreActBlock", [3, 4, 6, 3]),
-        50: ("PreActBottleneck", [3, 4, 6, 3]),
-    }
-)
+_PREACT_BLOCKS: Mapping[int, list[int]] = MappingProxyType({18: [2, 2, 2, 2], 34: [3, 4, 6, 3]})
+"""Blocks in each stage. The deeper ones cannot be built: RobustBench's bottleneck refuses what its network passes."""
 
 
 def network(architecture: Architecture, *, num_classes: int, **settings: Any) -> nn.Module:
@@ -93,10 +88,9 @@ def _preact_resnet(depth: int, **settings: Any) -> nn.Module:
     from robustbench.model_zoo.architectures import resnet
 
     if depth not in _PREACT_BLOCKS:
-        known = ", ".join(str(each) for each in _PREACT_BLOCKS)
-        raise InputError(f"a PreActResNet has one of {known} layers, got {depth}")
-    block, counts = _PREACT_BLOCKS[depth]
-    model = resnet.PreActResNet(getattr(resnet, block), counts, **settings)
+        known = " or ".join(str(each) for each in _PREACT_BLOCKS)
+        raise InputError(f"RobustBench builds a PreActResNet of {known} layers, got {depth}: name one of them")
+    model = resnet.PreActResNet(resnet.PreActBlock, _PREACT_BLOCKS[depth], **settings)
     return _with_config(model, {"input_size": _CIFAR_SIZE})
 
 

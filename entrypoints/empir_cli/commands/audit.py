@@ -52,7 +52,7 @@ def audit(
     if target is not None:
         check_output_file("--json", target)
     place, dataset = parse_device(device), dataset_of(model)
-    budget = Threat.parse(default_threat(model) if threat is None else threat)
+    budget = Threat.parse(default_threat(model, dataset) if threat is None else threat)
     network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
     require_weights(network, model)
     data = load_images(dataset, data_dir=data_dir, n_examples=n_examples)
