@@ -62,7 +62,7 @@ class Trainer:
         plan, bits = find_recipe(training.recipe), training.bits
         member_of(plan, member)  # refuses one that is not there, before anything is trained
         digests = self._finished(plan, bits) or self._train(plan, bits)
-        return load_trained_member(plan, self._folder(plan, bits), member, digests.get(member, ""))
+        return load_trained_member(plan, self._folder(plan, bits), member, expected_sha256=digests.get(member, ""))
 
     def is_trained(self, training: Training) -> bool:
         """Whether all members of a recipe are there already.

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from empir_plugin.errors import InputError, WeightsError
-from empir_plugin.evaluation.data import load_images
+from empir_plugin.evaluation.data import ImageSet, load_images
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.packing import load_packed
@@ -21,7 +21,7 @@ _IMAGES = 2
 """A converted network has to see some before it takes over from its file whatever follows from them."""
 
 
-def load_trained(recipe: Recipe, folder: Path, rule: Rule | None = None) -> Ensemble:
+def load_trained(recipe: Recipe, folder: Path, rule: Rule | None = None, *, images: ImageSet | None = None) -> Ensemble:
     """The ensemble of a recipe's members, in evaluation mode.
 
     The same files give the ensemble under every rule: its members do not know how they are to decide.
@@ -30,8 +30,10 @@ def load_trained(recipe: Recipe, folder: Path, rule: Rule | None = None) -> Ense
         recipe: As it was trained.
         folder: Where :func:`~empir_plugin.training.run.train_recipe` left the members' packed weights.
         rule: How they decide; EMPIR's vote if left out.
+        images: Some of the recipe's data set, where this package holds none.
 
     Raises:
+        DataError: If this package holds no images of the data set, and none are passed.
         WeightsError: If a member's file is missing, damaged, or of another recipe.
 
     Example:
@@ -41,19 +43,28 @@ def load_trained(recipe: Recipe, folder: Path, rule: Rule | None = None) -> Ense
         empir_plugin.errors.WeightsError: no weight file at nowhere/cifarconv-at-fp.safetensors
     """
     members = [member for member in recipe.members if member.in_ensemble]
-    return Ensemble([_network(recipe, member, folder) for member in members], rule).eval()
+    return Ensemble([_network(recipe, member, folder, images) for member in members], rule).eval()
 
 
-def load_trained_member(recipe: Recipe, folder: Path, name: str, expected_sha256: str | None = None) -> nn.Module:
+def load_trained_member(
+    recipe: Recipe,
+    folder: Path,
+    name: str,
+    *,
+    images: ImageSet | None = None,
+    expected_sha256: str | None = None,
+) -> nn.Module:
     """One network of a recipe, in evaluation mode.
 
     Args:
         recipe: As it was trained.
         folder: Where :func:`~empir_plugin.training.run.train_recipe` left its packed weights.
         name: The member's.
+        images: Some of the recipe's data set, where this package holds none.
         expected_sha256: Of its file; any will do if left out.
 
     Raises:
+        DataError: If this package holds no images of the data set, and none are passed.
         InputError: If the recipe has no such member.
         WeightsError: If its file is missing, damaged, not the expected one, or of another recipe.
 
@@ -63,7 +74,7 @@ def load_trained_member(recipe: Recipe, folder: Path, name: str, expected_sha256
         Traceback (most recent call last):
         empir_plugin.errors.WeightsError: no weight file at nowhere/cifarconv-fp.safetensors
     """
-    return _network(recipe, member_of(recipe, name), folder, expected_sha256).eval()
+    return _network(recipe, member_of(recipe, name), folder, images, expected_sha256).eval()
 
 
 def member_of(recipe: Recipe, name: str) -> MemberRecipe:
@@ -78,9 +89,12 @@ def member_of(recipe: Recipe, name: str) -> MemberRecipe:
     return found[name]
 
 
-def _network(recipe: Recipe, member: MemberRecipe, folder: Path, expected_sha256: str | None = None) -> nn.Module:
+def _network(
+    recipe: Recipe, member: MemberRecipe, folder: Path, images: ImageSet | None, expected_sha256: str | None = None
+) -> nn.Module:
     _check_report(member, folder / f"{member.name}.json")
-    network = first_network(recipe.architecture, member, load_images(recipe.dataset).first(_IMAGES))
+    some = load_images(recipe.dataset) if images is None else images
+    network = first_network(recipe.architecture, member, some.first(min(_IMAGES, len(some))))
     load_packed(network, folder / f"{member.name}.safetensors", expected_sha256=expected_sha256)
     return network
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from empir_plugin.attacks.threat import Threat
+    from empir_plugin.evaluation.data import ImageSet
     from empir_plugin.training.recipe import Recipe
 
 TRAINED = click.option(
@@ -42,11 +43,12 @@ class Subject(Protocol):
         """What it is evaluated under unless told otherwise."""
         ...
 
-    def load(self, norm: str) -> nn.Module:
+    def load(self, norm: str, images: ImageSet) -> nn.Module:
         """The network, in evaluation mode.
 
         Args:
             norm: The threat model's, as RobustBench writes it.
+            images: Some of the data set.
         """
         ...
 
@@ -77,8 +79,8 @@ class NamedModel:
 
         return Threat.parse(default_threat(self.name))
 
-    def load(self, norm: str) -> nn.Module:
-        """The network with its weights."""
+    def load(self, norm: str, images: ImageSet) -> nn.Module:
+        """The network with its weights, whatever the images are."""
         from empir_plugin.evaluation.subject import require_weights
         from empir_plugin.zoo.registry import load_model
 
@@ -121,14 +123,14 @@ class TrainedRecipe:
             raise Refusal(f"recipe {self.recipe.name} names no threat for its holdout: pass --threat")
         return holdout.threat
 
-    def load(self, norm: str) -> nn.Module:
+    def load(self, norm: str, images: ImageSet) -> nn.Module:
         """The network with the weights of the folder, whatever the threat model is."""
         from empir_plugin.training.trained import load_trained, load_trained_member
         from empir_plugin.zoo.card import RULES
 
         if self.member is not None:
-            return load_trained_member(self.recipe, self.folder, self.member)
-        return load_trained(self.recipe, self.folder, RULES[self.rule])
+            return load_trained_member(self.recipe, self.folder, self.member, images=images)
+        return load_trained(self.recipe, self.folder, RULES[self.rule], images=images)
 
 
 def parse_subject(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from empir_plugin.attacks.gradient import fgsm
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.errors import WeightsError
+from empir_plugin.errors import DataError, WeightsError
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.run import evaluate
@@ -53,6 +53,18 @@ def test_vote_and_mean_probability_of_the_same_weights_give_a_record_each(folder
     models = [load_trained(RECIPE, folder, rule) for rule in (MaxVote(), MeanProbability())]
     records = [evaluate(model, data, threat, attacks, name="both") for model in models]
     assert records[0].model["sha256"] != records[1].model["sha256"], "another rule is another model"
+
+
+def test_a_data_set_this_package_does_not_hold(tmp_path: Path) -> None:
+    recipe = Recipe("hundred", "cifarconv", "cifar100", (MemberRecipe("one", 1, 1, 4, precision=Precision()),))
+    pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    images = ImageSet("cifar100", "train", pixels, torch.arange(4), tuple(map(str, range(100))))
+    train_recipe(recipe, images, tmp_path)
+    model = load_trained(recipe, tmp_path, images=images)
+    assert model(images.as_float()).shape == (4, 100)
+    assert load_trained_member(recipe, tmp_path, "one", images=images)(images.as_float()).shape == (4, 100)
+    with pytest.raises(DataError, match="cifar100"):
+        load_trained(recipe, tmp_path)
 
 
 def test_what_is_not_there_is_missed(tmp_path: Path) -> None:

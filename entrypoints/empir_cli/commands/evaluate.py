@@ -105,10 +105,10 @@ def evaluate(
     plan, subject = parse_protocol(protocol), parse_subject(model, checkpoint, trained, rule, member)
     dataset = subject.dataset
     budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or subject.threat()
-    network = subject.load(str(budget.norm))
-    attacks = _chosen(plan.attacks(network, dataset), chosen)
     wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
     data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
+    network = subject.load(str(budget.norm), data)
+    attacks = _chosen(plan.attacks(network, dataset), chosen)
     target = record or Path("runs", f"{subject.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
     with torchrun_team() as team, _EvaluationProgress() as progress:
         result = run_evaluation(
