@@ -17,6 +17,7 @@ from torch import Tensor
 
 from empir_plugin._compat import autoattack_state_kept_clean, collect_autoattack_flags, contiguous_gradient
 from empir_plugin.attacks.batch import Batch, parameters_frozen
+from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.spared import spare_the_fallen
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
 from empir_plugin.attacks.threat import Threat
@@ -225,14 +226,9 @@ def _margins(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Tensor], t
 
     def margin_and_loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         view = surrogate(model, x)
-        return _margin(_decided(view), y), _margin(view.logits, y)
+        return -margin(_decided(view), y), -margin(view.logits, y)
 
     return margin_and_loss
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    own = logits.gather(1, y[:, None])
-    return (own - logits.scatter(1, y[:, None], -math.inf).amax(1, keepdim=True)).squeeze(1)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint
@@ -148,7 +148,7 @@ def overhead(
     """
     device = torch.device("cpu") if latency is None else latency.device
     subject = prepared(model, device)
-    image = _fitting_image(subject, image_shape, device)
+    image = torch.zeros(1, *image_shape, device=device)
     reference = baseline_of(subject)
     members = members_of(subject)
     costs, baseline = [count(member, image) for member in members], count(reference.network, image)
@@ -174,17 +174,6 @@ def overhead(
         members=tuple(_member(cost, found) for cost, found in zip(costs, norms, strict=True)),
         measured=latency and _measured(subject, reference.network, tuple(image_shape), latency),
     )
-
-
-@torch.no_grad()
-def _fitting_image(subject: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    image = torch.zeros(1, *shape, device=device)
-    try:
-        subject(image)
-    except RuntimeError as error:
-        told = "x".join(map(str, shape))
-        raise InputError(f"the model cannot take an image of {told} ({error}): pass its own shape, CxHxW") from error
-    return image
 
 
 def _measured(subject: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], how: LatencySettings) -> Latency:

@@ -131,8 +131,8 @@ def count(network: nn.Module, image: Tensor) -> NetworkCost:
         image: ``(1, C, H, W)``, where the network is. On the ``meta`` device nothing is computed.
 
     Raises:
-        InputError: If the network is in training mode, there is not one image, or a quantized layer has no weights, as
-            when it runs on integers.
+        InputError: If the network is in training mode, there is not one image, the network cannot take it, or a
+            quantized layer has no weights, as when it runs on integers.
 
     Example:
         >>> cost = count(nn.Conv2d(3, 8, 5).eval(), torch.zeros(1, 3, 32, 32))
@@ -149,12 +149,20 @@ def count(network: nn.Module, image: Tensor) -> NetworkCost:
         raise InputError(f"layer {hidden[0]!r} has no weights to count: pass the network it was made from")
     with torch.no_grad(), _visible_products(), FlopCounterMode(display=False) as flops:
         with _tallied(layers, flops) as tally:
-            network(image)
+            _run(network, image)
         outside = flops.get_total_flops() // 2 - tally.inside
     rows = [_row(name, layer, tally) for name, layer in layers.items()]
     if outside > 0:
         rows.append(LayerCost(OUTSIDE, "matmul", 0, outside, 1, Precision()))
     return NetworkCost(tuple(rows), sum(math.prod(parameter.shape) for parameter in network.parameters()))
+
+
+def _run(network: nn.Module, image: Tensor) -> None:
+    try:
+        network(image)
+    except RuntimeError as error:
+        shape = "x".join(map(str, image.shape[1:]))
+        raise InputError(f"the model cannot take an image of {shape} ({error}): pass its own shape, CxHxW") from error
 
 
 @contextmanager

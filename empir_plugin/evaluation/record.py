@@ -9,7 +9,7 @@ when the form changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,11 +212,23 @@ def percent(verdicts: str) -> float:
     return round(100 * verdicts.count("1") / len(verdicts), 2)
 
 
+def in_all(verdicts: Iterable[str]) -> str:
+    """Texts of verdicts on the same images as one: 1 where all of them say 1.
+
+    Raises:
+        ValueError: If they are about different numbers of images.
+
+    Example:
+        >>> in_all(["1101", "1011"])
+        '1001'
+    """
+    return "".join("1" if set(column) == {"1"} else "0" for column in zip(*verdicts, strict=True))
+
+
 def common_worst_case(records: Sequence[Record]) -> str:
     """Verdicts of all attacks with a budget in several records of one network on the same images: 1 where all are.
 
     Raises:
         ValueError: If the records are about different numbers of images.
     """
-    columns = zip(*(record.worst_case for record in records), strict=True)
-    return "".join("1" if set(column) == {"1"} else "0" for column in columns)
+    return in_all(record.worst_case for record in records)

@@ -12,7 +12,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.outcome import Outcome
 from empir_plugin.evaluation.planned import Planned
-from empir_plugin.evaluation.record import AttackRecord, PartRecord, percent
+from empir_plugin.evaluation.record import AttackRecord, PartRecord, in_all, percent
 from empir_plugin.evaluation.shards import square_flags
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -36,8 +36,7 @@ def verdicts(outcomes: Sequence[Outcome], labels: Tensor) -> str:
 
 def worst_case(clean: str, attacks: Sequence[AttackRecord]) -> str:
     """One character per image: 1 where it is classified correctly and withstood every attack that counts."""
-    columns = (clean, *(attack.robust for attack in attacks if attack.in_worst_case))
-    return "".join("1" if set(verdicts) == {"1"} else "0" for verdicts in zip(*columns, strict=True))
+    return in_all((clean, *(attack.robust for attack in attacks if attack.in_worst_case)))
 
 
 def attack_record(planned: Planned, threat: Threat, outcomes: Sequence[Outcome], labels: Tensor) -> AttackRecord:

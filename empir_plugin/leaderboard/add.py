@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def add(tree: Tree, model: str, files: Files) -> Place:
     sources = _named(tree, files)
     findings = files.findings(model)
     board = board_of(findings.facts.dataset, str(Threat.parse(findings.records[0].threat).norm))
-    _file_small(tree, model, board, files.records, findings.records, sources)
+    _file_small(tree, board, files, findings, sources)
     entry = compose(findings, board)
     forgotten = list(left_out(tree, model, board, [named.path for named in sources.values()]))
     if forgotten:
@@ -101,18 +101,13 @@ def _named(tree: Tree, files: Files) -> dict[Path, Source]:
     return sources
 
 
-def _file_small(
-    tree: Tree,
-    model: str,
-    board: Board,
-    paths: Sequence[Path],
-    records: Sequence[Record],
-    sources: Mapping[Path, Source],
-) -> None:
+def _file_small(tree: Tree, board: Board, files: Files, findings: Findings, sources: Mapping[Path, Source]) -> None:
+    """Keep the records of the entry's model and data set that are too small for it; those of others are no business."""
+    subject = findings.facts.model, board.dataset
     small = [
         (path, record)
-        for path, record in zip(paths, records, strict=True)
-        if (record.model.get("name"), record.data.get("name")) == (model, board.dataset) and not covers(board, record)
+        for path, record in zip(files.records, findings.records, strict=True)
+        if (record.model.get("name"), record.data.get("name")) == subject and not covers(board, record)
     ]
     for path, _ in small:
         filed(tree, path, sources[path])

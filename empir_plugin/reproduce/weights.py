@@ -21,7 +21,7 @@ from empir_plugin.reproduce.workspace import Workspace
 from empir_plugin.training.loop import Step
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import find_recipe, train_recipe
-from empir_plugin.training.schedules import settings_of
+from empir_plugin.training.schedules import reported, settings_of
 from empir_plugin.training.trained import load_trained_member, member_of
 
 _FINISHED = "finished.json"
@@ -118,7 +118,7 @@ def recipe_digest(recipe: Recipe) -> str:
         >>> recipe_digest(find_recipe("empir-mnist")) == recipe_digest(find_recipe("empir-cifar"))
         False
     """
-    members = [{**settings_of(member), "precision": str(member.precision)} for member in recipe.members]
+    members = [reported(member) for member in recipe.members]
     joint = recipe.joint and settings_of(recipe.joint)
     told = [recipe.architecture, recipe.dataset, members, joint, repr(recipe.holdout)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

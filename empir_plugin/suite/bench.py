@@ -112,5 +112,9 @@ def _evaluated(case: Case, model: nn.Module, data: ImageSet) -> Record:
         name=name,
         settings=case.settings,
         store=case.store,
-        images=case.images_file(name, f"{model_fingerprint(model)}|{data.fingerprint}"),
+        images=None if case.adv_out is None else case.images_file(name, _subject(model, data)),
     )
+
+
+def _subject(model: nn.Module, data: ImageSet) -> str:
+    return f"{model_fingerprint(model)}|{data.fingerprint}"

@@ -98,18 +98,18 @@ def evaluate(
     from empir_plugin.evaluation.subject import parse_device
 
     set_threads(threads)
-    for flag, path in (("--record", record or Path("runs", "record.json")), ("--images", images)):
-        if path is not None:
-            check_output_file(flag, path)
     settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)
     plan, subject = parse_protocol(protocol), parse_subject(model, checkpoint, trained, rule, member)
+    target = record or Path("runs", f"{subject.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
+    check_output_file("--record", target)
+    if images is not None:
+        check_output_file("--images", images)
     dataset = subject.dataset
     budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or subject.threat()
     wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
     data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
     network = subject.load(str(budget.norm), data)
     attacks = _chosen(plan.attacks(network, dataset), chosen)
-    target = record or Path("runs", f"{subject.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
     with torchrun_team() as team, _EvaluationProgress() as progress:
         result = run_evaluation(
             network,
