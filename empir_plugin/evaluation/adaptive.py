@@ -25,7 +25,7 @@ from empir_plugin.attacks.through import Through
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.plans import standard_plan
 from empir_plugin.models.backward import identity, soft
-from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import is_full_precision
 
 _STEPS = 100
@@ -42,14 +42,22 @@ def adaptive_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
     looks: list[Surrogate] = [everybody]
     if not is_full_precision(model):
         looks += [Through(everybody, identity), Through(everybody, soft)]
+    # AutoAttack on what the model itself puts out would be the first attack once more.
+    others = looks if _votes(model) else looks[1:]
     return (
         # First, so that in a cascade, too, its number is its own, and what a store has of it serves both protocols.
         *standard_plan(model, dataset),
         *(_pgd(look, loss) for look in looks for loss in (cross_entropy, margin)),
         *(_on_members(model) if ensemble else _heated()),
-        *(_autoattack(look, "apgd-ce", "apgd-t") for look in (looks if ensemble else looks[1:])),
-        *([_autoattack(mean_logits, "apgd-t"), _autoattack(everybody, "square")] if ensemble else []),
+        *(_autoattack(look, "apgd-ce", "apgd-t") for look in others),
+        *([_autoattack(mean_logits, "apgd-t")] if ensemble else []),
+        *([_autoattack(everybody, "square")] if _votes(model) else []),
     )
+
+
+def _votes(model: nn.Module) -> bool:
+    """Whether it is an ensemble that puts out something else than its members' mean probability."""
+    return isinstance(model, Ensemble) and not isinstance(model.rule, MeanProbability)
 
 
 def _pgd(surrogate: Surrogate, loss: Loss = cross_entropy, note: str = "") -> Planned:

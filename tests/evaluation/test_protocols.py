@@ -19,7 +19,7 @@ from empir_plugin.attacks.starts import FixedStep, StepOfEps, UniformStart, at_i
 from empir_plugin.attacks.surrogates import mean_probability, plain, voters
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.protocols import PROTOCOLS, Headline, Labels, Planned, parse_protocol
-from empir_plugin.models.ensemble import Ensemble, MeanProbability
+from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 
@@ -361,6 +361,24 @@ def test_adaptive_fits_the_model() -> None:
     assert all(
         planned.bounded and planned.labels is Labels.TRUE for planned in parse_protocol("adaptive").attacks(ensemble())
     )
+
+
+def test_adaptive_runs_autoattack_on_a_models_own_output_once() -> None:
+    own, voting = (
+        [
+            name
+            for name in names("adaptive", Ensemble([network(0, "w2a4"), network(1, "w32a32")], rule))
+            if "PGD" not in name
+        ]
+        for rule in (MeanProbability(), MaxVote())
+    )
+    assert [name for name in own if "transfer" not in name] == [
+        "AutoAttack",
+        "apgd-ce + apgd-t mean_probability/identity",
+        "apgd-ce + apgd-t mean_probability/soft",
+        "apgd-t mean_logits",
+    ]
+    assert set(voting) - set(own) == {"apgd-ce + apgd-t mean_probability", "square mean_probability"}
 
 
 def adaptive_columns(x: Tensor, wanted: Callable[[object], bool]) -> list[Tensor]:
