@@ -51,7 +51,7 @@ def spelled_out(table: Mapping[str, Any], text_of: Callable[[str], str] = recipe
         InputError: If the base is no recipe of its own or has none of what is left out, or the name is the base's.
 
     Example:
-        >>> found = spelled_out({"extends": "empir-cifar-at", "name": "pair", "without": ["cifarconv-at-w2a4"]})
+        >>> found = spelled_out({"extends": "empir-cifar-at", "name": "pair", "without": ["cifarconv-at-w4a4-b"]})
         >>> [member["name"] for member in found["members"]]
         ['cifarconv-at-fp', 'cifarconv-at-w4a4']
     """

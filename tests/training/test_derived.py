@@ -117,14 +117,21 @@ def test_the_ablations_differ_from_their_base_in_what_they_are_about() -> None:
         assert settings_of(recipe.joint) == {**settings_of(base.joint), "name": recipe.name, "epochs": 4}
         assert settings_of(recipe.members[0]) == settings_of(base.members[0]), "its checkpoint fits"
     assert apart.joint is None
-    assert {**settings_of(apart.members[0]), "in_ensemble": True} == {
-        **settings_of(base.members[0]),
-        "in_ensemble": True,
-    }, "its checkpoint fits, too"
-    trained = {str(m.precision): (m.epochs, m.learning_rate, m.start) for m in apart.members if m.in_ensemble}
-    as_together = (4, base.joint.learning_rate, base.members[0].name)
-    assert trained == {str(m.precision): as_together for m in base.members}
-    assert all(m.objective == base.joint.objective for m in apart.members)
+    first = {member.name: settings_of(member) for member in base.members}
+    before = [member for member in apart.members if not member.in_ensemble]
+    assert [{**settings_of(m), "in_ensemble": True} for m in before] == [
+        {**first[m.name], "in_ensemble": True} for m in before
+    ], "their checkpoints fit, too"
+    assert {m.name for m in before} == {m.name for m in base.members if m.epochs}
+    on = [member for member in apart.members if member.in_ensemble]
+    assert sorted(str(m.precision) for m in on) == sorted(str(m.precision) for m in base.members)
+    for member in on:
+        assert (member.epochs, member.learning_rate, member.objective) == (
+            4,
+            base.joint.learning_rate,
+            base.joint.objective,
+        )
+        assert member.start in {m.name for m in before}
 
 
 def test_a_recipe_of_this_package_is_found_by_name_only() -> None:

@@ -126,8 +126,9 @@ def test_the_name_of_an_old_run_has_not_changed() -> None:
     }
 
 
+EIGHT, NINE = (f"eps={eps / 255}, eps_text='{eps}/255'" for eps in (8, 9))
 PGD_2 = (
-    "Adversarial(adversary=Adversary(threat=Threat(norm=Linf(), eps=0.03137254901960784, eps_text='8/255'), steps=2, "
+    f"Adversarial(adversary=Adversary(threat=Threat(norm=Linf(), {EIGHT}), steps=2, "
     "step=0.75, start=Noise(ratio=1.0), ramp=0.0, reach=1.0, spread=False), clean_share=0.0)"
 )
 
@@ -136,8 +137,9 @@ def test_the_names_of_the_robust_recipes_runs_have_not_changed() -> None:
     recipe = find_recipe("empir-cifar-at")
     assert recipe.joint is not None
     assert settings_of(recipe.joint) == {
-        "name": "empir-cifar-at", "seed": 14, "epochs": 16, "batch_size": 128, "learning_rate": 2e-3, "warmup": 0.1,
-        "weight_decay": 0.0, "label_smoothing": 0.0, "shift": 2, "flip": True, "member_share": 0.3, "objective": PGD_2,
+        "name": "empir-cifar-at", "seed": 14, "epochs": 26, "batch_size": 128, "learning_rate": 2e-3, "warmup": 0.1,
+        "weight_decay": 0.0, "label_smoothing": 0.0, "shift": 2, "flip": True, "member_share": 0.1,
+        "objective": PGD_2.replace(EIGHT, NINE),
     }  # fmt: skip
     assert [settings_of(member)["objective"] for member in recipe.members] == [PGD_2] * 3
     distilled = find_recipe("mnistconv-defences").members[4]
@@ -149,7 +151,7 @@ def test_a_checkpoint_names_its_run(tiny_mnist: ImageSet, tmp_path: Path) -> Non
     train_recipe(_alone(replace(FP, batch_size=48)), tiny_mnist, tmp_path)
     with safe_open(tmp_path / "full.checkpoint.safetensors", framework="pt") as file:
         identity = (file.metadata() or {})["identity"]
-    attacked = PGD_2.replace("eps=0.03137254901960784, eps_text='8/255'", "eps=0.1, eps_text='0.1'")
+    attacked = PGD_2.replace(EIGHT, "eps=0.1, eps_text='0.1'")
     attacked = attacked.replace("steps=2, step=0.75", "steps=1, step=1.0").replace("ramp=0.0", "ramp=0.5")
     assert identity == (
         f'{{"architecture": "mnistconv", "data": "{tiny_mnist.fingerprint}", "model": "MNISTConv", "recipe": '
