@@ -125,8 +125,7 @@ class Record:
         for attack in self.attacks:
             _check_length(attack.name, attack.robust, len(self.clean))
         counted = [self.clean, *(attack.robust for attack in self.attacks if attack.in_worst_case)]
-        worst = "".join("1" if set(column) == {"1"} else "0" for column in zip(*counted, strict=True))
-        if worst != self.worst_case:
+        if in_all(counted) != self.worst_case:
             raise EvaluationError("the worst case does not follow from the verdicts")
 
     @property
