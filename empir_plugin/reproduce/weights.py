@@ -121,4 +121,6 @@ def recipe_digest(recipe: Recipe) -> str:
     members = [reported(member) for member in recipe.members]
     joint = recipe.joint and settings_of(recipe.joint)
     told = [recipe.architecture, recipe.dataset, members, joint, repr(recipe.holdout)]
+    if recipe.finish:
+        told.append(settings_of(recipe.finish))
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from empir_plugin import _toml
 from empir_plugin.errors import InputError
 from empir_plugin.training.tables import table_of
 
-_MERGED = ("defaults", "joint", "holdout")
+_MERGED = ("defaults", "joint", "finish", "holdout")
 """Tables of which a change replaces single keys; of everything else it replaces the whole."""
 
 
@@ -39,9 +39,10 @@ def recipe_text(name: str) -> str:
 def spelled_out(table: Mapping[str, Any], text_of: Callable[[str], str] = recipe_text) -> Mapping[str, Any]:
     """A recipe's table without ``extends``: that of the recipe it extends, with its own changes.
 
-    Keys replace those of the base; ``[defaults]``, ``[joint]`` and ``[holdout]`` replace key by key. A ``[[members]]``
-    table of the base's name changes that member, another one adds a member at the end. ``without`` lists members and
-    tables to leave out. A run that the changes do not reach is the base's own, and can take over its checkpoint.
+    Keys replace those of the base; ``[defaults]``, ``[joint]``, ``[finish]`` and ``[holdout]`` replace key by key. A
+    ``[[members]]`` table of the base's name changes that member, another one adds a member at the end. ``without``
+    lists members and tables to leave out. A run that the changes do not reach is the base's own, and can take over its
+    checkpoint.
 
     Args:
         table: What the file says; it is given back as it is if it extends nothing.
@@ -78,7 +79,8 @@ def _base(name: Any, text_of: Callable[[str], str]) -> Mapping[str, Any]:
 
 
 def _left_out(names: Any, base: Mapping[str, Any]) -> frozenset[str]:
-    known = [member["name"] for member in base["members"]] + [key for key in ("joint", "holdout") if key in base]
+    tables = [key for key in ("joint", "finish", "holdout") if key in base]
+    known = [member["name"] for member in base["members"]] + tables
     if not isinstance(names, list) or not all(name in known for name in names):
         raise InputError(f"without must be a list of names among {', '.join(known)}, got {names!r}")
     return frozenset(names)

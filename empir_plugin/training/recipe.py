@@ -15,6 +15,7 @@ from empir_plugin.models.precision import Precision
 from empir_plugin.training.derived import spelled_out
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.objective_tables import parse_objective
+from empir_plugin.training.schedules import FinishRecipe as FinishRecipe
 from empir_plugin.training.schedules import JointRecipe as JointRecipe
 from empir_plugin.training.schedules import MemberRecipe as MemberRecipe
 from empir_plugin.training.tables import check_keys, made, table_of
@@ -53,10 +54,11 @@ class Recipe:
         members: In the order of training, which is the ensemble's.
         joint: How they are trained together; None if they are not.
         holdout: What part of the training set is kept back; None for nothing.
+        finish: How they are trained together after ``joint``; None if they are not.
 
     Raises:
         InputError: If two members share a name, one refers to another that does not come before it, none is in the
-            ensemble, or one would not be trained at all.
+            ensemble, one would not be trained at all, or ``finish`` has no ``joint`` to go on from.
 
     Example:
         >>> recipe = Recipe.parse(
@@ -85,6 +87,7 @@ class Recipe:
     members: tuple[MemberRecipe, ...]
     joint: JointRecipe | None = None
     holdout: HoldOut | None = None
+    finish: FinishRecipe | None = None
 
     def __post_init__(self) -> None:
         earlier: set[str] = set()
@@ -99,17 +102,25 @@ class Recipe:
             earlier.add(member.name)
         if not any(member.in_ensemble for member in self.members):
             raise InputError("a recipe must have at least one [[members]] table that is in_ensemble, got none")
-        joint = None if self.joint is None else self.joint.objective
-        if isinstance(joint, DistilledFrom) and joint.teacher not in earlier:
-            raise InputError(f"teacher of [joint] must name a member, got {joint.teacher!r}")
+        if self.finish and not self.joint:
+            raise InputError("[finish] goes on from [joint], which is not there: call it [joint], or leave it out")
+        for table, stage in self.stages.items():
+            if isinstance(stage.objective, DistilledFrom) and stage.objective.teacher not in earlier:
+                raise InputError(f"teacher of [{table}] must name a member, got {stage.objective.teacher!r}")
+
+    @property
+    def stages(self) -> dict[str, JointRecipe]:
+        """The runs of all members together, in their order, each under the name of its table."""
+        tables = {"joint": self.joint, "finish": self.finish}
+        return {table: stage for table, stage in tables.items() if stage is not None}
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Read a recipe from TOML text.
 
-        ``[defaults]`` holds for every member, and its keys that ``[joint]`` has for that as well; ``[objective]`` for
-        whatever has no ``objective`` of its own. With ``extends`` it is another recipe, changed: see
-        :func:`~empir_plugin.training.derived.spelled_out`.
+        ``[defaults]`` holds for every member, and its keys that ``[joint]`` and ``[finish]`` have for those as well;
+        ``[objective]`` for whatever has no ``objective`` of its own. With ``extends`` it is another recipe, changed:
+        see :func:`~empir_plugin.training.derived.spelled_out`.
 
         Raises:
             InputError: If the text is no TOML, or a key is missing, unknown or of the wrong kind.
@@ -118,14 +129,16 @@ class Recipe:
             table = spelled_out(_toml.loads(text))
         except _toml.TOMLDecodeError as error:
             raise InputError(f"a recipe must be TOML: {error}") from error
-        known = {"defaults", "objective", "joint", "holdout"}
+        known = {"defaults", "objective", "joint", "finish", "holdout"}
         check_keys(table, required={"name", "architecture", "dataset", "members"}, known=known, where="recipe")
         shared = {**table_of(table.get("defaults", {}), "[defaults]")}
         if "objective" in table:
             shared["objective"] = table["objective"]
         plain = {key: table[key] for key in ("name", "architecture", "dataset")}
-        made_of = {"members": _members(table["members"], shared), "joint": _joint(table, shared)}
-        return made(cls, plain, "recipe", **made_of, holdout=_holdout(table))
+        stages = {"joint": JointRecipe, "finish": FinishRecipe}
+        made_of = {key: _stage(kind, key, table, shared) for key, kind in stages.items() if key in table}
+        members = _members(table["members"], shared)
+        return made(cls, plain, "recipe", members=members, **made_of, holdout=_holdout(table))
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -166,13 +179,11 @@ def _member(table: dict[str, Any]) -> MemberRecipe:
     return made(MemberRecipe, table, where, **given, **_objective(table, where))
 
 
-def _joint(table: Mapping[str, Any], shared: Mapping[str, Any]) -> JointRecipe | None:
-    if "joint" not in table:
-        return None
-    known = {field.name for field in fields(JointRecipe)}
-    fitting = {key: value for key, value in shared.items() if key in known}
-    settings = {**fitting, **table_of(table["joint"], "[joint]")}
-    return made(JointRecipe, settings, "[joint]", name=str(table["name"]), **_objective(settings, "[joint]"))
+def _stage(kind: type[JointRecipe], key: str, table: Mapping[str, Any], shared: Mapping[str, Any]) -> JointRecipe:
+    where, known = f"[{key}]", {field.name for field in fields(kind)}
+    fitting = {name: value for name, value in shared.items() if name in known}
+    settings = {**fitting, **table_of(table[key], where)}
+    return made(kind, settings, where, name=str(table["name"]), **_objective(settings, where))
 
 
 def _objective(table: dict[str, Any], where: str) -> dict[str, Any]:

@@ -94,12 +94,11 @@ def train_recipe(
     published: dict[str, TrainedMember] = {}
     for member in recipe.members:
         results[member.name] = workshop.alone(member, results)
-        if recipe.joint is None or not member.in_ensemble:
+        if not recipe.stages or not member.in_ensemble:
             published[member.name] = _publish(results[member.name], out)
-    if recipe.joint is not None:
-        for result in workshop.together(recipe.joint, results):
-            results[result.recipe.name] = result
-            published[result.recipe.name] = _publish(result, out)
+    for table, stage in recipe.stages.items():
+        results |= {result.recipe.name: result for result in workshop.together(table, stage, results)}
+    published |= {name: _publish(result, out) for name, result in results.items() if name not in published}
     final = [result.model for result in results.values() if result.recipe.in_ensemble]
     _save_state(Ensemble(final), out / f"{recipe.name}.safetensors")
     return tuple(published[member.name] for member in recipe.members)
@@ -115,7 +114,7 @@ def _split(data: ImageSet, holdout: HoldOut | None) -> tuple[ImageSet, ImageSet 
 def _check(recipe: Recipe, data: ImageSet) -> None:
     if recipe.dataset != data.name:
         raise InputError(f"recipe {recipe.name} is for {recipe.dataset}, got images of {data.name}")
-    runs: list[Schedule] = [*recipe.members, *([recipe.joint] if recipe.joint else [])]
+    runs: list[Schedule] = [*recipe.members, *recipe.stages.values()]
     largest = max(run.batch_size for run in runs)
     images = len(data) - (recipe.holdout.images if recipe.holdout else 0)
     if images < largest:
@@ -126,7 +125,7 @@ def _publish(result: Result, out: Path) -> TrainedMember:
     member = result.recipe
     weights = out / f"{member.name}.safetensors"
     digest = save_packed(result.model, weights)
-    own = result.history if "joint" not in result.report else result.history[: member.epochs]
+    own = result.history[: member.epochs]
     report = {
         "recipe": reported(member),
         "sha256": digest,

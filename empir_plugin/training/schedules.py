@@ -10,6 +10,7 @@ from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
 from empir_plugin.training.distillation import DistilledFrom
+from empir_plugin.training.lesson import check_gce_q
 from empir_plugin.training.objective_tables import RecipeObjective
 from empir_plugin.training.objectives import clean
 
@@ -27,6 +28,8 @@ class Schedule:
         warmup: Share of all steps in which the learning rate rises linearly; it then falls along a cosine to zero.
         weight_decay: Of AdamW, decoupled.
         label_smoothing: Share of the target that is spread evenly over all classes.
+        gce_q: Makes the loss on labels the generalized cross-entropy: see
+            :class:`~empir_plugin.training.lesson.Criterion`.
         shift: Training images are moved by up to so many pixels in each direction, zeros coming in.
         flip: Whether half of the training images are mirrored.
         objective: What is lowered.
@@ -46,6 +49,7 @@ class Schedule:
     shift: int = 0
     flip: bool = False
     objective: RecipeObjective = clean
+    gce_q: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "learning_rate"):
@@ -56,16 +60,22 @@ class Schedule:
                 raise InputError(f"{key} of {self._who} must lie in [0, 1), got {getattr(self, key)!r}")
         if self.epochs < 0 or self.shift < 0 or not self.weight_decay >= 0:
             raise InputError(f"epochs, shift and weight_decay of {self._who} must not be negative")
+        check_gce_q(self.gce_q, self.label_smoothing)
         self._check_labels_are_used()
 
     def _check_labels_are_used(self) -> None:
         """A student that never sees a label has no use for what shapes the loss on labels."""
         if not isinstance(self.objective, DistilledFrom) or self.objective.label_share:
             return
-        for key in ("label_smoothing", "member_share"):
+        for key in ("label_smoothing", "member_share", "gce_q"):
             if value := getattr(self, key, 0):
                 cure = f"leave {key} out (or set it to 0), or give the objective a label_share"
                 raise InputError(f"{key} of {self._who} is {value!r}, which its objective 'distilled' ignores: {cure}")
+
+    @property
+    def run(self) -> str:
+        """What the files of this run are called."""
+        return self.name
 
     @property
     def _who(self) -> str:
@@ -122,11 +132,30 @@ class JointRecipe(Schedule):
         if not 0 <= self.member_share <= 1:
             raise InputError(f"member_share of {self._who} must lie in [0, 1], got {self.member_share!r}")
         if not self.epochs:
-            raise InputError("epochs of [joint] must be positive, got 0: leave [joint] out")
+            raise InputError(f"epochs of {self._who} must be positive, got 0: leave {self._who} out")
+
+    @property
+    def run(self) -> str:
+        """What the files of this run are called."""
+        return f"{self.name}.together"
 
     @property
     def _who(self) -> str:
         return "[joint]"
+
+
+@dataclass(frozen=True)
+class FinishRecipe(JointRecipe):
+    """How all members are trained together once more, in another way, from the weights ``[joint]`` left."""
+
+    @property
+    def run(self) -> str:
+        """What the files of this run are called."""
+        return f"{self.name}.finish"
+
+    @property
+    def _who(self) -> str:
+        return "[finish]"
 
 
 def settings_of(schedule: Schedule) -> dict[str, object]:
@@ -161,4 +190,4 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Activations) else value
 
 
-_YOUNG = frozenset({"start", "in_ensemble", "activations"})
+_YOUNG = frozenset({"start", "in_ensemble", "activations", "gce_q"})

@@ -42,6 +42,10 @@ class Result:
     history: tuple[dict[str, float], ...] = ()
     report: Mapping[str, object] = field(default_factory=dict)
 
+    def went_on(self, model: nn.Module, history: tuple[dict[str, float], ...], report: Mapping[str, object]) -> Result:
+        """The member after one more run; what the earlier runs reported stays, unless this one says it anew."""
+        return replace(self, model=model, history=(*self.history, *history), report={**self.report, **report})
+
 
 @dataclass(frozen=True, eq=False)
 class Workshop:
@@ -73,27 +77,26 @@ class Workshop:
             return Result(member, model)
         objective = _bound(member.objective, earlier)
         facts = self._facts(objective, member.objective, model if member.start else None)
-        task = Task(member, objective, Criterion(member.label_smoothing), (member.ema,), facts)
+        criterion = Criterion(member.label_smoothing, gce_q=member.gce_q)
+        task = Task(member, objective, criterion, (member.ema,), facts)
         trained = self._fit(model, task)
         selection = self._select(trained, task, final=self._is_final(member))
         return Result(member, selection.model, trained.history, _scores(selection))
 
-    def together(self, joint: JointRecipe, alone: Mapping[str, Result]) -> list[Result]:
-        """Train the ensemble of all members."""
-        results = [result for result in alone.values() if result.recipe.in_ensemble]
+    def together(self, table: str, stage: JointRecipe, earlier: Mapping[str, Result]) -> list[Result]:
+        """Train the ensemble of all members, as the recipe's table of this name says."""
+        results = [result for result in earlier.values() if result.recipe.in_ensemble]
         ensemble = Ensemble([result.model.requires_grad_(True) for result in results], MeanProbability())
-        objective = _bound(joint.objective, alone)
+        objective = _bound(stage.objective, earlier)
         decays = tuple(result.recipe.ema for result in results)
-        facts = {**self._facts(objective, joint.objective, ensemble), "decays": repr(decays)}
-        task = Task(joint, objective, Criterion(joint.label_smoothing, joint.member_share), decays, facts)
+        facts = {**self._facts(objective, stage.objective, ensemble), "decays": repr(decays)}
+        criterion = Criterion(stage.label_smoothing, stage.member_share, gce_q=stage.gce_q)
+        task = Task(stage, objective, criterion, decays, facts)
         trained = self._fit(ensemble, task)
         selection = self._select(trained, task, final=True)
-        report = {"joint": {"recipe": settings_of(joint), "history": trained.history}, **_scores(selection)}
+        report = {table: {"recipe": settings_of(stage), "history": trained.history}, **_scores(selection)}
         pairs = zip(results, parts_of(selection.model), strict=True)
-        return [
-            replace(result, model=model, history=(*result.history, *trained.history), report=report)
-            for result, model in pairs
-        ]
+        return [result.went_on(model, trained.history, report) for result, model in pairs]
 
     def _facts(self, objective: Objective, written: RecipeObjective, start: nn.Module | None) -> dict[str, str]:
         """What a run depends on beside its own schedule: architecture, teacher, and the weights it starts from."""
@@ -113,9 +116,7 @@ class Workshop:
         return all(other.start != member.name for other in self.recipe.members)
 
     def _fit(self, model: nn.Module, task: Task) -> Trained:
-        name = task.schedule.name
-        together = "together." if isinstance(task.schedule, JointRecipe) else ""
-        checkpoint = self.out / f"{name}.{together}checkpoint.safetensors"
+        checkpoint = self.out / f"{task.schedule.run}.checkpoint.safetensors"
         return fit(model, task, self.training, checkpoint, device=self.device, resume=self.resume, on_step=self.on_step)
 
     def _select(self, trained: Trained, task: Task, *, final: bool) -> Selection:

@@ -36,6 +36,9 @@ start = "a"
 [joint]
 seed = 3
 learning_rate = 1e-4
+[finish]
+seed = 4
+gce_q = 0.5
 [holdout]
 images = 5
 """
@@ -52,20 +55,21 @@ def test_without_changes_only_the_name_differs() -> None:
     assert _spelled(BASE) == _toml.loads(BASE)
 
 
-def test_keys_of_three_tables_change_one_by_one_and_the_objective_as_a_whole() -> None:
+def test_keys_of_four_tables_change_one_by_one_and_the_objective_as_a_whole() -> None:
     text = DERIVED + "[defaults]\nepochs = 9\n[joint]\nepochs = 4\n[holdout]\nsteps = 2\n[objective]\nkind = 'clean'\n"
-    found = _spelled(text)
+    found = _spelled(text + "[finish]\nseed = 8\n")
     assert found["defaults"] == {"epochs": 9, "flip": True}
     assert found["joint"] == {"seed": 3, "learning_rate": 1e-4, "epochs": 4}
+    assert found["finish"] == {"seed": 8, "gce_q": 0.5}
     assert found["holdout"] == {"images": 5, "steps": 2}
     assert found["objective"] == {"kind": "clean"}
 
 
 def test_members_change_come_and_go() -> None:
     changes = "[[members]]\nname = 'c'\nseed = 4\n[[members]]\nname = 'a'\nseed = 9\n"
-    found = _spelled(DERIVED + 'without = ["b", "joint"]\n' + changes)
+    found = _spelled(DERIVED + 'without = ["b", "joint", "finish"]\n' + changes)
     assert found["members"] == [{"name": "a", "precision": "fp", "seed": 9}, {"name": "c", "seed": 4}]
-    assert found.keys() == _toml.loads(BASE).keys() - {"joint"}
+    assert found.keys() == _toml.loads(BASE).keys() - {"joint", "finish"}
 
 
 def test_a_table_the_base_has_not_is_added() -> None:
@@ -81,7 +85,10 @@ def test_a_table_the_base_has_not_is_added() -> None:
         ("extends = 'second'\nname = 'd'", "second extends base itself: extend that"),
         ("extends = 'base'", "extends base needs a name of its own, got None"),
         ("extends = 'base'\nname = 'base'", "needs a name of its own, got 'base'"),
-        (DERIVED + "without = ['x']", r"without must be a list of names among a, b, joint, holdout, got \['x'\]"),
+        (
+            DERIVED + "without = ['x']",
+            r"without must be a list of names among a, b, joint, finish, holdout, got \['x'\]",
+        ),
         (DERIVED + "without = 'b'", "without must be a list of names among .*, got 'b'"),
         (DERIVED + "members = 3", r"members must be \[\[members\]\] tables, got 3"),
         (DERIVED + "members = [3]", r"\[\[members\]\] must be a table, got 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from empir_plugin.training.awp import WeightPerturbed
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.loop import Step
 from empir_plugin.training.objectives import Adversarial, GradientPenalty, clean
-from empir_plugin.training.recipe import HoldOut, JointRecipe, MemberRecipe, Recipe
+from empir_plugin.training.recipe import FinishRecipe, HoldOut, JointRecipe, MemberRecipe, Recipe
 from empir_plugin.training.run import TrainedMember, find_recipe, train_recipe
 from empir_plugin.training.schedules import settings_of
 
@@ -67,6 +68,32 @@ def test_killed_in_either_stage_and_resumed_gives_the_same_bits(tiny_mnist: Imag
     loaded = MNISTConv(LP.precision, scale="max")
     load_packed(loaded, whole[1].weights, expected_sha256=whole[1].sha256)
     assert {key.split(".")[1] for key in load_file(tmp_path / "whole" / "both.safetensors")} == {"0", "1"}
+
+
+def test_a_last_run_together_goes_on_from_the_chosen_weights_and_is_resumed(
+    tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    finish = FinishRecipe("both", 4, 2, 16, objective=ATTACKED, gce_q=0.5)
+    recipe = replace(RECIPE, finish=finish, holdout=HoldOut(16))
+    train_recipe(replace(recipe, finish=None), tiny_mnist, tmp_path / "whole")
+    before = json.loads((tmp_path / "whole" / "low.json").read_text())
+    seen: list[Step] = []
+    whole = train_recipe(recipe, tiny_mnist, tmp_path / "whole", on_step=seen.append)
+    assert len(seen) == 4, "what was trained before is taken over"
+    after = json.loads((tmp_path / "whole" / "low.json").read_text())
+    assert after["joint"] == before["joint"]
+    assert after["finish"]["recipe"]["gce_q"] == 0.5
+    assert len(whole[1].history) == len(after["joint"]["history"]) + len(after["finish"]["history"]) == 4
+    assert after["sha256"] != before["sha256"]
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "both.finish.checkpoint.safetensors").unlink()
+    with pytest.raises(_KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=_kill_at("both", 4))
+    assert _digests(train_recipe(recipe, tiny_mnist, tmp_path / "cut")) == _digests(whole)
+    changes = [replace(recipe, finish=replace(finish, gce_q=0.25)), replace(recipe, joint=replace(JOINT, seed=9))]
+    for changed in changes:
+        with pytest.raises(WeightsError, match="belongs to another recipe"):
+            train_recipe(changed, tiny_mnist, tmp_path / "cut")
 
 
 def test_perturbed_weights_leave_training_resumable_to_the_same_bits(tiny_mnist: ImageSet, tmp_path: Path) -> None:

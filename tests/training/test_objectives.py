@@ -66,6 +66,31 @@ def test_clean_training_is_the_cross_entropy() -> None:
     assert torch.equal(warm.logits, fit.logits), "logits are those of the network, at temperature 1"
 
 
+@pytest.mark.parametrize("q", [1e-3, 0.5, 1.0])
+def test_the_generalized_cross_entropy_by_hand(q: float) -> None:
+    model, reference = Slope(W), Slope(W)
+    bounded = clean(model, Lesson(X, Y, Criterion(gce_q=q)))
+    # Scores 0.3 for class 1 and 0.75 against class 0: the label's probability is the logistic of 0.3 and of -0.75.
+    p = [1 / (1 + math.exp(-0.3)), 1 / (1 + math.exp(0.75))]
+    assert bounded.loss.item() == pytest.approx(sum((1 - each**q) / q for each in p) / 2)
+    assert torch.equal(bounded.logits, reference(X))
+    bounded.loss.backward()
+    each = F.cross_entropy(reference(X), Y, reduction="none")
+    (torch.tensor(p, dtype=torch.float64) ** q * each).mean().backward()
+    assert torch.allclose(model.w.grad, reference.w.grad), "an image weighs p**q times what it did"  # type: ignore[arg-type]
+
+
+def test_the_generalized_cross_entropy_begins_at_the_cross_entropy() -> None:
+    near = clean(Slope(W), Lesson(X, Y, Criterion(gce_q=1e-9))).loss
+    assert near.item() == pytest.approx(clean(Slope(W), LESSON).loss.item(), abs=1e-8)
+    ensemble = Ensemble([Slope([1.0, 1.0, 1.0]), Slope([-2.0, 0.0, 3.0])], MeanProbability())
+    mean = torch.stack([member(X).softmax(1) for member in ensemble.members]).mean(0)
+    fit = clean(ensemble, Lesson(X, Y, Criterion(gce_q=1.0)))
+    assert fit.loss.item() == pytest.approx(1 - mean[torch.arange(2), Y].mean().item()), "of the common decision"
+    hopeless = Lesson(torch.full((1, 1, 1, 3), 100.0, dtype=torch.float64), torch.tensor([0]), Criterion(gce_q=0.5))
+    assert clean(Slope(W), hopeless).loss.item() == pytest.approx(2.0), "it has a bound, 1 / q"
+
+
 def test_fgsm_training_lowers_the_loss_at_the_hand_made_adversary() -> None:
     fit = Adversarial(fgsm("Linf:0.1"))(Slope(W), LESSON)
     # Against class 1 the score falls by 0.1 * |w|_1 = 0.35, against class 0 it rises by as much.
@@ -265,6 +290,9 @@ def test_the_attack_on_an_ensemble_is_one_on_its_common_decision() -> None:
         (lambda: Distilled(nn.Flatten(), temperature=1.0, label_share=1.0), r"label_share must lie in \[0, 1\)"),
         (lambda: Criterion(label_smoothing=1.0), r"label_smoothing must lie in \[0, 1\)"),
         (lambda: Criterion(member_share=1.5), r"member_share must lie in \[0, 1\]"),
+        (lambda: Criterion(gce_q=1.5), r"gce_q must lie in \[0, 1\], got 1.5"),
+        (lambda: Criterion(gce_q=float("nan")), r"gce_q must lie in \[0, 1\], got nan"),
+        (lambda: Criterion(0.1, gce_q=0.5), "gce_q is for labels that are certain, got label_smoothing 0.1"),
     ],
 )
 def test_impossible_objectives(build: object, sentence: str) -> None:

@@ -14,7 +14,7 @@ from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.derived import recipe_text
 from empir_plugin.training.objectives import Adversarial, clean
-from empir_plugin.training.recipe import HoldOut, JointRecipe, MemberRecipe, Recipe
+from empir_plugin.training.recipe import FinishRecipe, HoldOut, JointRecipe, MemberRecipe, Recipe
 from empir_plugin.training.run import find_recipe, recipe_names
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.quantized_architectures import network
@@ -29,6 +29,7 @@ epochs = 2
 OTHER = MEMBER.replace('"m"', '"n"')
 OBJECTIVE = "[objective]\nkind = 'adversarial'\nadversary = { kind = 'pgd', threat = 'Linf:0.3', steps = 2 }\n"
 JOINT = "\n[joint]\nseed = 3\nepochs = 4\nmember_share = 0.5\n"
+FINISH = "\n[finish]\nseed = 5\nepochs = 6\ngce_q = 0.25\n"
 HEAD = 'name = "r"\narchitecture = "mnistconv"\ndataset = "mnist"\n'
 
 
@@ -40,7 +41,7 @@ def test_defaults_reach_every_member_and_a_member_overrides_them() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_sound(name: str) -> None:
     recipe = find_recipe(name)
-    runs = [*recipe.members, *([recipe.joint] if recipe.joint else [])]
+    runs = [*recipe.members, *recipe.stages.values()]
     assert recipe.name == name
     assert recipe.architecture in ARCHITECTURES or network(recipe.architecture, num_classes=10)
     assert len({run.seed for run in runs}) == len(runs), "every run has its own seed"
@@ -75,7 +76,16 @@ def test_defaults_reach_the_joint_run_where_it_has_the_key() -> None:
     assert joint.batch_size == 7
 
 
-@pytest.mark.parametrize("key", ["member_share", "label_smoothing"])
+def test_a_last_run_together_has_settings_of_its_own() -> None:
+    text = HEAD + "[defaults]\nbatch_size = 7\n" + OBJECTIVE + MEMBER + JOINT + FINISH
+    recipe = Recipe.parse(text + "[finish.objective]\nkind = 'clean'\n")
+    assert recipe.finish == FinishRecipe("r", 5, 6, 7, gce_q=0.25)
+    assert list(recipe.stages) == ["joint", "finish"]
+    assert [stage.run for stage in recipe.stages.values()] == ["r.together", "r.finish"]
+    assert "finish" not in Recipe.parse(HEAD + MEMBER + JOINT).stages
+
+
+@pytest.mark.parametrize("key", ["member_share", "label_smoothing", "gce_q"])
 def test_what_a_distillation_without_labels_ignores_is_refused(key: str) -> None:
     joint = "\n[joint]\nseed = 3\nepochs = 4\n"
     with pytest.raises(InputError, match=rf"{key} of \[joint\] is 0.25, which its objective 'distilled' ignores"):
@@ -118,6 +128,14 @@ DISTILLED = "objective = { kind = 'distilled', teacher = 'm', temperature = 1.0 
         (MEMBER + JOINT.replace("epochs = 4", "epochs = 0"), r"epochs of \[joint\] must be positive"),
         (MEMBER + JOINT + "ema = 0.5", r"\[joint\] has unknown key\(s\) ema"),
         (MEMBER + JOINT.replace("0.5", "1.5"), r"member_share of \[joint\] must lie in \[0, 1\]"),
+        (MEMBER + FINISH, r"\[finish\] goes on from \[joint\], which is not there"),
+        (MEMBER + JOINT + FINISH.replace("0.25", "2.0"), r"gce_q must lie in \[0, 1\], got 2.0"),
+        (MEMBER + JOINT + FINISH + "label_smoothing = 0.1", "gce_q is for labels that are certain"),
+        (MEMBER + JOINT + FINISH.replace("epochs = 6", "epochs = 0"), r"epochs of \[finish\] must be positive"),
+        (
+            MEMBER + JOINT + FINISH.replace("gce_q = 0.25\n", "") + DISTILLED.replace("'m'", "'x'"),
+            r"teacher of \[finish\] must name a member, got 'x'",
+        ),
         (
             MEMBER + JOINT.replace("0.5", "0.0") + DISTILLED.replace("'m'", "'x'"),
             r"teacher of \[joint\] must name a member, got 'x'",
