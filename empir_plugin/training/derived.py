@@ -10,7 +10,9 @@ from empir_plugin import _toml
 from empir_plugin.errors import InputError
 from empir_plugin.training.tables import table_of
 
-_MERGED = ("defaults", "joint", "finish", "holdout")
+_OPTIONAL = ("joint", "finish", "holdout")
+"""Tables a recipe can do without."""
+_MERGED = ("defaults", *_OPTIONAL)
 """Tables of which a change replaces single keys; of everything else it replaces the whole."""
 
 
@@ -79,7 +81,7 @@ def _base(name: Any, text_of: Callable[[str], str]) -> Mapping[str, Any]:
 
 
 def _left_out(names: Any, base: Mapping[str, Any]) -> frozenset[str]:
-    tables = [key for key in ("joint", "finish", "holdout") if key in base]
+    tables = [key for key in _OPTIONAL if key in base]
     known = [member["name"] for member in base["members"]] + tables
     if not isinstance(names, list) or not all(name in known for name in names):
         raise InputError(f"without must be a list of names among {', '.join(known)}, got {names!r}")
