@@ -18,6 +18,7 @@ from empir_plugin.models.packing import save_packed
 from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.derived import recipe_names as recipe_names
 from empir_plugin.training.derived import recipe_text
+from empir_plugin.training.handover import before_finish
 from empir_plugin.training.loop import Step
 from empir_plugin.training.recipe import HoldOut, Recipe
 from empir_plugin.training.schedules import Schedule, reported
@@ -66,13 +67,15 @@ def train_recipe(
     *,
     device: torch.device | None = None,
     resume: bool = True,
+    finish_from: Path | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> tuple[TrainedMember, ...]:
     """Train a recipe's members one after the other, and then together, if it says so.
 
     Leaves in ``out``: a checkpoint of every run; for every member packed weights and its history; and once all are done
     the whole ensemble's plain state dict, ``<recipe>.safetensors``, which RobustBench takes as ``custom_checkpoint``.
-    Members that are trained together get their weight files after that.
+    Members that are trained together get their weight files after that. A recipe with ``[finish]`` has those before it
+    in ``out/joint``, and goes on from these files.
 
     Args:
         recipe: What to train, and how.
@@ -80,28 +83,46 @@ def train_recipe(
         out: Folder for the files; made if it is missing.
         device: Where to compute; the CPU by default.
         resume: Go on from checkpoints in ``out``.
+        finish_from: Folder with the files before ``[finish]``; then only that is run.
         on_step: Told after every step.
 
     Raises:
-        InputError: If the architecture is unknown or the data set is another one.
-        WeightsError: If a checkpoint in ``out`` is damaged or belongs to another run.
+        InputError: If the architecture is unknown, the data set is another one, or there is no ``[finish]`` to run.
+        WeightsError: If a checkpoint in ``out``, or a file in ``finish_from``, is damaged or belongs to another run.
         EvaluationError: If a loss is no longer finite.
     """
     _check(recipe, data)
+    if finish_from and not recipe.finish:
+        raise InputError(f"recipe {recipe.name} has no [finish] to run from {finish_from}: leave finish_from out")
     out.mkdir(parents=True, exist_ok=True)
     workshop = Workshop(recipe, *_split(data, recipe.holdout), out, device, resume, on_step)
-    results: dict[str, Result] = {}
-    published: dict[str, TrainedMember] = {}
-    for member in recipe.members:
-        results[member.name] = workshop.alone(member, results)
-        if not recipe.stages or not member.in_ensemble:
-            published[member.name] = _publish(results[member.name], out)
-    for table, stage in recipe.stages.items():
-        results |= {result.recipe.name: result for result in workshop.together(table, stage, results)}
-    published |= {name: _publish(result, out) for name, result in results.items() if name not in published}
+    folder = out / "joint" if recipe.finish else out
+    results, published = ({}, {}) if finish_from else _train(workshop, folder)
+    if recipe.finish:
+        earlier = before_finish(recipe, finish_from or folder, data)
+        results = _named(workshop.together("finish", recipe.finish, earlier))
+        published |= {name: _publish(result, out) for name, result in results.items()}
     final = [result.model for result in results.values() if result.recipe.in_ensemble]
     _save_state(Ensemble(final), out / f"{recipe.name}.safetensors")
-    return tuple(published[member.name] for member in recipe.members)
+    return tuple(published[member.name] for member in recipe.members if member.name in published)
+
+
+def _train(workshop: Workshop, folder: Path) -> tuple[dict[str, Result], dict[str, TrainedMember]]:
+    """Every member alone, and then all together; their files go to the folder as soon as they are done."""
+    recipe, results, published = workshop.recipe, dict[str, Result](), dict[str, TrainedMember]()
+    for member in recipe.members:
+        results[member.name] = workshop.alone(member, results)
+        if not recipe.joint or not member.in_ensemble:
+            published[member.name] = _publish(results[member.name], folder)
+    if recipe.joint:
+        together = _named(workshop.together("joint", recipe.joint, results))
+        published |= {name: _publish(result, folder) for name, result in together.items()}
+        results |= together
+    return results, published
+
+
+def _named(results: list[Result]) -> dict[str, Result]:
+    return {result.recipe.name: result for result in results}
 
 
 def _split(data: ImageSet, holdout: HoldOut | None) -> tuple[ImageSet, ImageSet | None]:
@@ -124,6 +145,7 @@ def _check(recipe: Recipe, data: ImageSet) -> None:
 def _publish(result: Result, out: Path) -> TrainedMember:
     member = result.recipe
     weights = out / f"{member.name}.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
     digest = save_packed(result.model, weights)
     own = result.history[: member.epochs]
     report = {

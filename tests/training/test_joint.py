@@ -90,10 +90,32 @@ def test_a_last_run_together_goes_on_from_the_chosen_weights_and_is_resumed(
     with pytest.raises(_KilledError):
         train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=_kill_at("both", 4))
     assert _digests(train_recipe(recipe, tiny_mnist, tmp_path / "cut")) == _digests(whole)
+    only = train_recipe(recipe, tiny_mnist, tmp_path / "only", finish_from=tmp_path / "whole" / "joint")
+    assert _digests(only) == _digests(whole), "files are all that is handed on"
+    assert json.loads((tmp_path / "only" / "low.json").read_text())["joint"] == before["joint"]
     changes = [replace(recipe, finish=replace(finish, gce_q=0.25)), replace(recipe, joint=replace(JOINT, seed=9))]
     for changed in changes:
         with pytest.raises(WeightsError, match="belongs to another recipe"):
             train_recipe(changed, tiny_mnist, tmp_path / "cut")
+
+
+def test_a_last_run_takes_nothing_but_what_its_recipe_trains_before_it(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    plain = replace(RECIPE, members=(FP, replace(LP, start="")), joint=replace(JOINT, epochs=1))
+    recipe = replace(plain, finish=FinishRecipe("both", 4, 1, 16))
+    train_recipe(plain, tiny_mnist, tmp_path / "plain")
+    other = replace(recipe, joint=replace(JOINT, epochs=2))
+    with pytest.raises(WeightsError, match=r"full.json is no training report: .* before \[finish\]"):
+        train_recipe(other, tiny_mnist, tmp_path / "out", finish_from=tmp_path / "plain")
+    train_recipe(recipe, tiny_mnist, tmp_path / "further", finish_from=tmp_path / "plain")
+    with pytest.raises(WeightsError, match="trained otherwise, or further"):
+        train_recipe(recipe, tiny_mnist, tmp_path / "out", finish_from=tmp_path / "further")
+    shutil.copyfile(tmp_path / "further" / "low.safetensors", tmp_path / "plain" / "low.safetensors")
+    with pytest.raises(WeightsError, match="damaged or not the published file"):
+        train_recipe(recipe, tiny_mnist, tmp_path / "out", finish_from=tmp_path / "plain")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        train_recipe(recipe, tiny_mnist, tmp_path / "out", finish_from=tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"recipe both has no \[finish\]"):
+        train_recipe(plain, tiny_mnist, tmp_path / "out", finish_from=tmp_path / "plain")
 
 
 def test_perturbed_weights_leave_training_resumable_to_the_same_bits(tiny_mnist: ImageSet, tmp_path: Path) -> None:

@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for checkpoints and weights. [runs/train/RECIPE]")
 @DEVICE
 @click.option("--resume/--restart", default=True, show_default=True, help="Go on from checkpoints in --out.")
+@click.option(
+    "--finish-from", type=click.Path(path_type=Path),
+    help="Run only the recipe's [finish], from the members' weights and reports in this folder.",
+)  # fmt: skip
 @THREADS
-def train(recipe: str, data_dir: Path, out: Path | None, device: str, resume: bool, threads: int | None) -> None:
+def train(
+    recipe: str,
+    data_dir: Path,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    finish_from: Path | None,
+    threads: int | None,
+) -> None:
     """Train the members of RECIPE: a name such as empir-cifar, or a TOML file.
 
     Every epoch ends in a checkpoint: a run that was killed goes on where it stopped, with the same result.
@@ -35,7 +47,9 @@ def train(recipe: str, data_dir: Path, out: Path | None, device: str, resume: bo
     data = load_images(plan.dataset, data_dir=data_dir, split="train")
     folder = out or Path("runs", "train", plan.name)
     with _TrainingProgress() as progress:
-        members = train_recipe(plan, data, folder, device=target, resume=resume, on_step=progress.show)
+        members = train_recipe(
+            plan, data, folder, device=target, resume=resume, finish_from=finish_from, on_step=progress.show
+        )
     for member in members:
         click.echo(f"{member.weights}  sha256 {member.sha256}")
     click.echo(f"{folder / plan.name}.safetensors  (the ensemble, for custom_checkpoint=)")
