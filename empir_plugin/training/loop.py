@@ -18,7 +18,7 @@ from empir_plugin.models.binary import clip_latent_
 from empir_plugin.training.augment import random_flip, random_shift
 from empir_plugin.training.averages import WeightAverage
 from empir_plugin.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from empir_plugin.training.lesson import Criterion, Lesson, cross_entropy
+from empir_plugin.training.lesson import Lesson
 from empir_plugin.training.objectives import Objective, clean
 from empir_plugin.training.schedules import Schedule, settings_of
 
@@ -50,7 +50,6 @@ class Task:
     Args:
         schedule: How to go through the images.
         objective: What to lower.
-        criterion: What the objective measures with.
         decays: Of the average of the network's weights, or of every member's: see
             :class:`~empir_plugin.training.averages.WeightAverage`.
         facts: Whatever else makes this run another than a run of the same schedule.
@@ -58,7 +57,6 @@ class Task:
 
     schedule: Schedule
     objective: Objective = clean
-    criterion: Criterion = cross_entropy
     decays: tuple[float, ...] = (0.0,)
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -150,7 +148,7 @@ class _Run:
         total, loss, accuracy = per_epoch * schedule.epochs, 0.0, 0.0
         for i, (x, y) in enumerate(_batches(self.data, schedule, number, self.device)):
             step = number * per_epoch + i
-            lesson = Lesson(x, y, self.task.criterion, schedule.seed * 1_000_003 + step, (step + 1) / total)
+            lesson = Lesson(x, y, schedule.criterion, schedule.seed * 1_000_003 + step, (step + 1) / total)
             try:
                 batch_loss, batch_accuracy = self._step(lesson, _learning_rate(schedule, step, total))
             except EvaluationError as error:

@@ -16,7 +16,6 @@ from empir_plugin.evaluation.overhead_storage import packed_bytes
 from empir_plugin.evaluation.subject import prepared
 from empir_plugin.models.convert_probe import modes_kept, run
 from empir_plugin.models.convert_report import ConversionReport
-from empir_plugin.training.lesson import Criterion
 from empir_plugin.training.loop import Step, Task, fit
 from empir_plugin.training.networks import converted, full_precision_network
 from empir_plugin.training.pretrained import load_pretrained
@@ -108,8 +107,7 @@ def _fine_tuned(
     member = workplace.plan.member
     if not member.epochs:
         return model.eval(), ()
-    criterion = Criterion(member.label_smoothing)
-    task = Task(member, workplace.plan.objective, criterion, (member.ema,), {"made_from": workplace.made_from})
+    task = Task(member, workplace.plan.objective, (member.ema,), {"made_from": workplace.made_from})
     workplace.out.mkdir(parents=True, exist_ok=True)
     where = workplace.checkpoint
     trained = fit(model, task, training, where, device=device, resume=workplace.resume, on_step=on_step)

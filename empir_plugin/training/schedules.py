@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
@@ -10,7 +10,7 @@ from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
 from empir_plugin.training.distillation import DistilledFrom
-from empir_plugin.training.lesson import check_gce_q
+from empir_plugin.training.lesson import Criterion, check_gce_q
 from empir_plugin.training.objective_tables import RecipeObjective
 from empir_plugin.training.objectives import clean
 
@@ -78,6 +78,11 @@ class Schedule:
         return self.name
 
     @property
+    def criterion(self) -> Criterion:
+        """How far an output is from the labels."""
+        return Criterion(self.label_smoothing, gce_q=self.gce_q)
+
+    @property
     def _who(self) -> str:
         return f"member {self.name!r}"
 
@@ -138,6 +143,11 @@ class JointRecipe(Schedule):
     def run(self) -> str:
         """What the files of this run are called."""
         return f"{self.name}.together"
+
+    @property
+    def criterion(self) -> Criterion:
+        """How far an output is from the labels, and the members' own from them."""
+        return replace(super().criterion, member_share=self.member_share)
 
     @property
     def _who(self) -> str:

@@ -16,7 +16,6 @@ from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.training.averages import parts_of
 from empir_plugin.training.distillation import DistilledFrom
-from empir_plugin.training.lesson import Criterion
 from empir_plugin.training.loop import Step, Task, Trained, fit
 from empir_plugin.training.networks import first_network
 from empir_plugin.training.objective_tables import RecipeObjective
@@ -77,8 +76,7 @@ class Workshop:
             return Result(member, model)
         objective = _bound(member.objective, earlier)
         facts = self._facts(objective, member.objective, model if member.start else None)
-        criterion = Criterion(member.label_smoothing, gce_q=member.gce_q)
-        task = Task(member, objective, criterion, (member.ema,), facts)
+        task = Task(member, objective, (member.ema,), facts)
         trained = self._fit(model, task)
         selection = self._select(trained, task, final=self._is_final(member))
         return Result(member, selection.model, trained.history, _scores(selection))
@@ -90,8 +88,7 @@ class Workshop:
         objective = _bound(stage.objective, earlier)
         decays = tuple(result.recipe.ema for result in results)
         facts = {**self._facts(objective, stage.objective, ensemble), "decays": repr(decays)}
-        criterion = Criterion(stage.label_smoothing, stage.member_share, gce_q=stage.gce_q)
-        task = Task(stage, objective, criterion, decays, facts)
+        task = Task(stage, objective, decays, facts)
         trained = self._fit(ensemble, task)
         selection = self._select(trained, task, final=True)
         report = {table: {"recipe": settings_of(stage), "history": trained.history}, **_scores(selection)}

@@ -297,3 +297,13 @@ def test_architectures_of_empir_keep_the_layers_of_the_release(tmp_path: Path) -
         quantize_checkpoint(plan, tmp_path / "full.safetensors", TRAINING, TEST, tmp_path)
     with pytest.raises(WeightsError, match=r"is of few bits already \(3 of its weights, such as 'conv1.weight'"):
         quantize_checkpoint(QuantizationPlan("cifarconv", AFTER), made.weights, TRAINING, TEST, tmp_path)
+
+
+def test_fine_tuning_lowers_the_loss_its_schedule_names(checkpoint: Path, tmp_path: Path) -> None:
+    one = replace(TUNED, epochs=1)
+    plain = _quantize(one, checkpoint, tmp_path / "plain").history[0]["loss"]
+    for name, key, value in (("bounded", "gce_q", 1.0), ("smoothed", "label_smoothing", 0.5)):
+        made = _quantize(replace(one, **{key: value}), checkpoint, tmp_path / name)  # type: ignore[arg-type]
+        assert made.history[0]["loss"] != plain, key
+    bounded = _quantize(replace(one, gce_q=1.0), checkpoint, tmp_path / "bounded").history[0]["loss"]
+    assert 0 < bounded < 1, "one minus a probability"
