@@ -62,7 +62,11 @@ class Case:
 
 
 CASES = tuple(Case(network, trained, bits) for trained in _TRAINED for network in _NETWORKS for bits in BITS)
-_WAYS = {"inside": "FGSM on the discretized image", "raw": "FGSM on the raw image", "strong": "strong PGD, raw image"}
+_WAYS = {
+    "inside": "FGSM on the discretized image",
+    "raw": "FGSM on the raw image",
+    "strong": "strong attacks, raw image",
+}
 
 
 def _parts(case: Case) -> Iterator[Evaluation]:
@@ -99,15 +103,15 @@ _READING = (
     "The paper finds networks with 2-bit inputs hardly harmed by FGSM. It seems to perturb images that are "
     "discretized already; the network then discretizes again, and a perturbation smaller than half a level is "
     "gone. Ours has that way, the attack on the raw image in front of the discretization, which is the only one a "
-    "defence has to withstand, and for each image the worst of the PGD attacks of the protocol adaptive on the "
-    "raw image."
+    "defence has to withstand, and for each image the worst of the PGD attacks of the protocol adaptive and of Square "
+    "on the raw image."
 )
 _PICTURE = Picture(
     "discretization",
     "Accuracy on MNIST in percent against the radius of FGSM in units of the image, for 2 and 8 bits per pixel.",
     "Four panels: full-precision and binary networks, with standard and with R+FGSM training. Lines for 2-bit and "
-    "8-bit inputs, attacked on the discretized image, on the raw image, and by the worst of several PGD attacks; the "
-    "numbers are in the table.",
+    "8-bit inputs, attacked on the discretized image, on the raw image, and by the worst of several strong attacks; "
+    "the numbers are in the table.",
 )
 
 

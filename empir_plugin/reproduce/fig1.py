@@ -36,7 +36,7 @@ def _series(results: Results) -> tuple[tuple[str, tuple[float, ...]], ...]:
     clean = tuple(results.record(_slug(subject, released.name)).clean_accuracy for _, subject in _NETWORKS)
     fgsm = [(f"FGSM, {name}", tuple(_fgsm(results, subject, name) for _, subject in _NETWORKS)) for name in _FGSM]
     worst = tuple(results.record(_slug(subject, strong.name)).worst_case_accuracy for _, subject in _NETWORKS)
-    return (("clean", clean), *fgsm, ("worst case, strong PGD", worst))
+    return (("clean", clean), *fgsm, ("worst case, strong attacks", worst))
 
 
 def _fgsm(results: Results, subject: Subject, name: str) -> float:
@@ -56,8 +56,8 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 
 _READING = (
     "The paper draws clean accuracy and accuracy under FGSM and publishes no numbers with the figure; its claim "
-    "is that fewer bits leave more under FGSM. The worst case over the PGD attacks of the protocol adaptive tells "
-    "how much of that is robustness and how much a gradient that FGSM cannot use. wNaM stands for N-bit weights "
+    "is that fewer bits leave more under FGSM. The worst case over the PGD attacks of the protocol adaptive and Square "
+    "tells how much of that is robustness and how much a gradient that FGSM cannot use. wNaM stands for N-bit weights "
     "and M-bit activations, fp for full precision."
 )
 _PICTURE = Picture(

@@ -78,12 +78,13 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 _READING = (
     "The paper draws the upper row and gives no numbers except those of Table 2. The released CW attacks the "
     "full-precision member of an ensemble alone and is judged on the vote; the lower row shows the same networks "
-    "under the worst of the PGD attacks of the protocol adaptive, which differentiate what CW as released cannot."
+    "under the worst of the PGD attacks of the protocol adaptive, which differentiate what CW as released cannot, and "
+    "of Square."
 )
 _PICTURE = Picture(
     "fig3a",
     "Clean accuracy against accuracy under attack, both in percent; above CW as released (no budget), below the worst "
-    "case over the PGD attacks of the protocol adaptive within the paper's eps.",
+    "case over the PGD attacks of the protocol adaptive and Square within the paper's eps.",
     "Four scatter plots: MNIST to the left, CIFAR-10 to the right, CW above, worst case below. Circles are single "
     "networks with their precision beside them, a filled diamond is EMPIR. To the right and up is better.",
 )
@@ -91,7 +92,7 @@ _PICTURE = Picture(
 
 def _table(results: Results, dataset: str) -> Table:
     rows = tuple(_row(results, name, subject) for name, subject in subjects_of(dataset))
-    header = ("Network", "Clean", "CW, released", "Worst case, strong PGD", "n")
+    header = ("Network", "Clean", "CW, released", "Worst case, strong attacks", "n")
     return Table(f"{DATASETS[dataset]}; accuracy in %, worst case within {THREATS[dataset]}.", header, rows)
 
 

@@ -92,7 +92,7 @@ _PANELS: tuple[tuple[str, str, _Number], ...] = (
     ("(a) clean", "accuracy, %", _clean),
     ("(b) FGSM, released", "accuracy, %", _released),
     ("FGSM, paper", "accuracy, %", _paper),
-    ("worst case, strong PGD", "accuracy, %", _worst),
+    ("worst case, strong attacks", "accuracy, %", _worst),
     ("(c) time", "times one fp network", _time),
     ("(d) storage", "times one fp network", _storage),
 )

@@ -98,7 +98,8 @@ def _by_radius(results: Results) -> _Series:
         for name in _FGSM
     ]
     hard = [
-        (f"{_short(defence)}, strong PGD", tuple(_worst(results, defence, eps) for eps in EPS)) for defence in _MODELS
+        (f"{_short(defence)}, strong attacks", tuple(_worst(results, defence, eps) for eps in EPS))
+        for defence in _MODELS
     ]
     return (*found, *hard)
 
@@ -142,8 +143,8 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 _READING = (
     "The paper draws the full-precision baseline and EMPIR, and publishes no numbers with the figure; its claim "
     "is that EMPIR keeps more throughout. 'released' is its own code, 'paper' has true labels and attacks the "
-    "vote, and under 'strong PGD' every image counts with the worst of the PGD attacks of the protocol adaptive "
-    "within the same eps. Accuracy has to fall as eps grows: where it rises, the attack fails."
+    "vote, and under 'strong attacks' every image counts with the worst of the PGD attacks of the protocol adaptive "
+    "and of Square within the same eps. Accuracy has to fall as eps grows: where it rises, the attack fails."
 )
 _PICTURE = Picture(
     "fig5",

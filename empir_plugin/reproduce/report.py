@@ -18,7 +18,7 @@ _LEAD = (
     "code, and all settings.",
     "Three protocols never mix: 'released' repeats the published code, slips included; 'paper' runs the attacks as the "
     "paper words them, with true labels; 'adaptive' takes for each image the worst of all attacks known here. Only the "
-    "last one measures robustness; 'strong', in figures of many networks, is the part of it that is PGD.",
+    "last one measures robustness; 'strong', in figures of many networks, is the part of it that is PGD or Square.",
 )
 
 
