@@ -190,6 +190,9 @@ def test_the_names_of_the_robust_recipes_runs_have_not_changed() -> None:
         "weight_decay": 0.0, "label_smoothing": 0.0, "shift": 2, "flip": True, "member_share": 0.1,
         "objective": PGD_2.replace(EIGHT, NINE),
     }  # fmt: skip
+    assert recipe.finish is not None
+    last = {"seed": 19, "epochs": 5, "learning_rate": 1e-3, "member_share": 0.0, "gce_q": 0.5}
+    assert settings_of(recipe.finish) == {**settings_of(recipe.joint), **last}
     assert [settings_of(member)["objective"] for member in recipe.members] == [PGD_2] * 3
     distilled = find_recipe("mnistconv-defences").members[4]
     expected = "DistilledFrom(teacher='mnistconv-teacher', temperature=100.0, label_share=0.5)"
