@@ -158,13 +158,19 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def bars(axis: Axes, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> None:
-    """Groups of bars beside each other, one bar for each series; where a number is missing there is no bar."""
+    """Groups of bars beside each other, one bar for each series.
+
+    Where a number is missing there is no bar; a bar without height, which looks like one, has a 0 in its place.
+    """
     width = 0.8 / len(series)
     for index, (look, (name, values)) in enumerate(zip(LOOKS, series, strict=False)):
         shown = [(place, value) for place, value in enumerate(values) if value is not None]
         places = [place + (index - (len(series) - 1) / 2) * width for place, _ in shown]
         face = f"{0.25 + 0.75 * (index / max(1, len(series) - 1)):g}"
         heights = [value for _, value in shown]
-        axis.bar(places, heights, width, label=name, color=face, edgecolor="black", hatch=look.hatch, linewidth=0.6)
+        drawn = axis.bar(
+            places, heights, width, label=name, color=face, edgecolor="black", hatch=look.hatch, linewidth=0.6
+        )
+        axis.bar_label(drawn, ["" if height else "0" for height in heights], fontsize=6, padding=1)
     axis.set_xticks(range(len(groups)), groups)
     axis.grid(False, axis="x")

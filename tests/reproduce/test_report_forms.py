@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.text import Text as Label
 
 from empir_plugin.errors import EvaluationError
@@ -38,6 +40,13 @@ def test_markdown() -> None:
     assert "```console\nempir reproduce x\n```" in text
     assert "![Alt](figures/p.svg)\n\n*Cap*" in text
     assert "Words & \\<b>more\\</b>." in text
+
+
+def test_a_bar_of_nothing_is_told_from_a_missing_one() -> None:
+    (axis,) = panels(Figure(), 1, 1)
+    bars(axis, ["x", "y"], [("first", [0.0, None]), ("second", [2.0, 0.0])])
+    zeros = [text for text in axis.texts if isinstance(text, Annotation) and text.get_text() == "0"]
+    assert [round(text.xy[0], 1) for text in zeros] == [-0.2, 1.2]
 
 
 def test_html_needs_nothing_else_and_escapes_everything(tmp_path: Path) -> None:
