@@ -57,8 +57,10 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 _READING = (
     "The paper draws clean accuracy and accuracy under FGSM and publishes no numbers with the figure; its claim "
     "is that fewer bits leave more under FGSM. The worst case over the PGD attacks of the protocol adaptive and Square "
-    "tells how much of that is robustness and how much a gradient that FGSM cannot use. wNaM stands for N-bit weights "
-    "and M-bit activations, fp for full precision."
+    "tells how much of that is robustness and how much a gradient that FGSM cannot use. The first layer quantizes the "
+    "image too: with one bit it sees every pixel as black or white, parted at 0.5, and an eps below 0.5 moves neither "
+    "black nor white across. What one bit keeps is that of MNIST's pixels, not of networks in general. wNaM stands for "
+    "N-bit weights and M-bit activations, fp for full precision."
 )
 _PICTURE = Picture(
     "fig1",
