@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.data import ImageSet
@@ -14,7 +17,9 @@ from empir_plugin.training.trained import load_trained_member
 from empir_plugin.training.workshop import Result
 
 
-def before_finish(recipe: Recipe, folder: Path, images: ImageSet) -> dict[str, Result]:
+def before_finish(
+    recipe: Recipe, folder: Path, images: ImageSet, device: torch.device | None = None
+) -> dict[str, Result]:
     """All members of a recipe as they are before its ``[finish]``, from their files.
 
     The weights are those in the files: latent ones of low precision are some that quantize to these.
@@ -23,11 +28,13 @@ def before_finish(recipe: Recipe, folder: Path, images: ImageSet) -> dict[str, R
         recipe: What is trained.
         folder: A packed weight file and a report for every member.
         images: Some of the recipe's data set.
+        device: Where the members go; the CPU by default.
 
     Raises:
         WeightsError: If a file is missing, damaged, or not what this recipe trains before ``[finish]``.
     """
-    return {member.name: _result(recipe, member, folder, images) for member in recipe.members}
+    results = (_result(recipe, member, folder, images) for member in recipe.members)
+    return {result.recipe.name: replace(result, model=result.model.to(device)) for result in results}
 
 
 def _result(recipe: Recipe, member: MemberRecipe, folder: Path, images: ImageSet) -> Result:

@@ -99,7 +99,7 @@ def train_recipe(
     folder = out / "joint" if recipe.finish else out
     results, published = ({}, {}) if finish_from else _train(workshop, folder)
     if recipe.finish:
-        earlier = before_finish(recipe, finish_from or folder, data)
+        earlier = before_finish(recipe, finish_from or folder, data, device)
         results = _named(workshop.together("finish", recipe.finish, earlier))
         published |= {name: _publish(result, out) for name, result in results.items()}
     final = [result.model for result in results.values() if result.recipe.in_ensemble]
