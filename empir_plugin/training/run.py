@@ -100,11 +100,11 @@ def train_recipe(
     results, published = ({}, {}) if finish_from else _train(workshop, folder)
     if recipe.finish:
         earlier = before_finish(recipe, finish_from or folder, data, device)
-        results = _named(workshop.together("finish", recipe.finish, earlier))
-        published |= {name: _publish(result, out) for name, result in results.items()}
+        results = earlier | _named(workshop.together("finish", recipe.finish, earlier))
+        published = {name: _publish(result, out) for name, result in results.items()}
     final = [result.model for result in results.values() if result.recipe.in_ensemble]
     _save_state(Ensemble(final), out / f"{recipe.name}.safetensors")
-    return tuple(published[member.name] for member in recipe.members if member.name in published)
+    return tuple(published[member.name] for member in recipe.members)
 
 
 def _train(workshop: Workshop, folder: Path) -> tuple[dict[str, Result], dict[str, TrainedMember]]:

@@ -99,6 +99,14 @@ def test_a_last_run_together_goes_on_from_the_chosen_weights_and_is_resumed(
             train_recipe(changed, tiny_mnist, tmp_path / "cut")
 
 
+def test_a_last_run_leaves_a_teacher_s_files_too(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    teacher, low = replace(FP, in_ensemble=False), replace(LP, start="", precision=Precision())
+    recipe = replace(RECIPE, members=(teacher, low), joint=replace(JOINT, epochs=1))
+    made = train_recipe(replace(recipe, finish=FinishRecipe("both", 4, 1, 16)), tiny_mnist, tmp_path)
+    assert [member.weights for member in made] == [tmp_path / "full.safetensors", tmp_path / "low.safetensors"]
+    assert made[0].weights.read_bytes() == (tmp_path / "joint" / "full.safetensors").read_bytes()
+
+
 def test_a_last_run_takes_nothing_but_what_its_recipe_trains_before_it(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     plain = replace(RECIPE, members=(FP, replace(LP, start="")), joint=replace(JOINT, epochs=1))
     recipe = replace(plain, finish=FinishRecipe("both", 4, 1, 16))
