@@ -18,7 +18,7 @@ from empir_plugin.reproduce.images import Discretize
 from empir_plugin.reproduce.parts import Evaluation, only
 from empir_plugin.reproduce.published import data_table
 from empir_plugin.reproduce.results import Results, attack_accuracy
-from empir_plugin.reproduce.strong import strong
+from empir_plugin.reproduce.strong import TOLD, strong
 from empir_plugin.reproduce.target import Target
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ _READING = (
     "The paper finds networks with 2-bit inputs hardly harmed by FGSM. It seems to perturb images that are "
     "discretized already; the network then discretizes again, and a perturbation smaller than half a level is "
     "gone. Ours has that way, the attack on the raw image in front of the discretization, which is the only one a "
-    "defence has to withstand, and for each image the worst of the PGD attacks of the protocol adaptive and of Square "
-    "on the raw image."
+    f"defence has to withstand, and for each image the worst of {TOLD} on the raw image."
 )
 _PICTURE = Picture(
     "discretization",

@@ -11,7 +11,7 @@ from empir_plugin.reproduce.fig3a import subjects_of
 from empir_plugin.reproduce.figures import draw, lines, panels, percent_axis
 from empir_plugin.reproduce.parts import Evaluation, only
 from empir_plugin.reproduce.results import Results, attack_accuracy
-from empir_plugin.reproduce.strong import strong
+from empir_plugin.reproduce.strong import TOLD, strong
 from empir_plugin.reproduce.subjects import Subject
 from empir_plugin.reproduce.target import Target
 from empir_plugin.reproduce.zoo import THREATS
@@ -56,7 +56,7 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 
 _READING = (
     "The paper draws clean accuracy and accuracy under FGSM and publishes no numbers with the figure; its claim "
-    "is that fewer bits leave more under FGSM. The worst case over the PGD attacks of the protocol adaptive and Square "
+    f"is that fewer bits leave more under FGSM. The worst case over {TOLD} "
     "tells how much of that is robustness and how much a gradient that FGSM cannot use. The first layer quantizes the "
     "image too: with one bit it sees every pixel as black or white, parted at 0.5, and an eps below 0.5 moves neither "
     "black nor white across. What one bit keeps is that of MNIST's pixels, not of networks in general. wNaM stands for "

@@ -13,7 +13,7 @@ from empir_plugin.reproduce.document import Block, Picture, Table, Text, points
 from empir_plugin.reproduce.figures import LOOKS, draw, panels, percent_axis, write_names
 from empir_plugin.reproduce.parts import Evaluation, only
 from empir_plugin.reproduce.results import Results, attack_accuracy
-from empir_plugin.reproduce.strong import strong
+from empir_plugin.reproduce.strong import TOLD, strong
 from empir_plugin.reproduce.subjects import Subject, Trained, Zoo
 from empir_plugin.reproduce.target import Target
 from empir_plugin.reproduce.zoo import DATASETS, THREATS
@@ -78,13 +78,12 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 _READING = (
     "The paper draws the upper row and gives no numbers except those of Table 2. The released CW attacks the "
     "full-precision member of an ensemble alone and is judged on the vote; the lower row shows the same networks "
-    "under the worst of the PGD attacks of the protocol adaptive, which differentiate what CW as released cannot, and "
-    "of Square."
+    f"under the worst of {TOLD}, which see what CW as released does not: the vote."
 )
 _PICTURE = Picture(
     "fig3a",
     "Clean accuracy against accuracy under attack, both in percent; above CW as released (no budget), below the worst "
-    "case over the PGD attacks of the protocol adaptive and Square within the paper's eps.",
+    f"case over {TOLD} within the paper's eps.",
     "Four scatter plots: MNIST to the left, CIFAR-10 to the right, CW above, worst case below. Circles are single "
     "networks with their precision beside them, a filled diamond is EMPIR. To the right and up is better.",
 )

@@ -21,7 +21,7 @@ from empir_plugin.reproduce.document import Block, Picture, Table, Text, points
 from empir_plugin.reproduce.figures import draw, lines, panels, percent_axis
 from empir_plugin.reproduce.parts import Evaluation, only
 from empir_plugin.reproduce.results import Results, attack_accuracy
-from empir_plugin.reproduce.strong import strong
+from empir_plugin.reproduce.strong import TOLD, strong
 from empir_plugin.reproduce.target import Target
 from empir_plugin.reproduce.zoo import SUBJECTS
 
@@ -143,8 +143,8 @@ def _show(results: Results, folder: Path) -> tuple[Block, ...]:
 _READING = (
     "The paper draws the full-precision baseline and EMPIR, and publishes no numbers with the figure; its claim "
     "is that EMPIR keeps more throughout. 'released' is its own code, 'paper' has true labels and attacks the "
-    "vote, and under 'strong attacks' every image counts with the worst of the PGD attacks of the protocol adaptive "
-    "and of Square within the same eps. Accuracy has to fall as eps grows: where it rises, the attack fails."
+    f"vote, and under 'strong attacks' every image counts with the worst of {TOLD} "
+    "within the same eps. Accuracy has to fall as eps grows: where it rises, the attack fails."
 )
 _PICTURE = Picture(
     "fig5",

@@ -10,6 +10,9 @@ from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.protocols import Protocol, adaptive
 
+TOLD = "the PGD attacks of the protocol adaptive and Square"
+"""What it attacks with, in the words of the report."""
+
 _KINDS = ("PGD-100 plain", "PGD-100 mean_probability")
 _QUERIES = Planned("Square", AutoAttackSuite(attacks=("square",)), aim="the model's own output, without a gradient")
 """Where one bit leaves no gradient to follow, queries find what PGD does not."""
