@@ -160,9 +160,10 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 def bars(axis: Axes, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> None:
     """Groups of bars beside each other, one bar for each series.
 
-    Where a number is missing there is no bar; a bar without height, which looks like one, has a 0 in its place.
+    Where a number is missing there is no bar; one too low to see, which looks the same, has its number there.
     """
     width = 0.8 / len(series)
+    tallest = max((value for _, values in series for value in values if value is not None), default=0.0)
     for index, (look, (name, values)) in enumerate(zip(LOOKS, series, strict=False)):
         shown = [(place, value) for place, value in enumerate(values) if value is not None]
         places = [place + (index - (len(series) - 1) / 2) * width for place, _ in shown]
@@ -171,6 +172,7 @@ def bars(axis: Axes, groups: Sequence[str], series: Sequence[tuple[str, Sequence
         drawn = axis.bar(
             places, heights, width, label=name, color=face, edgecolor="black", hatch=look.hatch, linewidth=0.6
         )
-        axis.bar_label(drawn, ["" if height else "0" for height in heights], fontsize=6, padding=1)
+        told = ["" if height > tallest / 50 else f"{height:.1g}" for height in heights]
+        axis.bar_label(drawn, told, fontsize=6, padding=1)
     axis.set_xticks(range(len(groups)), groups)
     axis.grid(False, axis="x")
