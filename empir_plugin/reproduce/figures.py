@@ -172,7 +172,7 @@ def bars(axis: Axes, groups: Sequence[str], series: Sequence[tuple[str, Sequence
         drawn = axis.bar(
             places, heights, width, label=name, color=face, edgecolor="black", hatch=look.hatch, linewidth=0.6
         )
-        told = ["" if height > tallest / 50 else f"{height:.1g}" for height in heights]
+        told = ["" if height > tallest / 50 else f"{height:.1g}".lstrip("0") or "0" for height in heights]
         axis.bar_label(drawn, told, fontsize=6, padding=1)
     axis.set_xticks(range(len(groups)), groups)
     axis.grid(False, axis="x")

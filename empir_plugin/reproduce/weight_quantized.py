@@ -19,7 +19,6 @@ from empir_plugin.reproduce.results import Results, attack_accuracy
 from empir_plugin.reproduce.strengths import BLACK, NOISE, STRENGTHS, WHITE, quantized_weights
 from empir_plugin.reproduce.subjects import Subject, Trained, Zoo
 from empir_plugin.reproduce.target import Target
-from empir_plugin.reproduce.zoo import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 _BITS = 3
 _MAPPED = {"mnist": 1, "cifar10": 3}
 """How many last layers the mu-law maps."""
+_TITLES: Mapping[str, str] = MappingProxyType({"mnist": "MNISTSmall, MNIST", "cifar10": "CIFARconv, CIFAR-10"})
 _BASES: Mapping[tuple[str, str], Subject] = MappingProxyType(
     {
         ("mnist", "orig"): Trained("weight-quantized-mnist", "mnist-orig"),
@@ -123,7 +123,7 @@ _PICTURE = Picture(
 def _white(results: Results, dataset: str) -> Table:
     header = ("Network", "Numbers", "Clean", *WHITE, "Worst case")
     rows = tuple(row for case in cases(dataset) for row in _white_rows(results, case))
-    caption = f"{DATASETS[dataset]}: white box, in %; strong is {STRENGTHS[dataset].strong}."
+    caption = f"{_TITLES[dataset]}: white box, in %; strong is {STRENGTHS[dataset].strong}."
     return Table(caption, header, rows, texts=2)
 
 
@@ -137,7 +137,7 @@ def _white_rows(results: Results, case: Case) -> Iterator[tuple[str, ...]]:
 def _black(results: Results, dataset: str) -> Table:
     header = ("Network", "Numbers", *BLACK, *NOISE)
     rows = tuple(row for case in cases(dataset) for row in _black_rows(results, case))
-    return Table(f"{DATASETS[dataset]}: black box and noise, in %.", header, rows, texts=2)
+    return Table(f"{_TITLES[dataset]}: black box and noise, in %.", header, rows, texts=2)
 
 
 def _black_rows(results: Results, case: Case) -> Iterator[tuple[str, ...]]:
@@ -158,7 +158,7 @@ def _paint(figure: Figure, results: Results) -> None:
         ]
         bars(axis, [case.title.replace(" + mu", "\n+ mu").replace(" (Q)", "\n(Q)") for case in rows], series)
         percent_axis(axis, "accuracy, %", room=0)
-        axis.set_title(f"{DATASETS[dataset]}, {STRENGTHS[dataset].strong}", loc="left", fontsize=9)
+        axis.set_title(f"{_TITLES[dataset]}, {STRENGTHS[dataset].strong}", loc="left", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 

@@ -46,7 +46,7 @@ def test_a_bar_too_low_to_be_seen_is_told_from_a_missing_one() -> None:
     (axis,) = panels(Figure(), 1, 1)
     bars(axis, ["x", "y"], [("first", [0.0, None]), ("second", [60.0, 0.07])])
     told = [text for text in axis.texts if isinstance(text, Annotation) and text.get_text()]
-    assert [(round(text.xy[0], 1), text.get_text()) for text in told] == [(-0.2, "0"), (1.2, "0.07")]
+    assert [(round(text.xy[0], 1), text.get_text()) for text in told] == [(-0.2, "0"), (1.2, ".07")]
 
 
 def test_html_needs_nothing_else_and_escapes_everything(tmp_path: Path) -> None:
