@@ -71,7 +71,7 @@ def _sources(results: Results, target: Target, parts: Sequence[Part]) -> list[Bl
     told = f" --n-examples {sizes[-1]}" if sizes else ""
     data = " --data-dir DATA" if target.trainings or (sizes and sizes[-1] > 1000) else ""
     rows = tuple(_source(results, part) for part in parts)
-    header = ("Record", "Network", "SHA-256", "Code", "Threat", "n", "Seconds")
+    header = ("Record", "Network", "SHA-256 of the record", "Code", "Threat", "n", "Seconds")
     names = ", ".join(dict.fromkeys(training.recipe for training in target.trainings))
     recipes = [Text(f"Trained for this, by recipe: {names}. Their course is in records/training.")] if names else []
     table = Table("The records of this section.", header, rows, texts=5)
