@@ -15,7 +15,16 @@ from empir_plugin.zoo.show import rows
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "leaderboard" / "runs"
-HEADLINE = ("cifarconv-fp-500", "empir-cifar-500", "empir-cifar-at-500", "empir-mnist-500")
+HEADLINE = (
+    "cifarconv-fp-500",
+    "empir-cifar-500",
+    "cifarconv-at-fp-500",
+    "empir-cifar-at-500",
+    "mnistconv-fp-500",
+    "empir-mnist-500",
+    "mnistsmall-at-fp-500",
+    "empir-mnist-at-500",
+)
 
 
 def headline() -> str:
