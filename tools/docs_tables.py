@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TIMES = ROOT / "benchmarks" / "records"
 AUDITS = ROOT / "leaderboard" / "runs" / "audits"
-AUDITED = ("empir-cifar", "empir-mnist")
+AUDITED = ("empir-cifar", "empir-mnist", "empir-cifar-at", "empir-mnist-at")
 
 
 def protocols() -> str:
