@@ -259,7 +259,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("docs_tables")
 
 
-@pytest.mark.parametrize("page", ["architecture.md", "believe.md", "benchmarks.md"])
+@pytest.mark.parametrize("page", ["architecture.md", "believe.md", "benchmarks.md", "robust.md"])
 def test_tables_are_those_of_records_and_code(page: str, tools: ModuleType) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     assert tools.written(page, text) == text, "run python tools/docs_tables.py"

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import architecture
+import robust_tables
 
 from empir_plugin.evaluation.masking_report import AuditReport
 from empir_plugin.evaluation.protocols import PROTOCOLS
@@ -156,6 +157,7 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
             "integer": integer_times,
             "integer on": measured_on("integer"),
         },
+        "robust.md": {"left": robust_tables.left, "cost": robust_tables.cost, "course": robust_tables.course},
     }
 )
 """Of each page, what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
