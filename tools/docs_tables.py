@@ -11,6 +11,8 @@ from typing import Any
 
 import architecture
 import robust_tables
+from committed import RUNS
+from markdown_tables import markdown_table
 
 from empir_plugin.evaluation.masking_report import AuditReport
 from empir_plugin.evaluation.protocols import PROTOCOLS
@@ -18,7 +20,6 @@ from empir_plugin.evaluation.protocols import PROTOCOLS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TIMES = ROOT / "benchmarks" / "records"
-AUDITS = ROOT / "leaderboard" / "runs" / "audits"
 AUDITED = ("empir-cifar", "empir-mnist", "empir-cifar-at", "empir-mnist-at")
 
 
@@ -33,13 +34,14 @@ def protocols() -> str:
 
 def checks() -> str:
     """Every check of the audit: what it may find at most, why, and what it found."""
-    reports = [AuditReport.read(AUDITS / f"{name}.json") for name in AUDITED]
-    lines = [_row("check", "at most", "because", *AUDITED), _row("---", "---:", "---", *["---:"] * len(AUDITED))]
+    reports = [AuditReport.read(RUNS / "audits" / f"{name}.json") for name in AUDITED]
+    rows = []
     for findings in zip(*(report.checks for report in reports), strict=True):
         first = findings[0]
         values = [f"{each.value:.2f}{'' if each.passed else ' (fails)'}" for each in findings]
-        lines.append(_row(first.name, f"{first.threshold:.2f}", first.reason, *values))
-    return "\n".join([*lines, _row("verdict", "", "", *(report.verdict for report in reports))])
+        rows.append((first.name, f"{first.threshold:.2f}", first.reason, *values))
+    rows.append(("verdict", "", "", *(report.verdict for report in reports)))
+    return markdown_table(("check", "at most", "because", *AUDITED), rows, "lrlr")
 
 
 def attack_times(record: str, case: str) -> Callable[[], str]:
@@ -48,8 +50,7 @@ def attack_times(record: str, case: str) -> Callable[[], str]:
     def write() -> str:
         rows = _read(record)["cases"][case]["contenders"]
         head = "contender", "times ours", "by round", "image passes", "with gradient", "left"
-        lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
-        return "\n".join([*lines, *(_row(*_contender(row)) for row in rows)])
+        return markdown_table(head, map(_contender, rows), "lr")
 
     return write
 
@@ -66,27 +67,24 @@ def growth(series: str, what: str) -> Callable[[], str]:
 
     def write() -> str:
         rows = _read("scaling")["series"][series]["rows"]
-        lines = [_row(what, "time", "by round"), _row("---:", "---:", "---:")]
         cells = [(row["name"], f"**{row['ratio']:.2f}**", _range(row["ratio_by_round"])) for row in rows]
-        return "\n".join([*lines, *(_row(*each) for each in cells)])
+        return markdown_table((what, "time", "by round"), cells, "r")
 
     return write
 
 
 def integer_times() -> str:
     """``benchmarks/integer.py``: time of each execution, as a multiple of float32's in its better memory layout."""
-    lines = [_row("network", "execution", "time", "10th to 90th percentile", "meant to be at most")]
-    lines.append(_row("---", "---", "---:", "---:", "---:"))
+    head = "network", "execution", "time", "10th to 90th percentile", "meant to be at most"
+    rows = []
     for case in _read("integer")["cases"].values():
         for name, row in case["rows"].items():
             if not name.startswith("float32"):
                 target = case["targets"].get(name, {}).get("at_most")
                 ratio, spread = row["ratio"], f"{row['ratio']['p10']:.3f} to {row['ratio']['p90']:.3f}"
                 title = case["title"].partition(";")[0]
-                lines.append(
-                    _row(title, name, f"**{ratio['median']:.3f}**", spread, "" if target is None else str(target))
-                )
-    return "\n".join(lines)
+                rows.append((title, name, f"**{ratio['median']:.3f}**", spread, "" if target is None else str(target)))
+    return markdown_table(head, rows, "llr")
 
 
 def measured_on(record: str) -> Callable[[], str]:
@@ -113,13 +111,13 @@ def measured_on(record: str) -> Callable[[], str]:
 def agreement() -> str:
     """``benchmarks/integer_agreement.py``: how far the forms of each network are apart, image by image."""
     ends = "largest difference", "median", "decisions that differ"
-    lines = [_row("network", "compared", "images off by more than 1e-4", *ends), _row("---", "---", *["---:"] * 4)]
+    lines = []
     for name, rows in _read("integer-agreement")["models"].items():
         for row in rows:
             sizes = f"{row['max_logit_difference']:.1g}", f"{row['median_logit_difference']:.1g}"
             beyond = f"**{row['beyond_tolerance']}** of {row['images']:,}"
-            lines.append(_row(name, "; ".join(row["between"]), beyond, *sizes, str(row["differing_decisions"])))
-    return "\n".join(lines)
+            lines.append((name, "; ".join(row["between"]), beyond, *sizes, str(row["differing_decisions"])))
+    return markdown_table(("network", "compared", "images off by more than 1e-4", *ends), lines, "llr")
 
 
 def _read(record: str) -> dict[str, Any]:
@@ -133,10 +131,6 @@ def _range(ends: list[float]) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from committed import ROBUST, evaluated, execution_times
+from markdown_tables import markdown_table
+
 from empir_plugin.evaluation.record import Record
+from empir_plugin.reproduce.results import attack_accuracy
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.registry import builders
 from empir_plugin.zoo.show import rows
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "leaderboard" / "runs"
 HEADLINE = (
     "cifarconv-fp-500",
     "empir-cifar-500",
@@ -29,19 +31,22 @@ HEADLINE = (
 
 def headline() -> str:
     """What attacks leave of the headline models, in percent: one row for each record of :data:`HEADLINE`."""
-    records = [Record.read(RUNS / f"{name}.json") for name in HEADLINE]
+    records = [evaluated(name) for name in HEADLINE]
     columns = list(dict.fromkeys(attack.name for record in records for attack in record.attacks))
-    lines = [
-        _row("model", "threat", "images", "clean", *columns, "worst case per image"),
-        _row("---", "---", *["---:"] * (len(columns) + 3)),
+    head = "model", "threat", "images", "clean", *columns, "worst case per image"
+    return markdown_table(head, (_attacked(record, columns) for record in records), "llr")
+
+
+def _attacked(record: Record, columns: list[str]) -> list[str]:
+    left = {attack.name: f"{attack.accuracy:.1f} %" for attack in record.attacks}
+    cells = [f"{record.clean_accuracy:.1f} %", *(left.get(column, "") for column in columns)]
+    return [
+        record.model["name"],
+        record.threat,
+        str(record.data["n"]),
+        *cells,
+        f"**{record.worst_case_accuracy:.1f} %**",
     ]
-    for record in records:
-        left = {attack.name: f"{attack.accuracy:.1f} %" for attack in record.attacks}
-        cells = [left.get(column, "") for column in columns]
-        worst = f"**{record.worst_case_accuracy:.1f} %**"
-        clean = f"{record.clean_accuracy:.1f} %"
-        lines.append(_row(record.model["name"], record.threat, str(record.data["n"]), clean, *cells, worst))
-    return "\n".join(lines)
 
 
 PUBLISHED = {"CW": 48.51, "FGSM": 20.45, "BIM": 24.59, "PGD": 13.55}
@@ -50,24 +55,23 @@ PUBLISHED = {"CW": 48.51, "FGSM": 20.45, "BIM": 24.59, "PGD": 13.55}
 
 def protocols() -> str:
     """EMPIR's four attacks on CIFAR-10 at eps 0.1: as published, as its code runs them, as its paper words them."""
-    lines = [_row("attacks at Linf eps 0.1", *PUBLISHED), _row("---", *["---:"] * len(PUBLISHED))]
-    lines.append(_row("published by EMPIR's authors", *(f"{value:.2f} %" for value in PUBLISHED.values())))
+    published = "published by EMPIR's authors", *(f"{value:.2f} %" for value in PUBLISHED.values())
     titles = {
         "released": "ours, attacks as their code runs them",
         "paper": "ours, attacks on the ensemble, true labels",
     }
-    for name, title in titles.items():
-        record = Record.read(RUNS / f"empir-cifar-{name}-1000.json")
-        left = {attack.name: f"{attack.accuracy:.1f} %" for attack in record.attacks}
-        lines.append(_row(title, *(left[attack] for attack in PUBLISHED)))
-    return "\n".join(lines)
+    ours = ((title, *_protocol(evaluated(f"empir-cifar-{name}-1000"))) for name, title in titles.items())
+    return markdown_table(("attacks at Linf eps 0.1", *PUBLISHED), (published, *ours), "lr")
+
+
+def _protocol(record: Record) -> list[str]:
+    return [f"{attack_accuracy(record, attack):.1f} %" for attack in PUBLISHED]
 
 
 def models() -> str:
     """The models that have weights."""
-    head = [_row("model", "data set", "precision", "clean %", "Mparams", "kB"), _row(*["---"] * 6)]
     shown = {name: builder for name, builder in builders().items() if name in cards() and cards()[name].has_weights}
-    return "\n".join([*head, *(_row(*row) for row in rows(shown))])
+    return markdown_table(("model", "data set", "precision", "clean %", "Mparams", "kB"), rows(shown), "l")
 
 
 def written(text: str) -> str:
@@ -82,8 +86,8 @@ def written(text: str) -> str:
     for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
-    robust = {f"{model} fgsm": robust_fgsm(model) for model in ("empir-cifar-at", "empir-mnist-at")}
-    for name, number in {"full": full(), "worst": worst(), **robust, **measured()}.items():
+    robust = {f"{model} fgsm": robust_fgsm(model) for model in ROBUST}
+    for name, number in {"full": full(), "worst": worst(), **robust, **execution_times("empir-cifar")}.items():
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->{number}<!-- /{name} -->", text)
     return text
 
@@ -105,11 +109,10 @@ WAYS_IN: Mapping[str, str] = MappingProxyType(
 
 def ways_in() -> str:
     """What single attacks of ``adaptive`` leave of ``empir-cifar``, and all of them together."""
-    record = Record.read(RUNS / "empir-cifar-adaptive-1000.json")
-    left = {attack.name: attack.accuracy for attack in record.attacks}
-    lines = [_row("attack at Linf:8/255, 1,000 images", "left"), _row("---", "---:")]
-    lines += [_row(told, f"{left[name]:.1f} %") for name, told in WAYS_IN.items()]
-    return "\n".join([*lines, _row(f"all {len(left)} attacks, per image", f"**{record.worst_case_accuracy:.1f} %**")])
+    record = evaluated("empir-cifar-adaptive-1000")
+    single = [(told, f"{attack_accuracy(record, name):.1f} %") for name, told in WAYS_IN.items()]
+    every = f"all {len(record.attacks)} attacks, per image", f"**{record.worst_case_accuracy:.1f} %**"
+    return markdown_table(("attack at Linf:8/255, 1,000 images", "left"), (*single, every), "lr")
 
 
 QUANTIZED = ("wrn-10-1-fp", "wrn-10-1-w4a4", "wrn-10-1-w2a2", "empir-wrn-10-1")
@@ -117,44 +120,30 @@ QUANTIZED = ("wrn-10-1-fp", "wrn-10-1-w4a4", "wrn-10-1-w2a2", "empir-wrn-10-1")
 
 def quantized() -> str:
     """What quantization costs a WideResNet-10-1 in accuracy, and what attacks leave of 1,000 images."""
-    shown = ("PGD-100", "AutoAttack")
-    head = ("model", "clean, 10,000 images", "points lost", *(f"{name}, 1,000 images" for name in shown))
-    lines = [_row(*head), _row("---", *["---:"] * (len(head) - 1))]
-    whole = {name: Record.read(RUNS / f"{name}.json").clean_accuracy for name in QUANTIZED}
-    for name in QUANTIZED:
-        left = {attack.name: attack.accuracy for attack in Record.read(RUNS / f"{name}-1000.json").attacks}
-        lost = f"{whole[QUANTIZED[0]] - whole[name]:.2f}"
-        lines.append(_row(name, f"{whole[name]:.2f} %", lost, *(f"{left[attack]:.1f} %" for attack in shown)))
-    return "\n".join(lines)
-
-
-def measured() -> dict[str, str]:
-    """How long ``empir-cifar`` takes, by its full-precision member's time: simulated, and on int8 kernels."""
-    overhead = json.loads((RUNS / "overhead" / "empir-cifar.json").read_text(encoding="utf-8"))
-    rows = [row for row in overhead["measured"]["backends"] if row["network"] == "model"]
-    names = ("simulated", "int8")
-    return {name: f"{row['ratio']['median']:.1f}" for name in names for row in rows if name in row["backend"]}
+    shown = "PGD-100", "AutoAttack"
+    head = "model", "clean, 10,000 images", "points lost", *(f"{name}, 1,000 images" for name in shown)
+    whole = {name: evaluated(name).clean_accuracy for name in QUANTIZED}
+    table = []
+    for name, clean in whole.items():
+        first = evaluated(f"{name}-1000")
+        left = (f"{attack_accuracy(first, attack):.1f} %" for attack in shown)
+        table.append((name, f"{clean:.2f} %", f"{whole[QUANTIZED[0]] - clean:.2f}", *left))
+    return markdown_table(head, table, "lr")
 
 
 def full() -> str:
     """What AutoAttack leaves of ``empir-cifar`` on the whole test set."""
-    (found,) = (attack for attack in Record.read(RUNS / "empir-cifar.json").attacks if attack.name == "AutoAttack")
-    return f"{found.accuracy:.2f} %"
+    return f"{attack_accuracy(evaluated('empir-cifar'), 'AutoAttack'):.2f} %"
 
 
 def robust_fgsm(model: str) -> str:
     """What FGSM leaves of a robust ensemble on the whole test set."""
-    (found,) = Record.read(RUNS / f"{model}.json").attacks
-    return f"{found.accuracy:.2f} %"
+    return f"{attack_accuracy(evaluated(model), 'FGSM'):.2f} %"
 
 
 def worst() -> str:
     """What the attacks of ``adaptive`` leave of ``empir-cifar`` on the whole test set."""
-    return f"{Record.read(RUNS / 'empir-cifar-adaptive.json').worst_case_accuracy:.2f} %"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"{evaluated('empir-cifar-adaptive').worst_case_accuracy:.2f} %"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from empir_plugin.reproduce.results import Results, attack_accuracy
 from empir_plugin.reproduce.strengths import BLACK, NOISE, STRENGTHS, WHITE, quantized_weights
 from empir_plugin.reproduce.subjects import Subject, Trained, Zoo
 from empir_plugin.reproduce.target import Target
+from empir_plugin.reproduce.zoo import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 _BITS = 3
 _MAPPED = {"mnist": 1, "cifar10": 3}
 """How many last layers the mu-law maps."""
-_TITLES: Mapping[str, str] = MappingProxyType({"mnist": "MNISTSmall, MNIST", "cifar10": "CIFARconv, CIFAR-10"})
+_TITLES: Mapping[str, str] = MappingProxyType({**DATASETS, "mnist": "MNISTSmall, MNIST"})
+"""Here MNIST has another network than in the other tables."""
 _BASES: Mapping[tuple[str, str], Subject] = MappingProxyType(
     {
         ("mnist", "orig"): Trained("weight-quantized-mnist", "mnist-orig"),
