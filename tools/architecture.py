@@ -13,6 +13,8 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+from markdown_tables import markdown_table
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -157,12 +159,12 @@ def direct(graph: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 def table() -> str:
     """The rooms in Markdown: what each is for, and what it imports."""
-    lines = ["| room | what it answers | imports from |", "| --- | --- | --- |"]
     graph = between(imports())
+    lines = []
     for room in rooms():
         uses = ", ".join(f"`{name}`" for name in graph[room.name]) or "none of them"
-        lines.append(f"| `{room.name}` | {_question(room)} | {uses} |")
-    return "\n".join(lines)
+        lines.append((f"`{room.name}`", _question(room), uses))
+    return markdown_table(("room", "what it answers", "imports from"), lines, "l")
 
 
 def _question(room: Room) -> str:
