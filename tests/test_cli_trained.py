@@ -62,6 +62,7 @@ def _run(folder: Path, *arguments: str) -> Result:
     [
         ((), "tiny (max_vote)"),
         (("--rule", "mean_probability"), "tiny (mean_probability)"),
+        (("--rule", "mean_logits"), "tiny (mean_logits)"),
         (("--member", "tiny-w2a4"), "tiny-w2a4"),
     ],
 )
@@ -76,10 +77,11 @@ def test_a_record_names_what_was_taken_and_the_recipes_threat(
 
 def test_they_are_different_models(folder: Path) -> None:
     digests = set()
-    for arguments in ((), ("--rule", "mean_probability"), ("--member", "tiny-fp"), ("--member", "tiny-w2a4")):
+    rules, members = ("max_vote", "mean_probability", "mean_logits"), ("tiny-fp", "tiny-w2a4")
+    for arguments in (*(("--rule", rule) for rule in rules), *(("--member", name) for name in members)):
         assert _run(folder, "--trained", str(folder), *arguments).exit_code == 0
         digests.add(Record.read(folder / "record.json").model["sha256"])
-    assert len(digests) == 4
+    assert len(digests) == 5
 
 
 def test_the_rules_by_name_are_the_cards() -> None:

@@ -41,8 +41,8 @@ class Room:
 ROOMS = (
     Room("empir_plugin/_compat", "RobustBench runs", 2),
     Room("empir_plugin/models", "a model is built", 2),
-    Room("empir_plugin/zoo", "named", 0),
     Room("empir_plugin/attacks", "attacked", 4),
+    Room("empir_plugin/zoo", "named", 0),
     Room("empir_plugin/evaluation", "judged", 4),
     Room("empir_plugin/training", "trained", 0),
     Room("empir_plugin/leaderboard", "published", 2),

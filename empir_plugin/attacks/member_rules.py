@@ -1,6 +1,7 @@
 """Rules by which an ensemble might decide, for an attacker to differentiate: like the ensemble's own, but smooth.
 
-Each maps member logits ``(M, N, K)`` and the index of the first full-precision member to ``(N, K)``.
+:class:`MeanLogits` is also a rule to decide by. Each maps member logits ``(M, N, K)`` and the index of the first
+full-precision member to ``(N, K)``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from empir_plugin.models.ensemble import MaxVote, MeanProbability
 
 @dataclass(frozen=True)
 class MeanLogits:
-    """The mean of the members' logits ``(N, K)``. A member of large logits counts most."""
+    """The mean of the members' logits ``(N, K)``. A member of large logits counts most.
+
+    Their softmax is the members' geometric mean probability, normalised, to which one member that all but excludes a
+    class can put a veto; :class:`~empir_plugin.models.ensemble.MeanProbability` is the arithmetic mean.
+
+    Example:
+        >>> MeanLogits()(torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]]), None)
+        tensor([[1.0000, 0.5000]])
+    """
 
     def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
         """Average over the members."""

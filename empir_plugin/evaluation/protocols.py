@@ -86,8 +86,8 @@ default = Protocol(
     "default",
     "FGSM, PGD with 100 steps of a quarter of eps, and standard AutoAttack.",
     (
-        "All differentiate the model's own output; for an ensemble that is the mean probability of the members that "
-        "voted for the winner, and PGD also runs on the mean probability of all members.",
+        "All differentiate the model's own output; where members vote, that is the mean probability of those that "
+        "voted for the winner. On ensembles PGD also runs on the mean probability of all members.",
         "True labels.",
     ),
     default_plan,

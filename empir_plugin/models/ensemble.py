@@ -123,5 +123,5 @@ class Ensemble(nn.Module):
         return torch.stack([member(x) for member in self.members])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Log-probabilities ``(N, K)`` whose argmax is the ensemble's decision."""
+        """Log-probabilities ``(N, K)``, up to a constant per image, whose argmax is the ensemble's decision."""
         return self.rule(self.member_logits(x), self.leader)

@@ -18,6 +18,7 @@ from empir_plugin.models.binary import clip_latent_
 from empir_plugin.training.augment import random_flip, random_shift
 from empir_plugin.training.averages import WeightAverage
 from empir_plugin.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from empir_plugin.training.compute import computing
 from empir_plugin.training.lesson import Lesson
 from empir_plugin.training.objectives import Objective, clean
 from empir_plugin.training.schedules import Schedule, settings_of
@@ -114,10 +115,11 @@ def fit(
     progress = Progress(0, _identity(model, task, data))
     if resume and checkpoint.is_file():
         progress = load_checkpoint(checkpoint, progress.identity, model, average.model, optimizer)
-    while progress.epoch < settings.epochs:
-        history = (*progress.history, run.epoch(progress.epoch))
-        progress = Progress(progress.epoch + 1, progress.identity, history)
-        save_checkpoint(checkpoint, progress, model, average.model, optimizer)
+    with computing(model, settings.compute):
+        while progress.epoch < settings.epochs:
+            history = (*progress.history, run.epoch(progress.epoch))
+            progress = Progress(progress.epoch + 1, progress.identity, history)
+            save_checkpoint(checkpoint, progress, model, average.model, optimizer)
     return Trained(model.eval(), average.model.eval(), tuple(dict(line) for line in progress.history))
 
 

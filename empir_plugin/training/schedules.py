@@ -9,10 +9,12 @@ from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
+from empir_plugin.training.compute import Compute, check_compute
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.lesson import Criterion, check_gce_q
 from empir_plugin.training.objective_tables import RecipeObjective
 from empir_plugin.training.objectives import clean
+from empir_plugin.zoo.card import RULES
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Schedule:
         label_smoothing: Share of the target that is spread evenly over all classes.
         gce_q: Makes the loss on labels the generalized cross-entropy: see
             :class:`~empir_plugin.training.lesson.Criterion`.
+        compute: Arithmetic of the networks: see :func:`~empir_plugin.training.compute.computing`.
         shift: Training images are moved by up to so many pixels in each direction, zeros coming in.
         flip: Whether half of the training images are mirrored.
         objective: What is lowered.
@@ -50,6 +53,7 @@ class Schedule:
     flip: bool = False
     objective: RecipeObjective = clean
     gce_q: float = field(default=0.0, kw_only=True)
+    compute: Compute = field(default="float32", kw_only=True)
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "learning_rate"):
@@ -61,6 +65,7 @@ class Schedule:
         if self.epochs < 0 or self.shift < 0 or not self.weight_decay >= 0:
             raise InputError(f"epochs, shift and weight_decay of {self._who} must not be negative")
         check_gce_q(self.gce_q, self.label_smoothing)
+        check_compute(self.compute, self._who)
         self._check_labels_are_used()
 
     def _check_labels_are_used(self) -> None:
@@ -120,17 +125,19 @@ class MemberRecipe(Schedule):
 
 @dataclass(frozen=True)
 class JointRecipe(Schedule):
-    """How all members are trained together, through their mean probability, after each was trained alone.
+    """How all members are trained together, through their common decision, after each was trained alone.
 
     Args:
         member_share: Share of the loss that is the mean of the members' own: see
             :class:`~empir_plugin.training.lesson.Criterion`.
+        rule: How they decide: a key of :data:`~empir_plugin.zoo.card.RULES`.
 
     Raises:
         InputError: If a number is out of its range.
     """
 
     member_share: float = 0.0
+    rule: str = field(default="mean_probability", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,6 +145,8 @@ class JointRecipe(Schedule):
             raise InputError(f"member_share of {self._who} must lie in [0, 1], got {self.member_share!r}")
         if not self.epochs:
             raise InputError(f"epochs of {self._who} must be positive, got 0: leave {self._who} out")
+        if self.rule not in RULES:
+            raise InputError(f"rule of {self._who} must be one of {', '.join(RULES)}, got {self.rule!r}")
 
     @property
     def run(self) -> str:
@@ -200,4 +209,4 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Activations) else value
 
 
-_YOUNG = frozenset({"start", "in_ensemble", "activations", "gce_q"})
+_YOUNG = frozenset({"start", "in_ensemble", "activations", "gce_q", "compute", "rule"})

@@ -13,7 +13,7 @@ from torch import nn
 
 from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.evaluation.identity import describe
-from empir_plugin.models.ensemble import Ensemble, MeanProbability
+from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.training.averages import parts_of
 from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.loop import Step, Task, Trained, fit
@@ -23,6 +23,7 @@ from empir_plugin.training.objectives import Objective
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.schedules import JointRecipe, MemberRecipe, settings_of
 from empir_plugin.training.selection import Selection, select
+from empir_plugin.zoo.card import RULES
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class Workshop:
     def together(self, table: str, stage: JointRecipe, earlier: Mapping[str, Result]) -> list[Result]:
         """Train the ensemble of all members, as the recipe's table of this name says."""
         results = [result for result in earlier.values() if result.recipe.in_ensemble]
-        ensemble = Ensemble([result.model.requires_grad_(True) for result in results], MeanProbability())
+        ensemble = Ensemble([result.model.requires_grad_(True) for result in results], RULES[stage.rule])
         objective = _bound(stage.objective, earlier)
         decays = tuple(result.recipe.ema for result in results)
         facts = {**self._facts(objective, stage.objective, ensemble), "decays": repr(decays)}

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from empir_plugin import _toml
+from empir_plugin.attacks.member_rules import MeanLogits
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.architectures import ARCHITECTURES
@@ -18,7 +19,9 @@ from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
 
-RULES: Mapping[str, Rule] = MappingProxyType({"max_vote": MaxVote(), "mean_probability": MeanProbability()})
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {"max_vote": MaxVote(), "mean_probability": MeanProbability(), "mean_logits": MeanLogits()}
+)
 """Decision rules by the name cards use."""
 
 

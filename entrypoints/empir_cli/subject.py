@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TRAINED = click.option(
     "--trained", type=click.Path(path_type=Path), help="MODEL is a recipe: take what `empir train` left in this folder."
 )
-RULE_NAMES = ("max_vote", "mean_probability")
+RULE_NAMES = ("max_vote", "mean_probability", "mean_logits")
 """How members may decide together: the keys of :data:`empir_plugin.zoo.card.RULES`."""
 RULE = click.option("--rule", type=click.Choice(RULE_NAMES), help="How those members decide.  [max_vote]")
 MEMBER = click.option("--member", help="Only this one of those members.")

@@ -99,6 +99,21 @@ def test_a_last_run_together_goes_on_from_the_chosen_weights_and_is_resumed(
             train_recipe(changed, tiny_mnist, tmp_path / "cut")
 
 
+def test_members_are_trained_through_the_rule_a_stage_names(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    finish = FinishRecipe("both", 4, 1, 16, rule="mean_logits")
+    recipe = replace(RECIPE, joint=replace(JOINT, epochs=1), finish=finish)
+    made = train_recipe(recipe, tiny_mnist, tmp_path)
+    assert json.loads((tmp_path / "low.json").read_text())["finish"]["recipe"]["rule"] == "mean_logits"
+    assert "rule" not in json.loads((tmp_path / "low.json").read_text())["joint"]["recipe"], "as before there were two"
+    other = replace(recipe, finish=replace(finish, rule="mean_probability"))
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        train_recipe(other, tiny_mnist, tmp_path)
+    again = train_recipe(other, tiny_mnist, tmp_path / "other", finish_from=tmp_path / "joint")
+    assert not set(_digests(again)) & set(_digests(made))
+    with pytest.raises(InputError, match=r"rule of \[finish\] must be one of max_vote, mean_.*, got 'vote'"):
+        replace(finish, rule="vote")
+
+
 def test_a_last_run_leaves_a_teacher_s_files_too(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     teacher, low = replace(FP, in_ensemble=False), replace(LP, start="", precision=Precision())
     recipe = replace(RECIPE, members=(teacher, low), joint=replace(JOINT, epochs=1))

@@ -1,0 +1,134 @@
+"""Training in bfloat16: what is rounded and what is not, near float32, in the recipe, in the run's name."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError, WeightsError
+from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.models.architectures import MNISTConv
+from empir_plugin.models.ensemble import Ensemble, MeanProbability
+from empir_plugin.models.precision import Precision
+from empir_plugin.training.adversary import pgd
+from empir_plugin.training.compute import computing
+from empir_plugin.training.loop import Step
+from empir_plugin.training.objectives import Adversarial
+from empir_plugin.training.recipe import MemberRecipe, Recipe
+from empir_plugin.training.run import train_recipe
+
+ATTACKED = Adversarial(pgd("Linf:0.1", steps=1))
+FP = MemberRecipe("full", 1, 2, 16, precision=Precision(), objective=ATTACKED)
+X = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+class _KilledError(Exception):
+    pass
+
+
+class _Seen(nn.Linear):
+    """A layer that keeps the kind of number it computes in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = super().forward(input)
+        self.kind = out.dtype
+        return out
+
+
+def test_matrix_products_are_in_bfloat16_and_outputs_and_weights_in_float32() -> None:
+    model = _Seen(2, 1, bias=False)
+    nn.init.constant_(model.weight, 1 + 2**-9)
+    x = torch.tensor([[1.0, 1.0]])
+    with computing(model, "bfloat16"):
+        rounded = model(x)
+        assert model.kind == torch.bfloat16
+    assert (rounded.dtype, rounded.item()) == (torch.float32, 2.0), "8 bits of mantissa do not hold 2**-9"
+    assert model.weight[0, 0] == 1 + 2**-9
+    with computing(model, "float32"):
+        assert model(x).item() == 2 + 2**-8
+        assert model.kind == torch.float32
+
+
+def test_members_compute_so_and_decide_in_float32() -> None:
+    members = [_Seen(2, 3), _Seen(2, 3)]
+    ensemble = Ensemble(members, MeanProbability())
+    with computing(ensemble, "bfloat16"):
+        assert ensemble.member_logits(torch.rand(4, 2)).dtype == torch.float32
+        assert ensemble(torch.rand(4, 2)).exp().sum(1).sub(1).abs().max() < 1e-6
+    assert [member.kind for member in members] == [torch.bfloat16] * 2
+
+
+def test_a_network_is_as_before_afterwards_even_after_an_error() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(_KilledError), computing(model, "bfloat16"):
+        raise _KilledError
+    assert "forward" not in vars(model)
+    assert torch.equal(model(torch.ones(1, 2)), F.linear(torch.ones(1, 2), model.weight, model.bias))
+
+
+@pytest.mark.parametrize("precision", ["fp", "w4a4"])
+def test_gradients_are_near_those_of_float32(precision: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MNISTConv(Precision.parse(precision), scale="none" if precision == "fp" else "max")
+
+    def gradients() -> Tensor:
+        loss = F.cross_entropy(model(X), torch.arange(8))
+        return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
+
+    exact = gradients()
+    with computing(model, "bfloat16"):
+        rounded = gradients()
+    assert not torch.equal(exact, rounded)
+    assert F.cosine_similarity(exact, rounded, dim=0) > 0.95
+
+
+def test_killed_and_resumed_gives_the_same_bits_and_only_in_its_own_arithmetic(
+    tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    recipe = Recipe("both", "mnistconv", "mnist", (replace(FP, compute="bfloat16"),))
+    exact = Recipe("both", "mnistconv", "mnist", (FP,))
+    whole = train_recipe(recipe, tiny_mnist, tmp_path / "whole")[0].sha256
+
+    def kill(at: Step) -> None:
+        if at.step == 5:
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=kill)
+    shutil.copytree(tmp_path / "cut", tmp_path / "other")
+    assert train_recipe(recipe, tiny_mnist, tmp_path / "cut")[0].sha256 == whole
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        train_recipe(exact, tiny_mnist, tmp_path / "other")
+    assert train_recipe(exact, tiny_mnist, tmp_path / "exact")[0].sha256 != whole
+
+
+def test_a_recipe_may_say_so_for_every_run_or_for_one() -> None:
+    text = """
+        name = "r"
+        architecture = "mnistconv"
+        dataset = "mnist"
+        [defaults]
+        epochs = 1
+        compute = "bfloat16"
+        [[members]]
+        name = "m"
+        precision = "fp"
+        seed = 1
+        [joint]
+        seed = 2
+        compute = "float32"
+    """
+    recipe = Recipe.parse(text)
+    assert recipe.joint is not None
+    assert (recipe.members[0].compute, recipe.joint.compute) == ("bfloat16", "float32")
+    with pytest.raises(InputError, match=r"compute of .* must be one of 'float32', 'bfloat16', got 'float16'"):
+        Recipe.parse(text.replace("bfloat16", "float16"))
+    with pytest.raises(InputError, match="compute of member 'full' must be one of float32, bfloat16, got 'half'"):
+        replace(FP, compute="half")  # type: ignore[arg-type]
