@@ -10,6 +10,7 @@ from torch import nn
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.losses import CrossEntropy, Loss, cross_entropy, margin
+from empir_plugin.attacks.member_rules import MeanLogits
 from empir_plugin.attacks.on_member import OnMember
 from empir_plugin.attacks.starts import StepOfEps
 from empir_plugin.attacks.surrogates import (
@@ -37,27 +38,35 @@ _REWEIGHTINGS = 1.0, 0.1
 
 def adaptive_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
     """Attacks that fit the model: an ensemble's members and a quantizer's clip get their own."""
-    ensemble = isinstance(model, Ensemble)
-    everybody: Surrogate = mean_probability if ensemble else plain
-    looks: list[Surrogate] = [everybody]
+    smooth, another = _smooth(model)
+    looks: list[Surrogate] = [smooth]
     if not is_full_precision(model):
-        looks += [Through(everybody, identity), Through(everybody, soft)]
+        looks += [Through(smooth, identity), Through(smooth, soft)]
     # AutoAttack on what the model itself puts out would be the first attack once more.
     others = looks if _votes(model) else looks[1:]
     return (
         # First, so that in a cascade, too, its number is its own, and what a store has of it serves both protocols.
         *standard_plan(model, dataset),
         *(_pgd(look, loss) for look in looks for loss in (cross_entropy, margin)),
-        *(_on_members(model) if ensemble else _heated()),
+        *(_on_members(model) if isinstance(model, Ensemble) else _heated()),
         *(_autoattack(look, "apgd-ce", "apgd-t") for look in others),
-        *([_autoattack(mean_logits, "apgd-t")] if ensemble else []),
-        *([_autoattack(everybody, "square")] if _votes(model) else []),
+        *([_autoattack(another, "apgd-t")] if another else []),
+        *([_autoattack(smooth, "square")] if _votes(model) else []),
     )
 
 
+def _smooth(model: nn.Module) -> tuple[Surrogate, Surrogate | None]:
+    """The smooth function nearest to the decision, of an ensemble a mean over its members, and then the other mean."""
+    if not isinstance(model, Ensemble):
+        return plain, None
+    if isinstance(model.rule, MeanLogits):
+        return mean_logits, mean_probability
+    return mean_probability, mean_logits
+
+
 def _votes(model: nn.Module) -> bool:
-    """Whether it is an ensemble that puts out something else than its members' mean probability."""
-    return isinstance(model, Ensemble) and not isinstance(model.rule, MeanProbability)
+    """Whether it is an ensemble that puts out something else than a mean over its members."""
+    return isinstance(model, Ensemble) and not isinstance(model.rule, (MeanProbability, MeanLogits))
 
 
 def _pgd(surrogate: Surrogate, loss: Loss = cross_entropy, note: str = "") -> Planned:

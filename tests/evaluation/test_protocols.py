@@ -14,6 +14,7 @@ from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.carlini_wagner import CarliniWagner
 from empir_plugin.attacks.loop import GradientAttack
 from empir_plugin.attacks.losses import CrossEntropy, cross_entropy, margin, softmax_twice
+from empir_plugin.attacks.member_rules import MeanLogits
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import FixedStep, StepOfEps, UniformStart, at_image
 from empir_plugin.attacks.surrogates import mean_probability, plain, voters
@@ -364,21 +365,36 @@ def test_adaptive_fits_the_model() -> None:
 
 
 def test_adaptive_runs_autoattack_on_a_models_own_output_once() -> None:
-    own, voting = (
+    probabilities, logits, voting = (
         [
             name
             for name in names("adaptive", Ensemble([network(0, "w2a4"), network(1, "w32a32")], rule))
-            if "PGD" not in name
+            if "PGD" not in name and "transfer" not in name
         ]
-        for rule in (MeanProbability(), MaxVote())
+        for rule in (MeanProbability(), MeanLogits(), MaxVote())
     )
-    assert [name for name in own if "transfer" not in name] == [
-        "AutoAttack",
-        "apgd-ce + apgd-t mean_probability/identity",
-        "apgd-ce + apgd-t mean_probability/soft",
-        "apgd-t mean_logits",
-    ]
-    assert set(voting) - set(own) == {"apgd-ce + apgd-t mean_probability", "square mean_probability"}
+    for own, its_mean, other in (
+        (probabilities, "mean_probability", "mean_logits"),
+        (logits, "mean_logits", "mean_probability"),
+    ):
+        assert own == [
+            "AutoAttack",
+            f"apgd-ce + apgd-t {its_mean}/identity",
+            f"apgd-ce + apgd-t {its_mean}/soft",
+            f"apgd-t {other}",
+        ]
+    assert set(voting) - set(probabilities) == {"apgd-ce + apgd-t mean_probability", "square mean_probability"}
+
+
+def test_adaptive_follows_the_mean_an_ensemble_decides_by() -> None:
+    members = [network(0, "w2a4"), network(1, "w32a32")]
+    followed = {
+        rule: [name for name in names("adaptive", Ensemble(members, rule)) if name.startswith("PGD-100 mean_")]
+        for rule in (MeanProbability(), MeanLogits(), MaxVote())
+    }
+    assert len(followed[MeanLogits()]) == 6
+    assert followed[MaxVote()] == followed[MeanProbability()]
+    assert [name.replace("logits", "probability") for name in followed[MeanLogits()]] == followed[MaxVote()]
 
 
 def adaptive_columns(x: Tensor, wanted: Callable[[object], bool]) -> list[Tensor]:
