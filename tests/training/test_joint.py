@@ -198,7 +198,7 @@ def test_the_name_of_an_old_run_has_not_changed() -> None:
     }
 
 
-EIGHT, NINE = (f"eps={eps / 255}, eps_text='{eps}/255'" for eps in (8, 9))
+EIGHT, NINE, TEN = (f"eps={eps / 255}, eps_text='{eps}/255'" for eps in (8, 9, 10))
 PGD_2 = (
     f"Adversarial(adversary=Adversary(threat=Threat(norm=Linf(), {EIGHT}), steps=2, "
     "step=0.75, start=Noise(ratio=1.0), ramp=0.0, reach=1.0, spread=False), clean_share=0.0)"
@@ -214,8 +214,10 @@ def test_the_names_of_the_robust_recipes_runs_have_not_changed() -> None:
         "objective": PGD_2.replace(EIGHT, NINE),
     }  # fmt: skip
     assert recipe.finish is not None
-    last = {"seed": 19, "epochs": 5, "learning_rate": 1e-3, "member_share": 0.0, "gce_q": 0.5}
-    assert settings_of(recipe.finish) == {**settings_of(recipe.joint), **last}
+    assert settings_of(recipe.finish) == {
+        **settings_of(recipe.joint), "seed": 19, "epochs": 16, "learning_rate": 2e-3, "shift": 0, "member_share": 0.0,
+        "gce_q": 0.5, "compute": "bfloat16", "rule": "mean_logits", "objective": PGD_2.replace(EIGHT, TEN),
+    }  # fmt: skip
     assert [settings_of(member)["objective"] for member in recipe.members] == [PGD_2] * 3
     distilled = find_recipe("mnistconv-defences").members[4]
     expected = "DistilledFrom(teacher='mnistconv-teacher', temperature=100.0, label_share=0.5)"
