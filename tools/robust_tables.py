@@ -13,11 +13,12 @@ from empir_plugin.reproduce.results import attack_accuracy
 from empir_plugin.zoo.card import cards
 
 _FIRST = 500
+_ATTACKS = "PGD-100", "AutoAttack", "adaptive"
 
 
 def left() -> str:
     """What attacks leave of every ensemble and of each member on its own."""
-    head = "model", "precision", "clean", "FGSM", f"PGD-100, first {_FIRST}", f"AutoAttack, first {_FIRST}"
+    head = "model", "precision", "clean", "FGSM", *(f"{name}, first {_FIRST}" for name in _ATTACKS)
     names = [name for ensemble in ROBUST for name in (ensemble, *_members(ensemble))]
     return markdown_table(head, map(_attacked, names), "llr")
 
@@ -27,17 +28,23 @@ def _attacked(name: str) -> list[str]:
     if whole.data["n"] != 10_000:
         raise ValueError(f"{name}.json must cover the 10,000 test images, got {whole.data['n']}")
     first = _first(name)
-    shown = [f"{first[attack]:.1f} %" if attack in first else "not run" for attack in ("PGD-100", "AutoAttack")]
+    shown = [f"{first[attack]:.1f} %" if attack in first else "not run" for attack in _ATTACKS]
     fgsm = attack_accuracy(whole, "FGSM")
     return [name, cards()[name].precisions, f"{whole.clean_accuracy:.2f} %", f"{fgsm:.2f} %", *shown]
 
 
 def _first(name: str) -> dict[str, float]:
-    """What each attack left of the first images; nothing where that has not run."""
-    run = f"{name}-{_FIRST}"
-    if not (RUNS / f"{run}.json").exists():
-        return {}
-    return {attack.name: attack.accuracy for attack in evaluated(run).attacks}
+    """What each attack left of the first images, and all of ``adaptive`` together; only what has run."""
+    left = {}
+    if _ran(f"{name}-{_FIRST}"):
+        left = {attack.name: attack.accuracy for attack in evaluated(f"{name}-{_FIRST}").attacks}
+    if _ran(f"{name}-adaptive-{_FIRST}"):
+        left["adaptive"] = evaluated(f"{name}-adaptive-{_FIRST}").worst_case_accuracy
+    return left
+
+
+def _ran(run: str) -> bool:
+    return (RUNS / f"{run}.json").exists()
 
 
 def cost() -> str:
