@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from committed import ROBUST, evaluated, execution_times
+from committed import evaluated, execution_times
 from markdown_tables import markdown_table
 
 from empir_plugin.evaluation.record import Record
@@ -86,8 +86,10 @@ def written(text: str) -> str:
     for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
-    robust = {f"{model} fgsm": robust_fgsm(model) for model in ROBUST}
-    for name, number in {"full": full(), "worst": worst(), **robust, **execution_times("empir-cifar")}.items():
+    numbers = {f"{model} full": full(run) for model, run in WHOLE.items()}
+    numbers |= {"worst": worst(), "empir-mnist-at fgsm": robust_fgsm("empir-mnist-at")}
+    numbers |= execution_times("empir-cifar")
+    for name, number in numbers.items():
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->{number}<!-- /{name} -->", text)
     return text
 
@@ -131,9 +133,13 @@ def quantized() -> str:
     return markdown_table(head, table, "lr")
 
 
-def full() -> str:
-    """What AutoAttack leaves of ``empir-cifar`` on the whole test set."""
-    return f"{attack_accuracy(evaluated('empir-cifar'), 'AutoAttack'):.2f} %"
+WHOLE: Mapping[str, str] = MappingProxyType({"empir-cifar": "empir-cifar", "empir-cifar-at": "empir-cifar-at-standard"})
+"""Which run has AutoAttack on the whole test set."""
+
+
+def full(run: str) -> str:
+    """What AutoAttack leaves on the whole test set."""
+    return f"{attack_accuracy(evaluated(run), 'AutoAttack'):.2f} %"
 
 
 def robust_fgsm(model: str) -> str:

@@ -9,28 +9,45 @@ from typing import Any
 from committed import ROBUST, RUNS, evaluated, execution_times, overhead
 from markdown_tables import markdown_table
 
+from empir_plugin.evaluation.record import Record
 from empir_plugin.reproduce.results import attack_accuracy
 from empir_plugin.zoo.card import cards
 
 _FIRST = 500
-_ATTACKS = "PGD-100", "AutoAttack", "adaptive"
+_ON_ALL = "FGSM", "AutoAttack", "adaptive"
+_ON_FIRST = "PGD-100", "AutoAttack", "adaptive"
 
 
 def left() -> str:
     """What attacks leave of every ensemble and of each member on its own."""
-    head = "model", "precision", "clean", "FGSM", *(f"{name}, first {_FIRST}" for name in _ATTACKS)
+    head = "model", "precision", "clean", *_ON_ALL, *(f"{name}, first {_FIRST}" for name in _ON_FIRST)
     names = [name for ensemble in ROBUST for name in (ensemble, *_members(ensemble))]
     return markdown_table(head, map(_attacked, names), "llr")
 
 
 def _attacked(name: str) -> list[str]:
-    whole = evaluated(name)
-    if whole.data["n"] != 10_000:
-        raise ValueError(f"{name}.json must cover the 10,000 test images, got {whole.data['n']}")
-    first = _first(name)
-    shown = [f"{first[attack]:.1f} %" if attack in first else "not run" for attack in _ATTACKS]
-    fgsm = attack_accuracy(whole, "FGSM")
-    return [name, cards()[name].precisions, f"{whole.clean_accuracy:.2f} %", f"{fgsm:.2f} %", *shown]
+    whole, first = _whole(name), _first(name)
+    clean = f"{evaluated(name).clean_accuracy:.2f} %"
+    on_all = (f"{whole[attack]:.2f} %" if attack in whole else "not run" for attack in _ON_ALL)
+    on_first = (f"{first[attack]:.1f} %" if attack in first else "not run" for attack in _ON_FIRST)
+    return [name, cards()[name].precisions, clean, *on_all, *on_first]
+
+
+def _whole(name: str) -> dict[str, float]:
+    """What FGSM, AutoAttack and all of ``adaptive`` together left of the whole test set; only what has run."""
+    left = {"FGSM": attack_accuracy(_of_all(name), "FGSM")}
+    if _ran(f"{name}-standard"):
+        left["AutoAttack"] = attack_accuracy(_of_all(f"{name}-standard"), "AutoAttack")
+    if _ran(f"{name}-adaptive"):
+        left["adaptive"] = _of_all(f"{name}-adaptive").worst_case_accuracy
+    return left
+
+
+def _of_all(run: str) -> Record:
+    record = evaluated(run)
+    if not record.data["full_official"]:
+        raise ValueError(f"{run}.json must cover the official test set, got {record.data['n']} images")
+    return record
 
 
 def _first(name: str) -> dict[str, float]:
