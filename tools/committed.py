@@ -18,6 +18,14 @@ def evaluated(name: str) -> Record:
     return Record.read(RUNS / f"{name}.json")
 
 
+def of_all(run: str) -> Record:
+    """The record of an evaluation, which must be of the whole official test set."""
+    record = evaluated(run)
+    if not record.data["full_official"]:
+        raise ValueError(f"{run}.json must cover the official test set, got {record.data['n']} images")
+    return record
+
+
 def overhead(model: str) -> dict[str, Any]:
     """What a model costs."""
     return json.loads((RUNS / "overhead" / f"{model}.json").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from committed import evaluated, execution_times
+from committed import evaluated, execution_times, of_all
 from markdown_tables import markdown_table
 
 from empir_plugin.evaluation.record import Record
@@ -86,8 +86,8 @@ def written(text: str) -> str:
     for name, table in tables.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
         text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.DOTALL)
-    numbers = {f"{model} full": full(run) for model, run in WHOLE.items()}
-    numbers |= {"worst": worst(), "empir-mnist-at fgsm": robust_fgsm("empir-mnist-at")}
+    numbers = {f"{model} full": on_all(run, "AutoAttack") for model, run in AUTOATTACK.items()}
+    numbers |= {"worst": worst(), "empir-mnist-at fgsm": on_all("empir-mnist-at", "FGSM")}
     numbers |= execution_times("empir-cifar")
     for name, number in numbers.items():
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->{number}<!-- /{name} -->", text)
@@ -133,23 +133,20 @@ def quantized() -> str:
     return markdown_table(head, table, "lr")
 
 
-WHOLE: Mapping[str, str] = MappingProxyType({"empir-cifar": "empir-cifar", "empir-cifar-at": "empir-cifar-at-standard"})
+AUTOATTACK: Mapping[str, str] = MappingProxyType(
+    {"empir-cifar": "empir-cifar", "empir-cifar-at": "empir-cifar-at-standard"}
+)
 """Which run has AutoAttack on the whole test set."""
 
 
-def full(run: str) -> str:
-    """What AutoAttack leaves on the whole test set."""
-    return f"{attack_accuracy(evaluated(run), 'AutoAttack'):.2f} %"
-
-
-def robust_fgsm(model: str) -> str:
-    """What FGSM leaves of a robust ensemble on the whole test set."""
-    return f"{attack_accuracy(evaluated(model), 'FGSM'):.2f} %"
+def on_all(run: str, attack: str) -> str:
+    """What an attack leaves on the whole test set."""
+    return f"{attack_accuracy(of_all(run), attack):.2f} %"
 
 
 def worst() -> str:
     """What the attacks of ``adaptive`` leave of ``empir-cifar`` on the whole test set."""
-    return f"{evaluated('empir-cifar-adaptive').worst_case_accuracy:.2f} %"
+    return f"{of_all('empir-cifar-adaptive').worst_case_accuracy:.2f} %"
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ import json
 import re
 from typing import Any
 
-from committed import ROBUST, RUNS, evaluated, execution_times, overhead
+from committed import ROBUST, RUNS, evaluated, execution_times, of_all, overhead
 from markdown_tables import markdown_table
 
-from empir_plugin.evaluation.record import Record
 from empir_plugin.reproduce.results import attack_accuracy
 from empir_plugin.zoo.card import cards
 
@@ -26,28 +25,22 @@ def left() -> str:
 
 
 def _attacked(name: str) -> list[str]:
-    whole, first = _whole(name), _first(name)
-    clean = f"{evaluated(name).clean_accuracy:.2f} %"
-    on_all = (f"{whole[attack]:.2f} %" if attack in whole else "not run" for attack in _ON_ALL)
-    on_first = (f"{first[attack]:.1f} %" if attack in first else "not run" for attack in _ON_FIRST)
-    return [name, cards()[name].precisions, clean, *on_all, *on_first]
+    told = name, cards()[name].precisions, f"{of_all(name).clean_accuracy:.2f} %"
+    return [*told, *_cells(_whole(name), _ON_ALL, 2), *_cells(_first(name), _ON_FIRST, 1)]
+
+
+def _cells(left: dict[str, float], attacks: tuple[str, ...], digits: int) -> list[str]:
+    return [f"{left[attack]:.{digits}f} %" if attack in left else "not run" for attack in attacks]
 
 
 def _whole(name: str) -> dict[str, float]:
     """What FGSM, AutoAttack and all of ``adaptive`` together left of the whole test set; only what has run."""
-    left = {"FGSM": attack_accuracy(_of_all(name), "FGSM")}
+    left = {"FGSM": attack_accuracy(of_all(name), "FGSM")}
     if _ran(f"{name}-standard"):
-        left["AutoAttack"] = attack_accuracy(_of_all(f"{name}-standard"), "AutoAttack")
+        left["AutoAttack"] = attack_accuracy(of_all(f"{name}-standard"), "AutoAttack")
     if _ran(f"{name}-adaptive"):
-        left["adaptive"] = _of_all(f"{name}-adaptive").worst_case_accuracy
+        left["adaptive"] = of_all(f"{name}-adaptive").worst_case_accuracy
     return left
-
-
-def _of_all(run: str) -> Record:
-    record = evaluated(run)
-    if not record.data["full_official"]:
-        raise ValueError(f"{run}.json must cover the official test set, got {record.data['n']} images")
-    return record
 
 
 def _first(name: str) -> dict[str, float]:
