@@ -21,7 +21,7 @@ def made(target: Callable[..., T], table: Mapping[str, Any], where: str, **given
         given: Arguments that do not come from the table; they are no keys of it.
 
     Raises:
-        InputError: If a key is missing, unknown or of the wrong kind.
+        InputError: If a key is missing, unknown or of the wrong kind, or what is called refuses its value.
 
     Example:
         >>> def area(width: float, height: float = 1.0) -> float:
@@ -36,7 +36,12 @@ def made(target: Callable[..., T], table: Mapping[str, Any], where: str, **given
     for key, value in table.items():
         if not _fits(hints[key], value):
             raise InputError(f"{key} of {where} must be {_spelled(hints[key])}, got {value!r}")
-    return target(**table, **given)
+    try:
+        return target(**table, **given)
+    except InputError as error:
+        if where in str(error):
+            raise
+        raise InputError(f"{where}: {error}") from error  # What refuses a value need not know whose it is.
 
 
 def check_keys(table: Mapping[str, Any], *, required: Collection[str], known: Collection[str], where: str) -> None:

@@ -160,7 +160,7 @@ def test_bad_parts_of_recipes(text: str, sentence: str) -> None:
         (HEAD + MEMBER.replace("seed = 1", ""), r"member 'm' lacks the key\(s\) seed"),
         (HEAD + MEMBER.replace("w2a2", "2bit"), "a precision is written"),
         (HEAD + MEMBER.replace("epochs = 2", "epochs = 0"), "epochs of member 'm' must be positive"),
-        (HEAD + MEMBER + "ema = 1.0", r"ema of member 'm' must lie in \[0, 1\)"),
+        (HEAD + MEMBER + "ema = 1.0", r"^ema of member 'm' must lie in \[0, 1\)"),
         (HEAD + MEMBER + "shift = -1", "must not be negative"),
     ],
 )
