@@ -151,7 +151,12 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
             "integer": integer_times,
             "integer on": measured_on("integer"),
         },
-        "robust.md": {"left": robust_tables.left, "cost": robust_tables.cost, "course": robust_tables.course},
+        "robust.md": {
+            "left": robust_tables.left,
+            "ablations": robust_tables.ablations,
+            "course": robust_tables.course,
+            "cost": robust_tables.cost,
+        },
     }
 )
 """Of each page, what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
