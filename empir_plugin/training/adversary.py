@@ -23,6 +23,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.layers import bake_, quantized_layers
 from empir_plugin.training.lesson import Lesson
+from empir_plugin.training.ranges import check_positive
 
 _RADII = 1
 """Number of the draw that radii come from; that of the attack's start is 0."""
@@ -98,7 +99,7 @@ class Adversary:
     spread: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive(step=self.step)
+        check_positive("step of an adversary", self.step)
         if self.steps < 1:
             raise InputError(f"an adversary needs at least one step, got {self.steps!r}")
         if not 0 <= self.ramp <= 1:
@@ -168,7 +169,8 @@ def nfgsm(threat: str, *, noise: float = 2.0, step: float = 1.0, ramp: float = 0
         step: Length of the step, as a multiple of the radius.
         ramp: Share of the training in which the radius rises.
     """
-    _check_positive(noise=noise, step=step)
+    check_positive("noise of an adversary", noise)
+    check_positive("step of an adversary", step)
     reach = max(noise + step, 1.0)
     return Adversary(Threat.parse(threat), 1, step / reach, Noise(noise / reach), ramp, reach)
 
@@ -184,12 +186,6 @@ def pgd(threat: str, *, steps: int, step: float | None = None, noise: float = 1.
             ball, as N-FGSM does; the steps lead back into it.
         ramp: Share of the training in which the radius rises.
     """
-    _check_positive(noise=noise)
+    check_positive("noise of an adversary", noise)
     length = min(1.0, 2.5 / max(steps, 1)) if step is None else step
     return Adversary(Threat.parse(threat), steps, length, Noise(noise), ramp)
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not (number > 0 and math.isfinite(number)):
-            raise InputError(f"{name} of an adversary must be above 0, got {number!r}")

@@ -14,7 +14,8 @@ from torch.func import functional_call
 
 from empir_plugin.errors import InputError
 from empir_plugin.training.lesson import Fit, Lesson
-from empir_plugin.training.objectives import Objective, check_not_negative
+from empir_plugin.training.objectives import Objective
+from empir_plugin.training.ranges import check_not_negative
 
 
 class InTwoSteps(Objective, Protocol):

@@ -21,7 +21,7 @@ from empir_plugin.attacks.randomness import Draw
 from empir_plugin.errors import InputError
 from empir_plugin.training.adversary import as_attacked
 from empir_plugin.training.lesson import Fit, Lesson
-from empir_plugin.training.objectives import check_positive
+from empir_plugin.training.ranges import check_positive
 
 
 class Boundary(NamedTuple):

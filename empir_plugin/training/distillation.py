@@ -11,7 +11,7 @@ from torch import nn
 from empir_plugin.errors import InputError
 from empir_plugin.training.adversary import as_attacked
 from empir_plugin.training.lesson import Fit, Lesson
-from empir_plugin.training.objectives import check_positive
+from empir_plugin.training.ranges import check_positive
 
 
 def _check_distillation(temperature: float, label_share: float) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.training.ranges import check_positive
 
 
 class Fit(NamedTuple):
@@ -73,8 +74,7 @@ class Criterion:
             raise InputError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing!r}")
         if not 0 <= self.member_share <= 1:
             raise InputError(f"member_share must lie in [0, 1], got {self.member_share!r}")
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be above 0, got {self.temperature!r}")
+        check_positive("temperature", self.temperature)
         check_gce_q(self.gce_q, self.label_smoothing)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Fit:

@@ -17,26 +17,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.training.adversary import Adversary, as_attacked
 from empir_plugin.training.lesson import Fit, Lesson
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuse a number that is not above 0 or not finite.
-
-    Raises:
-        InputError: If it is one.
-    """
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name} must be above 0, got {value!r}")
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Refuse a number that is below 0 or not finite.
-
-    Raises:
-        InputError: If it is one.
-    """
-    if not 0 <= value < float("inf"):
-        raise InputError(f"{name} must be 0 or more, got {value!r}")
+from empir_plugin.training.ranges import check_not_negative, check_positive
 
 
 class Objective(Protocol):

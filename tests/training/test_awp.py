@@ -178,8 +178,8 @@ def test_a_flat_loss_moves_nothing() -> None:
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: WeightPerturbed(ADVERSARIAL, gamma=-5e-3), "gamma must be 0 or more, got -0.005"),
-        (lambda: WeightPerturbed(ADVERSARIAL, gamma=float("nan")), "gamma must be 0 or more, got nan"),
+        (lambda: WeightPerturbed(ADVERSARIAL, gamma=-5e-3), "gamma must be 0 or more and finite, got -0.005"),
+        (lambda: WeightPerturbed(ADVERSARIAL, gamma=float("nan")), "gamma must be 0 or more and finite, got nan"),
         (lambda: WeightPerturbed(ADVERSARIAL, gamma=5e-3, warmup=1.0), r"warmup .* must lie in \[0, 1\), got 1.0"),
     ],
 )

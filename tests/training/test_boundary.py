@@ -176,8 +176,8 @@ def test_a_recipe_writes_it_as_a_table() -> None:
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"reach": 0.0}, "reach must be above 0, got 0.0"),
-        ({"reach": math.inf}, "reach must be above 0, got inf"),
+        ({"reach": 0.0}, "reach must be above 0 and finite, got 0.0"),
+        ({"reach": math.inf}, "reach must be above 0 and finite, got inf"),
         ({"directions": -1}, "directions must be 0 or more and halvings 1 or more, got -1 and 8"),
         ({"halvings": 0}, "directions must be 0 or more and halvings 1 or more, got 4 and 0"),
         ({"spread": 0.0}, "spread must lie between 0 and 1, got 0.0"),

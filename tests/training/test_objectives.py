@@ -281,11 +281,11 @@ def test_the_attack_on_an_ensemble_is_one_on_its_common_decision() -> None:
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: Clean(temperature=0.0), "temperature must be above 0, got 0.0"),
+        (lambda: Clean(temperature=0.0), "temperature must be above 0 and finite, got 0.0"),
         (lambda: Adversarial(fgsm("Linf:0.1"), clean_share=1.0), r"clean_share must lie in \[0, 1\)"),
-        (lambda: Trades(fgsm("Linf:0.1"), beta=-1.0), "beta must be 0 or more, got -1.0"),
-        (lambda: Trades(fgsm("Linf:0.1"), beta=float("nan")), "beta must be 0 or more, got nan"),
-        (lambda: GradientPenalty(-100.0), "weight must be 0 or more, got -100.0"),
+        (lambda: Trades(fgsm("Linf:0.1"), beta=-1.0), "beta must be 0 or more and finite, got -1.0"),
+        (lambda: Trades(fgsm("Linf:0.1"), beta=float("nan")), "beta must be 0 or more and finite, got nan"),
+        (lambda: GradientPenalty(-100.0), "weight must be 0 or more and finite, got -100.0"),
         (lambda: Distilled(nn.Flatten(), temperature=0.0), "temperature must be above 0"),
         (lambda: Distilled(nn.Flatten(), temperature=1.0, label_share=1.0), r"label_share must lie in \[0, 1\)"),
         (lambda: Criterion(label_smoothing=1.0), r"label_smoothing must lie in \[0, 1\)"),
