@@ -35,13 +35,20 @@ def protocols() -> str:
 def checks() -> str:
     """Every check of the audit: what it may find at most, why, and what it found."""
     reports = [AuditReport.read(RUNS / "audits" / f"{name}.json") for name in AUDITED]
-    rows = []
+    rows = [
+        ("images it measures on", "", "those classified correctly", *(_images(report) for report in reports)),
+        ("compared under", "", "not all attacks win there", *(report.compared_at for report in reports)),
+    ]
     for findings in zip(*(report.checks for report in reports), strict=True):
         first = findings[0]
         values = [f"{each.value:.2f}{'' if each.passed else ' (fails)'}" for each in findings]
         rows.append((first.name, f"{first.threshold:.2f}", first.reason, *values))
     rows.append(("verdict", "", "", *(report.verdict for report in reports)))
     return markdown_table(("check", "at most", "because", *AUDITED), rows, "lrlr")
+
+
+def _images(report: AuditReport) -> str:
+    return f"{report.images} of {report.data['n']}"
 
 
 def attack_times(record: str, case: str) -> Callable[[], str]:
