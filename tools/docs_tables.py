@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import ablation_tables
 import architecture
 import robust_tables
 from committed import RUNS
@@ -160,7 +161,8 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
         },
         "robust.md": {
             "left": robust_tables.left,
-            "ablations": robust_tables.ablations,
+            "ablations": ablation_tables.ablations,
+            "comparisons": ablation_tables.comparisons,
             "course": robust_tables.course,
             "cost": robust_tables.cost,
         },

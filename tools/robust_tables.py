@@ -9,10 +9,7 @@ from typing import Any
 from committed import ROBUST, RUNS, evaluated, execution_times, of_all, overhead
 from markdown_tables import markdown_table
 
-from empir_plugin.evaluation.record import Record
 from empir_plugin.reproduce.results import attack_accuracy
-from empir_plugin.training.run import find_recipe
-from empir_plugin.training.trained import member_of
 from empir_plugin.zoo.card import cards
 
 _FIRST = 500
@@ -58,30 +55,6 @@ def _first(name: str) -> dict[str, float]:
 
 def _ran(run: str) -> bool:
     return (RUNS / f"{run}.json").exists()
-
-
-def ablations() -> str:
-    """One network alone, members trained apart and together, two, three and four of them, and ways to decide."""
-    records = [Record.read(path) for path in sorted((RUNS / "ablations").glob("*.json"))]
-    if len({(record.data["sha256"], record.threat) for record in records}) != 1:
-        raise ValueError("the ablations must all be of the same images within the same radius, got others, or none")
-    head = "networks", "trained", "decide by", "clean", "PGD-100", "AutoAttack"
-    return markdown_table(head, map(_ablated, records), "lllr")
-
-
-def _ablated(record: Record) -> list[str]:
-    left = (attack_accuracy(record, name) for name in ("PGD-100", "AutoAttack"))
-    return [*_taken(record.model["name"]), *(f"{value:.1f} %" for value in (record.clean_accuracy, *left))]
-
-
-def _taken(name: str) -> tuple[str, str, str]:
-    """What ``empir evaluate --trained`` called ``RECIPE (RULE)``, or by the name of one member."""
-    recipe, _, rule = name.removesuffix(")").partition(" (")
-    if not rule:
-        return str(member_of(find_recipe("empir-cifar-at-apart"), name).precision), "alone", ""
-    found = find_recipe(recipe)
-    together = " + ".join(str(member.precision) for member in found.members if member.in_ensemble)
-    return together, "together" if found.joint else "apart", rule.replace("_", " ")
 
 
 def cost() -> str:
