@@ -20,6 +20,8 @@ from typing import Any
 import click
 import pytest
 
+from empir_plugin.evaluation.record import Record
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 EXAMPLE = ROOT / "examples" / "blurred"
@@ -98,13 +100,28 @@ def test_the_first_page_s_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{record.clean_accuracy} {record.worst_case_accuracy}\n"
 
 
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_longer_square_runs(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = _blocks(DOCS / "robust.md", "python")
+    code = block.text.replace('"DIR"', repr(str(data_dir)))
+    for much, little in (("n_examples=1000", "n_examples=2"), ("queries=20_000", "queries=20")):
+        assert much in code
+        code = code.replace(much, little)
+    exec(compile(code, "docs/robust.md", "exec"), {})
+    record = Record.read(tmp_path / "empir-mnist-at-square-1000.json")
+    assert [attack.name for attack in record.attacks] == ["AutoAttack", "Square, 20,000 queries"]
+    assert record.data["n"] == 2
+
+
 def test_ten_lines_are_ten() -> None:
     lines = _blocks(DOCS / "tutorial.md", "python")[0].text.splitlines()
     assert len([line for line in lines if line and not line.startswith(("import ", "from "))]) == 10
 
 
 def test_every_python_block_runs_here_or_says_why_not() -> None:
-    elsewhere = {"tutorial.md", "index.md"}
+    elsewhere = {"tutorial.md", "index.md", "robust.md"}
     for page in PAGES:
         for block in _blocks(page, "python"):
             ast.parse(block.text)
