@@ -9,7 +9,7 @@ from markdown_tables import markdown_table
 
 from empir_plugin.evaluation.masking_finding import tail
 from empir_plugin.evaluation.record import Record
-from empir_plugin.reproduce.results import attack_accuracy
+from empir_plugin.reproduce.results import attack_accuracy, attack_of
 from empir_plugin.training.run import find_recipe
 from empir_plugin.training.trained import member_of
 
@@ -75,16 +75,10 @@ def comparisons() -> str:
 
 def _pair(one: str, another: str) -> list[str]:
     found = _record(one), _record(another)
-    verdicts = list(zip(*(_withstood(record) for record in found), strict=True))
+    verdicts = list(zip(*(attack_of(record, "AutoAttack").robust for record in found), strict=True))
     first, second = verdicts.count(("1", "0")), verdicts.count(("0", "1"))
     chance = min(1.0, 2 * tail(max(first, second), first + second, 0.5))
     return [*(_named(record) for record in found), str(first), str(second), f"{chance:.2g}"]
-
-
-def _withstood(record: Record) -> str:
-    """One character per image: 1 if it withstood AutoAttack."""
-    (found,) = (attack.robust for attack in record.attacks if attack.name == "AutoAttack")
-    return found
 
 
 def _named(record: Record) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.record import Record
+from empir_plugin.evaluation.record import AttackRecord, Record
 from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.reproduce.confusion import Matrix
 from empir_plugin.reproduce.document import Link
@@ -86,17 +86,26 @@ def gap(results: Results, parts: Sequence[Part]) -> str:
     return ""
 
 
-def attack_accuracy(record: Record, attack: str) -> float:
-    """Percent that one attack of a record left.
+def attack_of(record: Record, attack: str) -> AttackRecord:
+    """What one attack of a record left.
 
     Raises:
         EvaluationError: If the record has no such attack.
     """
     for found in record.attacks:
         if found.name == attack:
-            return found.accuracy
+            return found
     names = ", ".join(each.name for each in record.attacks)
     raise EvaluationError(f"the record of {record.model['name']} has no attack {attack!r}, only {names}")
+
+
+def attack_accuracy(record: Record, attack: str) -> float:
+    """Percent that one attack of a record left.
+
+    Raises:
+        EvaluationError: If the record has no such attack.
+    """
+    return attack_of(record, attack).accuracy
 
 
 def mean_accuracy(record: Record, attacks: Sequence[str]) -> float:
