@@ -142,7 +142,7 @@ AUTOATTACK: Mapping[str, str] = MappingProxyType(
 )
 """Which run has AutoAttack on the whole test set."""
 
-ADAPTIVE = "empir-cifar", "empir-cifar-at"
+ADAPTIVE = "empir-cifar", "empir-cifar-at", "empir-mnist-at"
 """Models with a run of ``adaptive`` on the whole test set."""
 
 

@@ -14,7 +14,7 @@ from empir_plugin.zoo.card import cards
 
 _FIRST = 500
 _ON_ALL = "FGSM", "AutoAttack", "adaptive"
-_ON_FIRST = "PGD-100", "AutoAttack", "adaptive"
+_ON_FIRST = "PGD-100", "AutoAttack"
 
 
 def left() -> str:
@@ -44,13 +44,8 @@ def _whole(name: str) -> dict[str, float]:
 
 
 def _first(name: str) -> dict[str, float]:
-    """What each attack left of the first images, and all of ``adaptive`` together; only what has run."""
-    left = {}
-    if _ran(f"{name}-{_FIRST}"):
-        left = {attack.name: attack.accuracy for attack in evaluated(f"{name}-{_FIRST}").attacks}
-    if _ran(f"{name}-adaptive-{_FIRST}"):
-        left["adaptive"] = evaluated(f"{name}-adaptive-{_FIRST}").worst_case_accuracy
-    return left
+    """What each attack left of the first images."""
+    return {attack.name: attack.accuracy for attack in evaluated(f"{name}-{_FIRST}").attacks}
 
 
 def _ran(run: str) -> bool:
