@@ -161,7 +161,7 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
         },
         "robust.md": {
             "left": robust_tables.left,
-            "queries": robust_tables.queries,
+            "longer": robust_tables.longer,
             "ablations": ablation_tables.ablations,
             "comparisons": ablation_tables.comparisons,
             "course": robust_tables.course,
