@@ -26,11 +26,10 @@ def left() -> str:
 
 def _attacked(name: str) -> list[str]:
     told = name, cards()[name].precisions, f"{of_all(name).clean_accuracy:.2f} %"
-    return [*told, *_cells(_whole(name), _ON_ALL, 2), *_cells(_first(name), _ON_FIRST, 1)]
-
-
-def _cells(left: dict[str, float], attacks: tuple[str, ...], digits: int) -> list[str]:
-    return [f"{left[attack]:.{digits}f} %" if attack in left else "not run" for attack in attacks]
+    whole, first = _whole(name), evaluated(f"{name}-{_FIRST}")
+    on_all = (f"{whole[attack]:.2f} %" if attack in whole else "not run" for attack in _ON_ALL)
+    on_first = (f"{attack_accuracy(first, attack):.1f} %" for attack in _ON_FIRST)
+    return [*told, *on_all, *on_first]
 
 
 def _whole(name: str) -> dict[str, float]:
@@ -41,11 +40,6 @@ def _whole(name: str) -> dict[str, float]:
     if _ran(f"{name}-adaptive"):
         left["adaptive"] = of_all(f"{name}-adaptive").worst_case_accuracy
     return left
-
-
-def _first(name: str) -> dict[str, float]:
-    """What each attack left of the first images."""
-    return {attack.name: attack.accuracy for attack in evaluated(f"{name}-{_FIRST}").attacks}
 
 
 def _ran(run: str) -> bool:
