@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ Model = Callable[[Tensor], Tensor]
 """Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``."""
 
 
-@runtime_checkable
 class HasMemberLogits(Protocol):
     """An ensemble, as far as an attacker looks into it."""
 
@@ -65,8 +64,23 @@ class Surrogate(Protocol):
         ...
 
 
+def has_member_logits(model: object) -> TypeGuard[HasMemberLogits]:
+    """Whether a model offers :class:`HasMemberLogits`.
+
+    Asked attribute by attribute: from Python 3.12 on, ``isinstance`` with a runtime-checkable protocol looks members up
+    statically and misses the submodules, parameters and buffers of an ``nn.Module``, which come from ``__getattr__``.
+
+    Example:
+        >>> from torch import nn
+        >>> from empir_plugin.models.ensemble import Ensemble
+        >>> has_member_logits(Ensemble([nn.Flatten(), nn.Flatten()])), has_member_logits(nn.Flatten())
+        (True, False)
+    """
+    return all(hasattr(model, name) for name in ("members", "rule", "leader", "member_logits"))
+
+
 def _ensemble(model: Model, surrogate: object) -> HasMemberLogits:
-    if not isinstance(model, HasMemberLogits):
+    if not has_member_logits(model):
         raise InputError(
             f"the surrogate {surrogate} reads the members of an ensemble, but {type(model).__name__} has none: "
             "attack it with the surrogate 'plain', or unwrap the ensemble"

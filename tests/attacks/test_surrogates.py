@@ -144,3 +144,23 @@ def test_impossible_weights(weights: tuple[float, ...]) -> None:
 def test_unreadable_text(text: str) -> None:
     with pytest.raises(InputError):
         parse_surrogate(text)
+
+
+def test_a_model_has_member_logits_on_every_python(small_members: list[nn.Module]) -> None:
+    """From 3.12 on, ``isinstance`` with a runtime-checkable protocol misses what ``nn.Module.__getattr__`` returns."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner: Ensemble) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> object:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+    ensemble = Ensemble(small_members)
+    assert surrogates.has_member_logits(ensemble)
+    assert surrogates.has_member_logits(Wrapped(ensemble))
+    assert not any(surrogates.has_member_logits(other) for other in (nn.ModuleList(small_members), nn.Flatten(), None))
