@@ -13,7 +13,7 @@ from empir_plugin._compat import autoattack_state_kept_clean, contiguous_gradien
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.evaluation.subject import prepared
+from empir_plugin.evaluation.prepare import prepared
 
 PEERS = ("torchattacks", "foolbox", "cleverhans", "pyautoattack")
 CPU = torch.device("cpu")

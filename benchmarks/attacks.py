@@ -24,12 +24,12 @@ from attack_contenders import CPU, PEERS, autoattack_contenders, pgd_contenders
 from attack_timing import Contender, Role, Timed, race
 from torch import Tensor, nn
 
+from empir_plugin._files.atomic import write_atomically
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.evaluation.data import load_images
-from empir_plugin.evaluation.files import write_atomically
+from empir_plugin.data.image_set import load_images
+from empir_plugin.evaluation.identity import code_sha256, now, versions
 from empir_plugin.evaluation.judge import correct, decisions
-from empir_plugin.evaluation.provenance import code_sha256, now, versions
-from empir_plugin.evaluation.subject import prepared
+from empir_plugin.evaluation.prepare import prepared
 from empir_plugin.zoo.registry import load_model
 from empir_plugin.zoo.show import dataset_of
 

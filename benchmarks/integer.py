@@ -31,9 +31,9 @@ import click
 import torch
 from integer_cases import CASES, LAYOUTS, Target
 
-from empir_plugin.evaluation.files import write_atomically
-from empir_plugin.evaluation.overhead_latency import Spread, take_turns
-from empir_plugin.evaluation.provenance import code_sha256, now, versions
+from empir_plugin._files.atomic import write_atomically
+from empir_plugin.evaluation.identity import code_sha256, now, versions
+from empir_plugin.evaluation.overhead.latency import Spread, take_turns
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """Seconds; those of the processor, all threads together, are disturbed less by what else the machine does."""

@@ -21,9 +21,9 @@ from integer_forms import EXACT, FORMS, INTEGER, SIMULATED
 from torch import Tensor, nn
 
 import empir_plugin
+from empir_plugin._files.atomic import write_atomically
 from empir_plugin.errors import EmpirError
-from empir_plugin.evaluation.files import write_atomically
-from empir_plugin.evaluation.provenance import code_sha256, now, versions
+from empir_plugin.evaluation.identity import code_sha256, now, versions
 
 NETWORKS = ("wrn-10-1-w4a4", "wrn-10-1-w2a2")
 TOLERANCE = 1e-4

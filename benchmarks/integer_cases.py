@@ -13,11 +13,12 @@ from integer_networks import resnet18
 from integer_peers import onnxruntime_stack
 from torch import Tensor, nn
 
-from empir_plugin.evaluation.subject import prepared
+from empir_plugin.evaluation.prepare import prepared
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer import agree, to_integer
-from empir_plugin.models.integer_kernels import kernel_for
-from empir_plugin.models.integer_layers import IntegerLayer, integer_layer
+from empir_plugin.models.integer.convert import to_integer
+from empir_plugin.models.integer.kernels import kernel_for
+from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
+from empir_plugin.models.integer.report import agree
 from empir_plugin.models.layers import QuantConv2d, quantized_layers
 from empir_plugin.models.precision import Precision
 

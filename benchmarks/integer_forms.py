@@ -10,11 +10,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.evaluation.subject import prepared
-from empir_plugin.models.integer import to_integer
-from empir_plugin.models.integer_grid import weight_integers
-from empir_plugin.models.integer_kernels import OneDNN, Program, Work
-from empir_plugin.models.integer_layers import integer_layer
+from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.models.integer.convert import to_integer
+from empir_plugin.models.integer.grid import weight_integers
+from empir_plugin.models.integer.kernels import OneDNN, Program, Work
+from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import quantized_layers
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from empir_plugin.models.integer_layers import IntegerLayer
+from empir_plugin.models.integer.layers import IntegerLayer
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,12 +21,12 @@ from attack_timing import Contender, Make, Role, Timed, race
 from attacks import machine
 from torch import Tensor, nn
 
+from empir_plugin._files.atomic import write_atomically
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.evaluation.data import load_images
-from empir_plugin.evaluation.files import write_atomically
-from empir_plugin.evaluation.provenance import code_sha256, now, versions
-from empir_plugin.evaluation.subject import prepared
+from empir_plugin.data.image_set import load_images
+from empir_plugin.evaluation.identity import code_sha256, now, versions
+from empir_plugin.evaluation.prepare import prepared
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.precision import Precision

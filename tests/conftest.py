@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data.image_set import ImageSet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DIGITS = tuple(str(digit) for digit in range(10))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from empir_plugin.models.integer_kernels import OneDNN
-from empir_plugin.models.integer_layers import integer_layer
+from empir_plugin.models.integer.kernels import OneDNN
+from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 

@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from empir_plugin.models.integer_kernels import OneDNN
-from empir_plugin.models.integer_layers import IntegerLayer
+from empir_plugin.models.integer.kernels import OneDNN
+from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.layers import QuantConv2d, bake_, quantized_layers
 from empir_plugin.models.precision import Precision
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import empir_cli
 from empir_plugin.evaluation.record import Record
-from empir_plugin.models import integer
-from empir_plugin.models.integer_kernels import IntMM
+from empir_plugin.models.integer import convert as integer
+from empir_plugin.models.integer.kernels import IntMM
 
 
 def _run(*arguments: str) -> Result:

@@ -10,9 +10,8 @@ from click.testing import CliRunner, Result
 
 from empir_cli.commands.audit import audit
 from empir_cli.group import Commands
-from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.masking_finding import found
-from empir_plugin.evaluation.masking_report import AuditReport
+from empir_plugin.data.image_set import ImageSet
+from empir_plugin.evaluation.audit.report import AuditReport, found
 
 GOOD = found("zero gradients", "The gradient is zero for 0 of 64 images.", (0.0, 0.05, 1.0), "nothing moves there")
 BAD = found("eps to 1", "9 of 64 images survive.", (9 / 64, 0.01, 1e-9), "who may paint any image always wins")
@@ -36,7 +35,7 @@ def _run(*arguments: str) -> Result:
 
 
 def _canned(monkeypatch: pytest.MonkeyPatch, report: AuditReport) -> None:
-    monkeypatch.setattr("empir_plugin.evaluation.masking.audit", lambda *args, **kwargs: report)
+    monkeypatch.setattr("empir_plugin.evaluation.audit.run.audit", lambda *args, **kwargs: report)
 
 
 @pytest.mark.slow
@@ -83,7 +82,7 @@ def test_what_is_typed_reaches_the_audit(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.update(settings, images=len(data), data=data.name, threat=str(threat), model=type(model).__name__)
         return CANNED
 
-    monkeypatch.setattr("empir_plugin.evaluation.masking.audit", record)
+    monkeypatch.setattr("empir_plugin.evaluation.audit.run.audit", record)
     _run("mnistconv-fp")
     assert (seen["model"], seen["data"], seen["images"], seen["threat"]) == ("MNISTConv", "mnist", 64, "Linf:0.3")
     _run("cifarconv-fp", "--n-examples", "30", "--threat", "L2:0.5", "--seed", "7")

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from empir_cli.commands.leaderboard import leaderboard
-from empir_plugin.evaluation.fingerprint import OFFICIAL_FINGERPRINTS
+from empir_plugin.data.image_set import OFFICIAL_FINGERPRINTS
 from empir_plugin.evaluation.record import AttackRecord, Record
-from empir_plugin.leaderboard.measured import shipped_fingerprint
+from empir_plugin.leaderboard.eligibility import shipped_fingerprint
 
 AUTOATTACK = "AutoAttackSuite(version='standard', attacks=(), surrogate=Plain(), batch_size=250, queries=5000)"
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from empir_cli.commands.overhead import overhead
 from empir_cli.group import Commands
-from empir_plugin.models import integer
 from empir_plugin.models.architectures import CIFARConv
-from empir_plugin.models.integer_kernels import IntMM
+from empir_plugin.models.integer import convert as integer
+from empir_plugin.models.integer.kernels import IntMM
 from empir_plugin.models.precision import Precision
 
 MAIN = Commands("empir", commands={"overhead": overhead})

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 import empir_cli
 import empir_plugin
-from empir_plugin.evaluation import data
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data import image_set as data
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.models.layers import quantized_layers
-from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.zoo.quantized.architectures import network
 
 ARGUMENTS = ("quantize", "WideResNet-10-1", "--precision", "w4a4")
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 import empir_cli
 from empir_cli.subject import RULE_NAMES
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.evaluation.record import Record
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe

@@ -13,9 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from empir_plugin.attacks.registry import attacks
-from empir_plugin.evaluation.data import load_images
-from empir_plugin.suite.bench import Bench
-from empir_plugin.suite.report import session_report
+from empir_plugin.data.image_set import load_images
+from empir_plugin.suite.session import Bench, session_report
 from empir_plugin.zoo.registry import builders
 
 pytest_plugins = ("pytester",)
@@ -116,7 +115,7 @@ def _suite(toys: pytest.Pytester, *arguments: str) -> pytest.RunResult:
 
 
 def _own(toys: pytest.Pytester, body: str, *arguments: str) -> pytest.RunResult:
-    head = "import pytest\nimport toy_rb\nfrom empir_plugin.evaluation.planned import Planned\n"
+    head = "import pytest\nimport toy_rb\nfrom empir_plugin.evaluation.attack_spec import Planned\n"
     fixture = "@pytest.fixture\ndef rb_model():\n    return toy_rb.Compare()\n"
     toys.makepyfile(test_own=head + fixture + body)
     shared = ("-p", "no:cacheprovider", "--rb-data", "data", "--rb-dataset", "mnist", "--rb-json", "out.json")

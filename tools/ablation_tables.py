@@ -7,11 +7,11 @@ from functools import cache
 from committed import RUNS
 from markdown_tables import markdown_table
 
-from empir_plugin.evaluation.masking_finding import tail
+from empir_plugin.evaluation.audit.report import tail
 from empir_plugin.evaluation.record import Record
 from empir_plugin.reproduce.results import attack_accuracy, attack_of
+from empir_plugin.training.networks import member_of
 from empir_plugin.training.run import find_recipe
-from empir_plugin.training.trained import member_of
 
 _SHOWN = (
     "alone-fp",

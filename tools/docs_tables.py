@@ -15,7 +15,7 @@ import robust_tables
 from committed import RUNS
 from markdown_tables import markdown_table
 
-from empir_plugin.evaluation.masking_report import AuditReport
+from empir_plugin.evaluation.audit.report import AuditReport
 from empir_plugin.evaluation.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]

@@ -18,15 +18,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:
-    from empir_plugin.evaluation.data import ImageSet
+    from empir_plugin.data.image_set import ImageSet
 
-SAMPLES = Path(__file__).resolve().parents[1] / "empir_plugin" / "evaluation" / "samples"
+SAMPLES = Path(__file__).resolve().parents[1] / "empir_plugin" / "data" / "samples"
 COUNT = 1000
 
 
 def sheet(data: ImageSet) -> bytes:
     """The images of a set as one PNG, side by side, with the labels in its text chunk ``labels``."""
-    from empir_plugin.evaluation.sources import SHEET_COLUMNS
+    from empir_plugin.data.readers import SHEET_COLUMNS
 
     _, channels, height, width = data.images.shape
     tiles = data.images.numpy().reshape(-1, SHEET_COLUMNS, channels, height, width).transpose(0, 3, 1, 4, 2)
@@ -43,7 +43,7 @@ def sheet(data: ImageSet) -> bytes:
 @click.argument("out_dir", type=click.Path(file_okay=False, path_type=Path), default=SAMPLES)
 def main(data_dir: Path, out_dir: Path) -> None:
     """Write the first 1,000 official test images of MNIST and CIFAR-10 from DATA_DIR to OUT_DIR."""
-    from empir_plugin.evaluation.data import load_images
+    from empir_plugin.data.image_set import load_images
 
     out_dir.mkdir(parents=True, exist_ok=True)
     for name in ("mnist", "cifar10"):

@@ -1,23 +1,131 @@
 """The two import hooks: one supplies ``autoattack``, one attends to RobustBench's modules while they are executed."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from inspect import signature
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from empir_plugin._compat.patches import (
-    pkg_resources_stubbed,
-    rebind_leftovers,
-    require_usable,
-    supply_template,
-    template_supplied,
+from empir_plugin.errors import CompatibilityError
+
+# The category of each differs between releases.
+_HARMLESS = (
+    r"`torch\.jit\.interface` is deprecated",
+    r"Importing from timm\.",
+    r"pkg_resources is deprecated",
 )
-from empir_plugin._compat.quiet import harmless_warnings_silenced
+
+
+@contextmanager
+def harmless_warnings_silenced() -> Iterator[None]:
+    """Silence, inside, what timm and RobustBench are known to warn of when they are imported."""
+    with warnings.catch_warnings():
+        for message in _HARMLESS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+@contextmanager
+def pkg_resources_stubbed(_: ModuleType) -> Iterator[None]:
+    """Have ``import pkg_resources`` succeed inside, with the one function RobustBench calls.
+
+    The stub is preferred even to an installed one, which warns that it is deprecated; one that somebody has imported
+    already is used as it is.
+    """
+    modules: dict[str, Any] = sys.modules
+    if modules.get("pkg_resources") is not None:
+        yield
+        return
+    blocked = {"pkg_resources": None} if "pkg_resources" in modules else {}
+    modules["pkg_resources"] = _pkg_resources_stub()
+    try:
+        yield
+    finally:
+        del modules["pkg_resources"]
+        modules.update(blocked)
+
+
+def _pkg_resources_stub() -> ModuleType:
+    stub = ModuleType("pkg_resources", "Stands in for setuptools' module while RobustBench's loaders are imported.")
+    vars(stub)["resource_filename"] = _resource_filename
+    return stub
+
+
+def _resource_filename(module: str, resource: str) -> str:
+    """Path of a file that lies beside a module."""
+    return str(Path(import_module(module).__file__ or "").parent / resource)
+
+
+@contextmanager
+def template_supplied(module: ModuleType) -> Iterator[None]:
+    """Supply the template to a module that is executed inside."""
+    yield
+    supply_template(module)
+
+
+def supply_template(module: ModuleType) -> None:
+    """Let RobustBench's leaderboard fall back to our template where its own was not packaged."""
+    from jinja2 import BaseLoader, ChoiceLoader, PackageLoader
+
+    package_loader = module.PackageLoader
+
+    def with_fallback(*args: Any, **kwargs: Any) -> BaseLoader:
+        return ChoiceLoader([package_loader(*args, **kwargs), PackageLoader("empir_plugin._compat")])
+
+    vars(module)["PackageLoader"] = with_fallback
+
+
+def rebind_leftovers(package: str) -> None:
+    """Bind to their parents the modules that survived an import of ``package`` which failed.
+
+    Python keeps them, but does not bind them to the package when that is imported again: ``package.module`` would be
+    an AttributeError.
+    """
+    for name, module in list(sys.modules.items()):
+        parent, _, child = name.rpartition(".")
+        if parent.partition(".")[0] == package and parent in sys.modules:
+            vars(sys.modules[parent]).setdefault(child, module)
+
+
+def require_usable() -> None:
+    """Check that the imported RobustBench is whole and can call the ``autoattack`` it was imported with.
+
+    Raises:
+        CompatibilityError: It is not, and importing this package first would have prevented it.
+    """
+    if "robustbench.eval" not in sys.modules:
+        raise CompatibilityError(
+            "robustbench must be imported whole, got one without robustbench.eval: "
+            "import empir_plugin before robustbench, in a fresh interpreter; if that does not help, another package "
+            "was installed over it, as torchattacks 3.5 is: pip install --force-reinstall --no-deps robustbench"
+        )
+    autoattack = sys.modules.get("autoattack")
+    if autoattack is not None and not _takes_the_call_of_benchmark(autoattack.AutoAttack):
+        raise CompatibilityError(
+            "robustbench must be imported with AutoAttack's original interface, "
+            f"got that of {autoattack.AutoAttack.__module__}: "
+            "import empir_plugin before robustbench, and put no substitute for autoattack into sys.modules"
+        )
+
+
+def _takes_the_call_of_benchmark(autoattack: type) -> bool:
+    try:
+        signature(autoattack).bind(None, norm="Linf", eps=0.1, version="standard", device="cpu", log_path=None)
+    except TypeError:
+        return False
+    return True
+
 
 Around = Callable[[ModuleType], AbstractContextManager[None]]
 SearchPath = Sequence[str] | None
@@ -168,3 +276,56 @@ def _imported(name: str) -> bool:
     """Whether the module is there, and not in the middle of being executed."""
     module = sys.modules.get(name)
     return module is not None and not getattr(module.__spec__, "_initializing", False)
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CleanLoader = Callable[[int | None, str, Callable[..., Any]], "tuple[Tensor, Tensor]"]
+
+
+def enable_mnist(loader: CleanLoader) -> None:
+    """Make ``dataset="mnist"`` known to RobustBench's own functions: https://github.com/RobustBench/robustbench.
+
+    RobustBench's enum of data sets gains a member that looks up, copies and pickles as the others do (a process that
+    unpickles it must have called this, too), but is not iterated over: RobustBench has no MNIST leaderboard. Takes
+    effect at once, or as soon as RobustBench is imported. Called again, it replaces the loader.
+
+    Args:
+        loader: Takes the number of images (None for all), the data directory and RobustBench's preprocessing; returns
+            images ``(N, 1, 28, 28)`` in [0, 1] and labels ``(N,)``.
+
+    Example:
+        >>> def loader(n_examples, data_dir, preprocessing):
+        ...     return load_mnist_test(data_dir, n_examples)
+        >>> enable_mnist(loader)  # doctest: +SKIP
+        >>> robustbench.benchmark(model, dataset="mnist", eps=0.3)  # doctest: +SKIP
+    """
+    on_robustbench_import(partial(_add_mnist, loader))
+
+
+def _add_mnist(loader: CleanLoader) -> None:
+    from robustbench import data, utils
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    mnist = _member(BenchmarkDataset, "mnist")
+    utils.DATASET_CLASSES[mnist] = 10
+    data._clean_dataset_loaders[mnist] = loader
+    models: Any = model_dicts.setdefault(mnist, OrderedDict())
+    for threat in ThreatModel:
+        models.setdefault(threat, OrderedDict())
+
+
+def _member(enum: Any, value: str) -> Any:
+    """The enum's member of this value, made where it has none."""
+    try:
+        return enum(value)
+    except ValueError:
+        member: Any = object.__new__(enum)
+    member._name_ = member._value_ = value
+    missing = enum._missing_
+    enum._missing_ = classmethod(lambda _, sought: member if sought == value else missing(sought))
+    # Some releases of Python copy and pickle members by name, and the enum's own __setattr__ may refuse names.
+    type.__setattr__(enum, value, member)
+    return member

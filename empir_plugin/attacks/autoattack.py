@@ -12,16 +12,82 @@ from typing import Any
 
 import pyautoattack
 import torch
+import torch.nn.functional as F
 from pyautoattack.checks import check_square_sr
 from torch import Tensor
 
-from empir_plugin._compat import autoattack_state_kept_clean, collect_autoattack_flags, contiguous_gradient
+from empir_plugin._compat.observe import autoattack_state_kept_clean, collect_autoattack_flags, contiguous_gradient
 from empir_plugin.attacks.batch import Batch, parameters_frozen
 from empir_plugin.attacks.losses import margin
-from empir_plugin.attacks.spared import spare_the_fallen
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
+
+
+class SparingModel:
+    """A model for one run of an attack that watches which images fall, and is asked no more about them.
+
+    For an image that fell it returns, without a gradient, logits that name the true class: an attack that keeps, image
+    by image, what last fooled the model, as APGD does, then keeps what it has. Nothing else in APGD passes between
+    images, so the others' way is the same.
+
+    Args:
+        model: From images ``(N, C, H, W)`` to logits ``(N, K)``.
+        y: True labels ``(N,)`` of the images of that run.
+
+    Example:
+        >>> model = SparingModel(lambda x: x.flatten(1), torch.tensor([0, 1]))
+        >>> x = torch.tensor([[0.2, 0.8], [0.1, 0.9]]).view(2, 1, 1, 2)
+        >>> model(x).argmax(1), model(x).argmax(1)
+        (tensor([1, 1]), tensor([0, 1]))
+    """
+
+    def __init__(self, model: Model, y: Tensor) -> None:
+        self._model = model
+        self._y = y
+        self._standing = torch.ones_like(y, dtype=torch.bool)
+        self._classes = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of images ``(N, C, H, W)``, which belong to the labels row by row."""
+        if self._standing.all():
+            logits = self._model(x)
+            self._classes = logits.shape[1]
+        else:
+            logits = self._of_standing(x)
+        self._standing &= logits.detach().max(1)[1] == self._y
+        return logits
+
+    def _of_standing(self, x: Tensor) -> Tensor:
+        named = F.one_hot(self._y, self._classes).to(x.dtype)
+        rows = self._standing.nonzero().squeeze(1)
+        if not len(rows):
+            return named + 0 * x.flatten(1).sum(1, keepdim=True)  # Differentiable, as its caller expects.
+        return named.index_copy(0, rows, self._model(x[rows]))
+
+
+def spare_the_fallen(ascent: Any) -> None:
+    """Change an APGD attack of AutoAttack so that its runs ask a :class:`SparingModel`.
+
+    Args:
+        ascent: With ``model`` and ``attack_single_run(x, y, x_init)``, and a single look at each iterate.
+
+    Example:
+        >>> from pyautoattack.autopgd_base import APGDAttack
+        >>> spare_the_fallen(APGDAttack(lambda x: x.flatten(1), eps=0.1, device="cpu"))
+    """
+    whole_run = ascent.attack_single_run
+
+    def run(x: Tensor, y: Tensor, x_init: Tensor | None = None) -> Any:
+        model = ascent.model
+        ascent.model = SparingModel(model, y)
+        try:
+            return whole_run(x, y, x_init)
+        finally:
+            ascent.model = model
+
+    ascent.attack_single_run = run
+
 
 _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -237,3 +303,42 @@ def _left_clean(device: torch.device) -> Iterator[list[str]]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), autoattack_state_kept_clean(), collect_autoattack_flags() as flags:
         yield flags
+
+
+def _version(name: str) -> Callable[..., AutoAttackSuite]:
+    def suite(*, surrogate: Surrogate = plain, batch_size: int = 250, queries: int = 5000) -> AutoAttackSuite:
+        return AutoAttackSuite(name, surrogate=surrogate, batch_size=batch_size, queries=queries)
+
+    return suite
+
+
+def _part(name: str) -> Callable[..., AutoAttackSuite]:
+    def part(*, surrogate: Surrogate = plain, batch_size: int = 250) -> AutoAttackSuite:
+        return AutoAttackSuite(attacks=(name,), surrogate=surrogate, batch_size=batch_size)
+
+    return part
+
+
+def square(*, queries: int = 5000, surrogate: Surrogate = plain, batch_size: int = 250) -> AutoAttackSuite:
+    """Square attack, https://arxiv.org/abs/1912.00049: random search that never asks for a gradient.
+
+    Args:
+        queries: Forward passes per image at most.
+        surrogate: What supplies the logits it compares.
+        batch_size: Images per batch.
+
+    Example:
+        >>> square(queries=100).parts
+        ('square',)
+    """
+    return AutoAttackSuite(attacks=("square",), surrogate=surrogate, batch_size=batch_size, queries=queries)
+
+
+autoattack = _version("standard")
+autoattack_plus = _version("plus")
+autoattack_rand = _version("rand")
+apgd_ce = _part("apgd-ce")
+apgd_dlr = _part("apgd-dlr")
+apgd_t = _part("apgd-t")
+fab = _part("fab")
+fab_t = _part("fab-t")

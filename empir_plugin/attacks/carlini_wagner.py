@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from empir_plugin.attacks.batch import Batch, parameters_frozen
-from empir_plugin.attacks.loop import NO_GRADIENT
+from empir_plugin.attacks.gradient import NO_GRADIENT
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, plain
 from empir_plugin.attacks.threat import Threat

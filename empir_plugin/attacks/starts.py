@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.norms import Norm
 from empir_plugin.attacks.randomness import Draw
+from empir_plugin.attacks.threat import Norm
 
 
 class Start(Protocol):

@@ -11,11 +11,121 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from empir_plugin.attacks.member_rules import MeanLogits, Reweighted, SharpenedVote, Weighted
 from empir_plugin.errors import InputError
+from empir_plugin.models.backward import BackwardRule, parse_backward
 from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
+from empir_plugin.models.layers import differentiated_by, quantized_layers
+
+
+@dataclass(frozen=True)
+class MeanLogits:
+    """The mean of the members' logits ``(N, K)``. A member of large logits counts most.
+
+    Their softmax is the members' geometric mean probability, normalised, to which one member that all but excludes a
+    class can put a veto; :class:`~empir_plugin.models.ensemble.MeanProbability` is the arithmetic mean.
+
+    Example:
+        >>> MeanLogits()(torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]]), None)
+        tensor([[1.0000, 0.5000]])
+    """
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Average over the members."""
+        return logits.mean(0)
+
+
+@dataclass(frozen=True)
+class SharpenedVote:
+    """Log of the mean over members of ``softmax(logits / temperature)``, ``(N, K)``.
+
+    Low temperatures come near the share of votes; high ones bring saturated members' gradients back.
+
+    Args:
+        temperature: Above 0.
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0, got {self.temperature}")
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Log of the mean sharpened probability."""
+        return MeanProbability()(logits / self.temperature, leader)
+
+    def __str__(self) -> str:
+        return f"sharpened_vote:{self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Log of the weighted mean of the members' probabilities ``(N, K)``.
+
+    Args:
+        weights: One per member, not negative, of any positive sum.
+
+    Raises:
+        InputError: If no weight is positive or one is negative, or when the ensemble has another number of members.
+    """
+
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not sum(self.weights) > 0 or min(self.weights) < 0:
+            raise InputError(f"weights must not be negative and not all zero, got {self.weights}")
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Log of the weighted mean probability."""
+        if len(self.weights) != len(logits):
+            raise InputError(f"one weight per member is needed: {len(logits)}, got {len(self.weights)}")
+        weights = logits.new_tensor(self.weights)
+        return _log_weighted_mean(logits.log_softmax(-1), (weights / weights.sum())[:, None])
+
+    def __str__(self) -> str:
+        return "weighted:" + ",".join(f"{weight:g}" for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """Members weighted anew at every step, in the manner of MORA, https://arxiv.org/abs/2211.08008.
+
+    A vote is lost member by member: the weight goes to the voters of the winning class that are nearest to giving it
+    up, ``softmax(-margin / temperature)``, and none to members outvoted already. The weights count as constants in the
+    gradient. (MORA's own weights follow from its smoothed vote; the idea is the same, the formula is not.)
+
+    Args:
+        temperature: Above 0, in units of a margin between log-probabilities. Low: the weakest voter alone; high: all
+            voters alike.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0, got {self.temperature}")
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Log of the mean probability under the present weights."""
+        log_p = logits.log_softmax(-1)
+        with torch.no_grad():
+            winner = MaxVote()(logits, leader).argmax(1)  # (N,)
+            best, second = log_p.topk(2, dim=-1).values.unbind(-1)  # (M, N) each
+            # topk breaks ties in another way than the vote does, and the winner's voters must be voters.
+            margin = (best - second).masked_fill(logits.argmax(-1) != winner, float("inf"))
+            weights = (-margin / self.temperature).softmax(0)
+        return _log_weighted_mean(log_p, weights)
+
+    def __str__(self) -> str:
+        return f"reweighted:{self.temperature:g}"
+
+
+def _log_weighted_mean(log_p: Tensor, weights: Tensor) -> Tensor:
+    """Log of the sum over members of ``weights`` ``(M, N)`` or ``(M, 1)``, of sum 1, times ``exp(log_p)``."""
+    return (log_p + weights.log().unsqueeze(-1)).logsumexp(0)
+
 
 Model = Callable[[Tensor], Tensor]
 """Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``."""
@@ -236,3 +346,86 @@ def reweighted(temperature: float = 1.0) -> OverMembers:
 _RULE_NAMES: Mapping[Rule, str] = MappingProxyType(
     {MaxVote(): "voters", MeanProbability(): "mean_probability", MeanLogits(): "mean_logits"}
 )
+
+
+@dataclass(frozen=True)
+class Through:
+    """Any surrogate, differentiated by another rule through the model's activation quantizers.
+
+    Logits and decisions keep their bits, only gradients change (BPDA, https://arxiv.org/abs/1802.00420).
+
+    Args:
+        surrogate: What is looked at.
+        rule: The gradient of the clip to [0, 1] in front of every rounding.
+
+    Raises:
+        InputError: When called with a model in which nothing is quantized.
+
+    Example:
+        >>> import torch
+        >>> from empir_plugin.attacks.surrogates import plain
+        >>> from empir_plugin.models.backward import identity
+        >>> from empir_plugin.models.layers import QuantLinear
+        >>> from empir_plugin.models.precision import Precision
+        >>> model = nn.Sequential(nn.Flatten(), QuantLinear(2, 2, precision=Precision.parse("w2a2")))
+        >>> print(Through(plain, identity), Through(plain, identity)(model, torch.rand(4, 1, 1, 2)).logits.shape)
+        plain/identity torch.Size([4, 2])
+    """
+
+    surrogate: Surrogate
+    rule: BackwardRule
+
+    def __call__(self, model: Model, x: Tensor) -> View:
+        """Look at images ``(N, C, H, W)``."""
+        if not isinstance(model, nn.Module) or next(quantized_layers(model), None) is None:
+            raise InputError(
+                f"the surrogate {self} changes gradients of quantized layers, but {type(model).__name__} has none: "
+                f"attack it with {self.surrogate}"
+            )
+        with differentiated_by(model, self.rule):
+            return self.surrogate(model, x)
+
+    def __str__(self) -> str:
+        return f"{self.surrogate}/{self.rule}"
+
+
+_NAMED: Mapping[str, Surrogate] = MappingProxyType(
+    {str(surrogate): surrogate for surrogate in (plain, voters, mean_probability, mean_logits)}
+)
+_WITH_NUMBER: Mapping[str, Callable[[str], Surrogate]] = MappingProxyType(
+    {
+        "member": lambda text: member(int(text)),
+        "sharpened_vote": lambda text: sharpened_vote(float(text)),
+        "weighted": lambda text: weighted(map(float, text.split(","))),
+        "reweighted": lambda text: reweighted(float(text)),
+    }
+)
+
+
+def parse_surrogate(text: str) -> Surrogate:
+    """Read a surrogate's text form, the one ``str`` gives.
+
+    Args:
+        text: ``plain``, ``voters``, ``mean_probability``, ``mean_logits``, ``member:0``, ``sharpened_vote:0.1``,
+            ``weighted:0.5,0.5,1`` or ``reweighted:1``; each can be followed by a backward rule for quantizers,
+            ``/clip``, ``/identity``, ``/soft`` or ``/soft:0.25``.
+
+    Raises:
+        InputError: If the text has another form.
+
+    Example:
+        >>> print(parse_surrogate("weighted:1,1,2/identity"))
+        weighted:1,1,2/identity
+    """
+    what, slash, rule = text.partition("/")
+    surrogate = _parse(what, text)
+    return Through(surrogate, parse_backward(rule)) if slash else surrogate
+
+
+def _parse(what: str, text: str) -> Surrogate:
+    name, _, number = what.partition(":")
+    try:
+        return _WITH_NUMBER[name](number) if number else _NAMED[name]
+    except (KeyError, ValueError) as error:
+        forms = ", ".join([*_NAMED, "member:0", "sharpened_vote:0.1", "weighted:0.5,0.5,1", "reweighted:1"])
+        raise InputError(f"a surrogate is written as one of {forms}, got {text!r}") from error

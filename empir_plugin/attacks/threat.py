@@ -4,11 +4,141 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
+from typing import Protocol
 
-from empir_plugin.attacks.norms import Norm, parse_norm
+import torch
+from torch import Tensor
+
+from empir_plugin.attacks.randomness import Draw
 from empir_plugin.errors import InputError
+
+
+class Norm(Protocol):
+    """What a norm must offer; perturbations and gradients are ``(N, C, H, W)``, ``eps`` is in units of the image."""
+
+    @property
+    def largest_eps(self) -> float:
+        """The largest radius that still says something about images in [0, 1]."""
+        ...
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each perturbation, ``(N,)``."""
+        ...
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        """The step of norm 1 that climbs most along the gradient, a new tensor; zero where the gradient is zero."""
+        ...
+
+    def project(self, delta: Tensor, eps: float) -> Tensor:
+        """The nearest perturbation of norm ``eps`` or less."""
+        ...
+
+    def random(self, like: Tensor, eps: float, draw: Draw) -> Tensor:
+        """Perturbations drawn uniformly from the ball of radius ``eps``, shaped as ``like``."""
+        ...
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny
+
+
+@dataclass(frozen=True)
+class Linf:
+    """The largest change of any pixel.
+
+    Example:
+        >>> Linf().project(torch.tensor([[[[-0.5, 0.1]]]]), eps=0.25)
+        tensor([[[[-0.2500,  0.1000]]]])
+    """
+
+    @property
+    def largest_eps(self) -> float:
+        """1: a larger change leaves [0, 1]."""
+        return 1.0
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Largest absolute change per image, ``(N,)``."""
+        return delta.abs().amax((1, 2, 3))
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        """The sign of the gradient."""
+        return grad.sign()
+
+    def project(self, delta: Tensor, eps: float) -> Tensor:
+        """Clip every pixel's change to ``eps``."""
+        return delta.clamp(-eps, eps)
+
+    def random(self, like: Tensor, eps: float, draw: Draw) -> Tensor:
+        """Every pixel's change uniform in ``[-eps, eps]``."""
+        return draw.uniform(like).mul_(2).sub_(1).mul_(eps)
+
+    def __str__(self) -> str:
+        return "Linf"
+
+
+@dataclass(frozen=True)
+class L2:
+    """The Euclidean length of the change.
+
+    Example:
+        >>> L2().project(torch.tensor([[[[3.0, 4.0]]]]), eps=1.0)
+        tensor([[[[0.6000, 0.8000]]]])
+    """
+
+    @property
+    def largest_eps(self) -> float:
+        """Infinity, which stands for an attack without a budget."""
+        return float("inf")
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Euclidean length per image, ``(N,)``."""
+        return torch.linalg.vector_norm(delta, dim=(1, 2, 3))
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        """The gradient scaled to length 1."""
+        # A saturated network's gradient can be 1e-30: its squares vanish, its direction need not.
+        scaled = grad / _rows(grad.abs().amax((1, 2, 3))).clamp_min(_tiny(grad))
+        return scaled.div_(_rows(self.size(scaled)).clamp_min(_tiny(grad)))
+
+    def project(self, delta: Tensor, eps: float) -> Tensor:
+        """Shorten what is longer than ``eps``."""
+        return delta * (eps / _rows(self.size(delta)).clamp_min(_tiny(delta))).clamp_max(1)
+
+    def random(self, like: Tensor, eps: float, draw: Draw) -> Tensor:
+        """A normal direction with a radius that fills the ball evenly."""
+        direction = self.ascent(draw.normal(like))
+        depth = draw.uniform(like[:, :1, :1, :1], stream=2) ** (1 / like[0].numel())
+        return direction.mul_(depth * eps)
+
+    def __str__(self) -> str:
+        return "L2"
+
+
+_NORMS: Mapping[str, Norm] = MappingProxyType({"Linf": Linf(), "L2": L2()})
+
+
+def parse_norm(text: str) -> Norm:
+    """Read ``"Linf"`` or ``"L2"``.
+
+    Raises:
+        InputError: If the text names another norm.
+
+    Example:
+        >>> parse_norm("L2")
+        L2()
+    """
+    if text not in _NORMS:
+        raise InputError(f"a norm is one of {', '.join(_NORMS)}, got {text!r}")
+    return _NORMS[text]
+
 
 _EPS = re.compile(r"\d+(?:\.\d+)?(?:[eE]-?\d+)?|\d+/[1-9]\d*|inf")
 
@@ -26,7 +156,7 @@ class Threat:
         InputError: If ``eps`` lies outside what the norm allows, or the text says another number.
 
     Example:
-        >>> from empir_plugin.attacks.norms import Linf
+        >>> from empir_plugin.attacks.threat import Linf
         >>> str(Threat(Linf(), 8 / 255)), Threat.parse("L2:0.5").eps
         ('Linf:8/255', 0.5)
     """

@@ -1,11 +1,11 @@
 """What is left, at what cost, and can it be believed?"""
 
-from empir_plugin.evaluation.data import ImageSet as ImageSet
-from empir_plugin.evaluation.data import check_images as check_images
-from empir_plugin.evaluation.data import load_images as load_images
+from empir_plugin.data.image_set import ImageSet as ImageSet
+from empir_plugin.data.image_set import check_images as check_images
+from empir_plugin.data.image_set import load_images as load_images
+from empir_plugin.evaluation.attack_spec import Planned as Planned
 from empir_plugin.evaluation.distributed import Team as Team
 from empir_plugin.evaluation.distributed import torchrun_team as torchrun_team
-from empir_plugin.evaluation.protocols import Planned as Planned
 from empir_plugin.evaluation.protocols import Protocol as Protocol
 from empir_plugin.evaluation.protocols import parse_protocol as parse_protocol
 from empir_plugin.evaluation.record import AttackRecord as AttackRecord

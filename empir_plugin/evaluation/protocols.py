@@ -2,20 +2,196 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
 from torch import nn
 
-from empir_plugin.attacks.norms import Linf
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.autoattack import AutoAttackSuite
+from empir_plugin.attacks.batch import Attack
+from empir_plugin.attacks.carlini_wagner import carlini_wagner_of_empir
+from empir_plugin.attacks.gradient import bim, fgsm, pgd
+from empir_plugin.attacks.losses import CrossEntropy, Loss, cross_entropy, margin, softmax_twice
+from empir_plugin.attacks.starts import StepOfEps
+from empir_plugin.attacks.surrogates import (
+    MeanLogits,
+    Surrogate,
+    Through,
+    mean_logits,
+    mean_probability,
+    member,
+    plain,
+    reweighted,
+    sharpened_vote,
+    voters,
+)
+from empir_plugin.attacks.threat import Linf, Threat
+from empir_plugin.attacks.transfer import OnMember
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.adaptive import adaptive_plan
-from empir_plugin.evaluation.planned import Labels as Labels
-from empir_plugin.evaluation.planned import Planned as Planned
-from empir_plugin.evaluation.plans import ALEXNET_UNIT, default_plan, paper_plan, released_plan, standard_plan
+from empir_plugin.evaluation.attack_spec import Labels, Planned
+from empir_plugin.models.backward import identity, soft
+from empir_plugin.models.ensemble import Ensemble, MeanProbability
+from empir_plugin.models.layers import is_full_precision
+
+UNBOUNDED = Threat.parse("L2:inf")
+"""Carlini and Wagner's attack as both the paper and the release run it."""
+
+ALEXNET_UNIT = 0.226
+"""One of the release's units on ImageNet, where images are divided by a deviation per channel (0.224 to 0.229): the
+mean of the three, in units of the image."""
+
+_STEP = 0.01
+_BATCH = 100
+
+
+def standard_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+    """AutoAttack alone."""
+    return (Planned("AutoAttack", AutoAttackSuite()),)
+
+
+def default_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+    """FGSM, PGD with 100 steps of a quarter of eps, the same on all members of an ensemble, and AutoAttack.
+
+    Where activations saturate, short steps stay on the plateau they start from.
+    """
+    long_steps = replace(pgd(100), step_size=StepOfEps(0.25))
+    everybody = replace(long_steps, surrogate=mean_probability)
+    on_members = (Planned("PGD-100 mean_probability", everybody),) if isinstance(model, Ensemble) else ()
+    return (Planned("FGSM", fgsm()), Planned("PGD-100", long_steps), *on_members, *standard_plan(model, dataset))
+
+
+def paper_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+    """Table 1 of the paper, in the order of Table 2. PGD has 40 iterations, on AlexNet 5."""
+    gradients: Surrogate = voters if isinstance(model, Ensemble) else plain
+    steps = 5 if dataset == "imagenet" else 40
+    return (
+        Planned("CW", carlini_wagner_of_empir(surrogate=gradients), threat=UNBOUNDED),
+        Planned("FGSM", fgsm(surrogate=gradients)),
+        Planned("BIM", bim(40, step_size=_STEP, surrogate=gradients)),
+        Planned("PGD", pgd(steps, step_size=_STEP, surrogate=gradients)),
+    )
+
+
+def released_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+    """What the published code does, in the order of Table 2; 40 iterations of PGD on every data set."""
+    step = _STEP * ALEXNET_UNIT if dataset == "imagenet" else _STEP
+    gradients, loss = _graph_of_release(model)
+    one = replace(fgsm(loss=loss, surrogate=gradients), return_last=True)
+    ascent = replace(bim(40, step_size=step), return_last=True)
+    outside = pgd(40, step_size=step, loss=loss, surrogate=gradients)
+    outside = replace(outside, start_in_box=False, return_last=True)
+    smallest = carlini_wagner_of_empir(abort_together=True)
+    return (
+        replace(_on_last_member(model, "CW", smallest), threat=UNBOUNDED, batch_size=_BATCH),
+        _on_voters(model, "FGSM", one),
+        _on_last_member(model, "BIM", ascent),
+        _on_voters(model, "PGD", outside),
+    )
+
+
+def _graph_of_release(model: nn.Module) -> tuple[Surrogate, Loss]:
+    """What the release's FGSM and PGD differentiate: only an ensemble's probabilities are taken for logits."""
+    return (voters, softmax_twice) if isinstance(model, Ensemble) else (plain, cross_entropy)
+
+
+def _as_released(name: str, attack: Attack, aim: str = "the model; nothing stops at a success") -> Planned:
+    return Planned(name, attack, Labels.OWN, attack_all=True, aim=aim)
+
+
+def _on_voters(model: nn.Module, name: str, attack: Attack) -> Planned:
+    if not isinstance(model, Ensemble):
+        return _as_released(name, attack)
+    aim = "the softmax of the voters' mean probability, taken for logits; nothing stops at a success"
+    return _as_released(name, attack, aim)
+
+
+def _on_last_member(model: nn.Module, name: str, attack: Attack) -> Planned:
+    """An attack on the member the release's graph returns by mistake: the last built, its full-precision one."""
+    if not isinstance(model, Ensemble):
+        return _as_released(name, attack)
+    index = len(model.members) - 1 if model.leader is None else model.leader
+    who = "the last member" if model.leader is None else "the full-precision member"
+    return _as_released(name, OnMember(index, attack), f"{who} (number {index}) alone; success is that member's")
+
+
+_STEPS = 100
+# Where activations saturate, short steps stay on the plateau they start from.
+_LONG = replace(pgd(_STEPS), step_size=StepOfEps(0.25))
+_TEMPERATURES = 10.0, 100.0
+_REWEIGHTINGS = 1.0, 0.1
+
+
+def adaptive_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+    """Attacks that fit the model: an ensemble's members and a quantizer's clip get their own."""
+    smooth, another = _smooth(model)
+    looks: list[Surrogate] = [smooth]
+    if not is_full_precision(model):
+        looks += [Through(smooth, identity), Through(smooth, soft)]
+    # AutoAttack on what the model itself puts out would be the first attack once more.
+    others = looks if _votes(model) else looks[1:]
+    return (
+        # First, so that in a cascade, too, its number is its own, and what a store has of it serves both protocols.
+        *standard_plan(model, dataset),
+        *(_pgd(look, loss) for look in looks for loss in (cross_entropy, margin)),
+        *(_on_members(model) if isinstance(model, Ensemble) else _heated()),
+        *(_autoattack(look, "apgd-ce", "apgd-t") for look in others),
+        *([_autoattack(another, "apgd-t")] if another else []),
+        *([_autoattack(smooth, "square")] if _votes(model) else []),
+    )
+
+
+def _smooth(model: nn.Module) -> tuple[Surrogate, Surrogate | None]:
+    """The smooth function nearest to the decision, of an ensemble a mean over its members, and then the other mean."""
+    if not isinstance(model, Ensemble):
+        return plain, None
+    if isinstance(model.rule, MeanLogits):
+        return mean_logits, mean_probability
+    return mean_probability, mean_logits
+
+
+def _votes(model: nn.Module) -> bool:
+    """Whether it is an ensemble that puts out something else than a mean over its members."""
+    return isinstance(model, Ensemble) and not isinstance(model.rule, (MeanProbability, MeanLogits))
+
+
+def _pgd(surrogate: Surrogate, loss: Loss = cross_entropy, note: str = "") -> Planned:
+    told = note or ("" if loss == cross_entropy else " margin")
+    return Planned(
+        f"PGD-{_STEPS} {surrogate}{told}",
+        replace(_LONG, loss=loss, surrogate=surrogate),
+        aim=f"the surrogate {surrogate}, by the whole model's decision",
+    )
+
+
+def _heated() -> Iterator[Planned]:
+    """PGD++, https://arxiv.org/abs/2003.13511: saturated logits divided until their gradient is back."""
+    return (_pgd(plain, CrossEntropy(heat), f" temperature {heat:g}") for heat in _TEMPERATURES)
+
+
+def _on_members(model: Ensemble) -> Iterator[Planned]:
+    """Ways in that an ensemble has: its votes at other temperatures and weights, and its members one by one."""
+    yield from (_pgd(sharpened_vote(heat)) for heat in _TEMPERATURES)
+    yield from (_pgd(reweighted(heat)) for heat in _REWEIGHTINGS)
+    for index, part in enumerate(model.members):
+        alone = member(index)
+        yield _pgd(alone if is_full_precision(part) else Through(alone, identity), margin)
+    for index in range(len(model.members)):
+        yield Planned(
+            f"transfer from member {index}",
+            OnMember(index, replace(_LONG, loss=margin, return_last=True)),
+            aim=f"member {index} alone, by the whole model's decision on the result",
+        )
+
+
+def _autoattack(surrogate: Surrogate, *parts: str) -> Planned:
+    return Planned(
+        f"{' + '.join(parts)} {surrogate}",
+        AutoAttackSuite(attacks=parts, surrogate=surrogate),
+        aim=f"the surrogate {surrogate}, by the whole model's decision",
+    )
+
 
 Plan = Callable[[nn.Module, str], tuple[Planned, ...]]
 """Gives the attacks for a model and the name of its data set."""

@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from empir_plugin._files.atomic import replacing
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.errors import InputError
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data.image_set import ImageSet
+from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.cache.keys import attack_key, common_key, subject_of
+from empir_plugin.evaluation.cache.store import Fallen, Store, opened
 from empir_plugin.evaluation.distributed import Round, Team, device_of_rank
-from empir_plugin.evaluation.images import needed_bytes, worst_images, write_images
+from empir_plugin.evaluation.identity import code_sha256, data_table, model_fingerprint, now, versions
 from empir_plugin.evaluation.judge import decisions
-from empir_plugin.evaluation.keys import attack_key, common_key, subject_of
 from empir_plugin.evaluation.outcome import Outcome
-from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.prepare import exact_float32, prepared, require_weights
 from empir_plugin.evaluation.protocols import Headline, Protocol, default
-from empir_plugin.evaluation.provenance import code_sha256, data_table, now, versions
 from empir_plugin.evaluation.queries import integer_queries, shared
-from empir_plugin.evaluation.record import Record, percent
+from empir_plugin.evaluation.record import Record, percent, worst_case
 from empir_plugin.evaluation.shards import Bench, Shard, check_shard_size, shards
-from empir_plugin.evaluation.store import Fallen, Store, opened
-from empir_plugin.evaluation.subject import exact_float32, model_fingerprint, prepared, require_weights
-from empir_plugin.evaluation.summary import attack_record, verdicts, worst_case
+from empir_plugin.evaluation.summary import attack_record, verdicts
 from empir_plugin.evaluation.work import CLEAN, OnProgress, Progress, Shelf, Work
+
+
+def worst_images(data: ImageSet, clean: str, fallen: Iterable[tuple[Shard, Fallen]]) -> Tensor:
+    """For every image, what breaks the model.
+
+    Args:
+        data: The images.
+        clean: One character per image: 1 if the model classifies it correctly.
+        fallen: Images that fell, attack by attack; the first that broke an image counts.
+
+    Returns:
+        ``(N, C, H, W)``, float32; clean where the clean image is misclassified, and where every attack was withstood.
+    """
+    images = data.as_float()
+    standing = torch.tensor([verdict == "1" for verdict in clean])
+    for shard, found in fallen:
+        rows = found.rows + shard.start
+        new = standing[rows]
+        images[rows[new]] = found.images[new]
+        standing[rows] = False
+    return images
+
+
+def write_images(path: Path, images: Tensor, labels: Tensor, about: Mapping[str, str]) -> None:
+    """Write ``images`` ``(N, C, H, W)`` and ``labels`` ``(N,)`` as safetensors, with ``about`` as metadata.
+
+    Raises:
+        EvaluationError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "adversarial.safetensors")
+        >>> write_images(path, torch.zeros(2, 1, 4, 4), torch.tensor([3, 5]), {"threat": "Linf:0.3"})
+        >>> safetensors.torch.load_file(path)["labels"]
+        tensor([3, 5])
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            tensors = {"images": images.contiguous(), "labels": labels.contiguous()}
+            safetensors.torch.save_file(tensors, partial, metadata=dict(about))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise EvaluationError(f"the adversarial images cannot be written to {path} ({error}): make space") from error
+
+
+def needed_bytes(data: ImageSet, attacks: Sequence[object]) -> int:
+    """Disk space that keeping the images may take: those of every attack, and the file made of them."""
+    return 4 * data.images.numel() * (len(attacks) + 1)
+
 
 _COMPARED = 500
 """Images at most on which the decisions of a copy of the model must be the model's."""

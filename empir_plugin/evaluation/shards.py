@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EmpirError, EvaluationError, InputError
-from empir_plugin.evaluation.data import ImageSet, check_images
+from empir_plugin.evaluation.attack_spec import Labels, Planned
+from empir_plugin.evaluation.cache.store import Fallen
 from empir_plugin.evaluation.identity import state_fingerprint
 from empir_plugin.evaluation.judge import check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, Outcome
-from empir_plugin.evaluation.planned import Labels, Planned
-from empir_plugin.evaluation.queries import Queries, confirmed, never_differentiates
-from empir_plugin.evaluation.store import Fallen
-from empir_plugin.evaluation.suite_parts import Attacked, run_suite
-from empir_plugin.evaluation.suite_parts import square_flags as square_flags
+from empir_plugin.evaluation.queries import Attacked, Queries, confirmed, never_differentiates, run_suite
+from empir_plugin.evaluation.queries import square_flags as square_flags
 
 Tick = Callable[[int], None]
 """Told of images that are done."""

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.outcome import Outcome
-from empir_plugin.evaluation.planned import Planned
-from empir_plugin.evaluation.record import AttackRecord, PartRecord, in_all, percent
-from empir_plugin.evaluation.shards import square_flags
+from empir_plugin.evaluation.queries import square_flags
+from empir_plugin.evaluation.record import AttackRecord, PartRecord, percent
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -32,11 +32,6 @@ def verdicts(outcomes: Sequence[Outcome], labels: Tensor) -> str:
     """
     decided = [decision for outcome in outcomes for decision in outcome.decisions]
     return "".join("1" if decision == label else "0" for decision, label in zip(decided, labels.tolist(), strict=True))
-
-
-def worst_case(clean: str, attacks: Sequence[AttackRecord]) -> str:
-    """One character per image: 1 where it is classified correctly and withstood every attack that counts."""
-    return in_all((clean, *(attack.robust for attack in attacks if attack.in_worst_case)))
 
 
 def attack_record(planned: Planned, threat: Threat, outcomes: Sequence[Outcome], labels: Tensor) -> AttackRecord:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.evaluation.attack_spec import Labels, Planned
+from empir_plugin.evaluation.cache.keys import attack_key, clean_key, shard_key
+from empir_plugin.evaluation.cache.store import Fallen, Key, Store
 from empir_plugin.evaluation.distributed import Round
-from empir_plugin.evaluation.keys import attack_key, clean_key, shard_key
 from empir_plugin.evaluation.outcome import Outcome
-from empir_plugin.evaluation.planned import Labels, Planned
 from empir_plugin.evaluation.shards import Bench, Shard, Tick
-from empir_plugin.evaluation.store import Fallen, Key, Store
 
 CLEAN = "clean"
 """What progress and outcomes call the clean images."""

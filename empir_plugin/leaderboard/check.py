@@ -7,12 +7,12 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from empir_plugin._files.atomic import PARTIAL
 from empir_plugin.errors import EmpirError, InputError
-from empir_plugin.evaluation.files import PARTIAL
-from empir_plugin.leaderboard.compose import compose
+from empir_plugin.leaderboard.add import compose
+from empir_plugin.leaderboard.eligibility import left_out
 from empir_plugin.leaderboard.entry import KEYS, Entry
 from empir_plugin.leaderboard.evidence import Evidence
-from empir_plugin.leaderboard.left_out import left_out
 from empir_plugin.leaderboard.papers import Facts, require_stem
 from empir_plugin.leaderboard.tree import Place, Tree
 

@@ -7,14 +7,139 @@ such as ``"8/255"``, and what does not apply is left out. Ours is ``overhead``, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
+
+from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.strict_json import JsonKind
-from empir_plugin.leaderboard.schema import problems
+
+# Tags a footnote may have; a link goes to the web and nowhere else.
+_NAMES = "b|i|em|strong|sub|sup|code"
+_TAG = re.compile(rf'<(?:({_NAMES})|/({_NAMES})|br ?/?|(a) href="https?://[^\s"<>]+"|/(a))>')
+_REMAINS = re.compile(r"<[^<>]*>?|>")
+
+
+def escaped(text: str) -> str:
+    """Plain text as HTML.
+
+    Example:
+        >>> escaped("a <b> & c")
+        'a &lt;b&gt; &amp; c'
+    """
+    return html.escape(text, quote=False)
+
+
+def plain(text: str) -> str:
+    """The plain text of an entry's field: the reverse of :func:`escaped`.
+
+    Example:
+        >>> plain("R&amp;D")
+        'R&D'
+    """
+    return html.unescape(text)
+
+
+def footnote_problem(footnote: str) -> str:
+    """What in a footnote's markup is not allowed, or nothing if all of it is.
+
+    Allowed are ``b``, ``i``, ``em``, ``strong``, ``sub``, ``sup``, ``code`` and ``a`` (with an ``href`` to the web, and
+    no other attribute), each closed in its turn, and ``br``.
+
+    Example:
+        >>> footnote_problem('see <a href="https://arxiv.org/abs/2002.08347">Section 12</a>')
+        ''
+        >>> footnote_problem("a <script>alert(1)</script>")
+        '<script>'
+    """
+    remains = _REMAINS.search(_TAG.sub("", footnote))
+    return remains[0] if remains else _unclosed(footnote)
+
+
+def _unclosed(footnote: str) -> str:
+    opened: list[str] = []
+    for name, closed, link, link_closed in _TAG.findall(footnote):
+        if name or link:
+            opened.append(name or link)
+        elif (closed or link_closed) and (not opened or opened.pop() != (closed or link_closed)):
+            return f"</{closed or link_closed}>"
+    return f"<{opened[-1]}>" if opened else ""
+
+
+_LONGEST = 60
+
+
+@cache
+def schema() -> Mapping[str, Any]:
+    """The JSON schema (draft 2020-12) of an entry."""
+    return json.loads(files("empir_plugin.leaderboard").joinpath("schema.json").read_text(encoding="utf-8"))
+
+
+@cache
+def _validator() -> Any:
+    # JSON schema takes 3.0 for an integer; RobustBench's entries have 3.
+    strict = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    return extend(Draft202012Validator, type_checker=strict)(schema())
+
+
+def problems(table: object) -> tuple[str, ...]:
+    """Everything that keeps a parsed JSON value from being an entry; nothing if it is one.
+
+    Beyond the schema: accuracies that cannot be, numbers that are not finite, markup a footnote may not have.
+
+    Example:
+        >>> problems({"link": "https://arxiv.org/abs/2002.08347"})[0]
+        'name is missing'
+    """
+    if not isinstance(table, Mapping):
+        return (f"an entry is a JSON object, got a {type(table).__name__}",)
+    missing = [f"{key} is missing" for key in schema()["required"] if key not in table]
+    wrong = [_sentence(error) for error in _validator().iter_errors(table) if error.absolute_path]
+    return tuple(dict.fromkeys([*missing, *wrong])) or tuple(_beyond_the_schema(table))
+
+
+def _sentence(error: ValidationError) -> str:
+    key = str(error.absolute_path[0])
+    return f"{key} must be {schema()['properties'][key]['description']}, got {_short(error.instance)}"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _beyond_the_schema(table: Mapping[str, Any]) -> Iterator[str]:
+    clean, left = float(table["clean_acc"]), float(table["autoattack_acc"])
+    if left > clean:
+        yield f"autoattack_acc {table['autoattack_acc']} is above clean_acc {table['clean_acc']}"
+    if "external" in table and float(table["external"]) >= left:
+        # RobustBench ranks by it wherever it is there, so a higher one would lift the model.
+        yield f"external {table['external']} must be below autoattack_acc {table['autoattack_acc']}: leave it out"
+    if bad := footnote_problem(table.get("footnote", "")):
+        yield f"footnote has markup that is not allowed: {_short(bad)}"
+    if not is_finite(table):
+        yield "a number is NaN or infinite: JSON has only finite ones"
+
+
+def is_finite(value: object) -> bool:
+    """Whether a JSON value holds finite numbers only."""
+    if isinstance(value, Mapping):
+        return all(is_finite(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
 
 _KIND = JsonKind("a leaderboard entry", InputError)
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.masking_report import AuditReport
+from empir_plugin.evaluation.audit.report import AuditReport
 from empir_plugin.evaluation.record import Record
-from empir_plugin.evaluation.strict_json import JsonKind
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
 
 OVERHEAD = JsonKind("an overhead", InputError)

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from empir_plugin import _toml
+from empir_plugin._files import tables
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.markup import escaped
+from empir_plugin.leaderboard.entry import escaped
 
 _STEM = re.compile(r"[A-Z][A-Za-z-]*(?:19|20)\d\d[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*")
 _PERCENT = re.compile(r"\d+(?:\.\d+)?")
@@ -165,7 +165,7 @@ def read_facts(path: Path, model: str) -> Facts:
 
 
 def _parsed(text: str) -> Iterator[Facts]:
-    table = _toml.loads(text)
+    table = tables.loads(text)
     paper = {key: table[key] for key in _PAPER}
     for row in table["models"]:
         claims = tuple(_claim(claim) for claim in row.pop("claims", ()))

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from empir_plugin._files.atomic import write_atomically
+from empir_plugin.data.image_set import load_images
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.data import load_images
-from empir_plugin.evaluation.files import write_atomically
 from empir_plugin.leaderboard.check import check_entry
 from empir_plugin.leaderboard.entry import Entry
 from empir_plugin.leaderboard.evidence import Evidence, Findings
-from empir_plugin.leaderboard.issues import CODE_URL, external_evaluation, new_model
+from empir_plugin.leaderboard.issues import CODE_URL, external_evaluation, new_model, zoo_row
 from empir_plugin.leaderboard.tensor import Left, export
 from empir_plugin.leaderboard.tree import Place, Tree
-from empir_plugin.leaderboard.zoo_row import zoo_row
 from empir_plugin.zoo.registry import load_model
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from empir_plugin.leaderboard.boards import BOARDS, Board
 from empir_plugin.leaderboard.entry import Entry
-from empir_plugin.leaderboard.tree import Tree
+from empir_plugin.leaderboard.tree import BOARDS, Board, Tree
 
 _HEAD = ("#", "model", "paper", "clean", "AutoAttack", "lowest known", "unreliable", "architecture", "venue")
 _RULE = ("---:", "---", "---", "---:", "---:", "---:", "---", "---", "---")

@@ -10,13 +10,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from empir_plugin._files.atomic import replacing
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.data import ImageSet, check_images
-from empir_plugin.evaluation.files import replacing
 from empir_plugin.evaluation.judge import check_attack_result, correct
+from empir_plugin.evaluation.prepare import exact_float32, prepared
 from empir_plugin.evaluation.record import Record, bits, percent
-from empir_plugin.evaluation.subject import exact_float32, prepared
 
 _BATCH = 500
 

@@ -12,8 +12,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from empir_plugin._files.tables import choice
 from empir_plugin.models.backward import BackwardRule, as_trained
-from empir_plugin.models.choice import choice
 from empir_plugin.models.precision import FULL_BITS, check_bits
 from empir_plugin.models.quantize import ActivationQuantizer, in_float32, quantize_unit
 

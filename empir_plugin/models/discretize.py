@@ -18,9 +18,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from empir_plugin._files.tables import choice
 from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, as_trained
-from empir_plugin.models.choice import choice
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.quantize import in_float32, quantize_unit
 

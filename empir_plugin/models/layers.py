@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from empir_plugin.models.activations import InputQuantizer, in_learned_range
 from empir_plugin.models.backward import BackwardRule
-from empir_plugin.models.binary import AnyWeightQuantizer
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 
 class QuantizedLayer(nn.Module):

@@ -18,8 +18,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from empir_plugin._files.tables import choice
 from empir_plugin.errors import InputError
-from empir_plugin.models.choice import choice
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantizedLayer
 

@@ -22,17 +22,81 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from empir_plugin.errors import WeightsError
-from empir_plugin.models.activations import (
-    InputQuantizer,
-    SignActivationQuantizer,
-    SignedActivationQuantizer,
-)
-from empir_plugin.models.binary import AnyWeightQuantizer
+from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
-from empir_plugin.models.packing_latent import latent_weights
 from empir_plugin.models.precision import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
-from empir_plugin.models.state import load_strictly as load_strictly
+from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
+
+_LEARNED = "activation_bound"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict into a model; ``path`` is where it came from, for the error.
+
+    Learned ranges of activations may be missing, as in a full-precision checkpoint; they stay what they are.
+
+    Raises:
+        WeightsError: If a name or a shape differs; the model is then left as it was.
+    """
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != _LEARNED}
+    if needed != found:
+        differing = sorted(dict(needed.items() ^ found.items()))[0]
+        details = _difference(needed, found)
+        raise WeightsError(f"{path} was made for another architecture: it differs in {differing!r} ({details})")
+    model.load_state_dict(dict(state))
+
+
+def _difference(own: Shapes, found: Shapes) -> str:
+    kinds = {
+        "it lacks": [key for key in own if key not in found],
+        "it has besides": [key for key in found if key not in own],
+        "of another shape are": [
+            f"{key} {found[key]} instead of {shape}" for key, shape in own.items() if found.get(key, shape) != shape
+        ],
+    }
+    return "; ".join(f"{what} {_first(keys)}" for what, keys in kinds.items() if keys)
+
+
+def _first(keys: list[str], shown: int = 5) -> str:
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(sorted(keys)[:shown]) + more
+
+
+def latent_weights(quantizer: AnyWeightQuantizer, weight: Tensor) -> Tensor:
+    """Latent weights that quantize to ``weight``: to the same codes exactly, to the same scale up to rounding."""
+    if not isinstance(quantizer, WeightQuantizer) or quantizer.bits == 1:
+        return weight.clone()
+    largest = weight.abs().max()
+    tiny = torch.finfo(weight.dtype).tiny
+    if largest < (1 if quantizer.scale == "none" else tiny):
+        return weight * tiny  # so does a layer of zeros come out, whose maximum the quantizer bounds by this number
+    levels = (weight / largest).double()
+    # tanh undoes atanh, and the division by the maximum undoes the amplitude.
+    return (levels * _AMPLITUDES[quantizer.scale](levels, largest.double())).atanh().float()
+
+
+def _amplitude_of_mean(levels: Tensor, mean: Tensor) -> Tensor:
+    """The amplitude ``m`` for which ``mean|atanh(m * levels)|`` is ``mean``, by bisection."""
+    low, high = torch.zeros_like(mean), torch.ones_like(mean)
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_small = (levels * middle).atanh().abs().mean() < mean
+        low, high = torch.where(too_small, middle, low), torch.where(too_small, high, middle)
+    return low
+
+
+_AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "none": lambda levels, largest: largest.new_tensor(math.tanh(1.0)),
+        "max": lambda levels, largest: largest.clamp_max(1 - 1e-7),
+        "mean": _amplitude_of_mean,
+    }
+)
+
 
 _HEADER = "empir_packed"
 _INPUTS = "empir_inputs"

@@ -10,13 +10,12 @@ from __future__ import annotations
 from torch import nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.binary import AnyWeightQuantizer
-from empir_plugin.models.convert_layers import quantize_layer_class_
-from empir_plugin.models.convert_probe import negative_shares, noise
-from empir_plugin.models.convert_select import Layers, Plan, plan, without_uncalled
+from empir_plugin.models.convert.layers import quantize_layer_class_
+from empir_plugin.models.convert.probe import negative_shares, noise
+from empir_plugin.models.convert.select import Layers, Plan, plan, without_uncalled
 from empir_plugin.models.precision import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
-from empir_plugin.models.uniform import UniformWeightQuantizer
+from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, UniformWeightQuantizer
 
 
 def after_training(bits: int) -> AnyWeightQuantizer:
@@ -48,7 +47,7 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
     Args:
         model: A network or an ensemble in full precision.
         bits: 1 to 8, see :func:`after_training`.
-        layers: See :func:`~empir_plugin.models.convert.quantize_`; here all of them by default.
+        layers: See :func:`~empir_plugin.models.convert.quantize_.quantize_`; here all of them by default.
 
     Returns:
         Names of the quantized layers.

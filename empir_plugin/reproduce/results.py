@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.record import AttackRecord, Record
-from empir_plugin.evaluation.strict_json import JsonKind
-from empir_plugin.reproduce.confusion import Matrix
-from empir_plugin.reproduce.document import Link
-from empir_plugin.reproduce.parts import Part
+from empir_plugin.reproduce.document import Block, Link
+from empir_plugin.reproduce.parts import Matrix, Part
+from empir_plugin.reproduce.subjects import Training, trainings_of
 from empir_plugin.reproduce.workspace import SHOWN
 
 _ANY = JsonKind("a record", EvaluationError, cure="delete it")
@@ -111,3 +111,36 @@ def attack_accuracy(record: Record, attack: str) -> float:
 def mean_accuracy(record: Record, attacks: Sequence[str]) -> float:
     """Mean of what some attacks left, in percent to two decimals."""
     return round(sum(attack_accuracy(record, name) for name in attacks) / len(attacks), 2)
+
+
+Show = Callable[[Results, Path], tuple[Block, ...]]
+"""Draws a target's figures into a folder, and gives what the report shows of it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or figure of a paper.
+
+    Args:
+        name: What the command calls it.
+        title: Heading in the report.
+        parts: What is measured for it.
+        show: How that is shown, once all of it is there.
+        extras: Measured too where the user has what they need; shown as not run otherwise.
+    """
+
+    name: str
+    title: str
+    parts: tuple[Part, ...]
+    show: Show
+    extras: tuple[Part, ...] = ()
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """Trainings of the networks it needs."""
+        return trainings_of([subject for part in self.parts for subject in part.subjects])
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Data sets its parts run on."""
+        return tuple(dict.fromkeys(part.dataset for part in self.parts))

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
+from empir_plugin._files.atomic import write_atomically
 from empir_plugin.errors import DataError, InputError
-from empir_plugin.evaluation.files import write_atomically
 from empir_plugin.evaluation.run import Settings
-from empir_plugin.reproduce.desk import Desk
+from empir_plugin.reproduce.context import Desk, Source
 from empir_plugin.reproduce.document import Document
 from empir_plugin.reproduce.figures import require_matplotlib
-from empir_plugin.reproduce.images import Source
-from empir_plugin.reproduce.markdown import markdown
 from empir_plugin.reproduce.page import html
 from empir_plugin.reproduce.parts import Part, lacking
-from empir_plugin.reproduce.registry import TARGETS
-from empir_plugin.reproduce.report import report
-from empir_plugin.reproduce.target import Target
+from empir_plugin.reproduce.report import markdown, report
+from empir_plugin.reproduce.results import Target
+from empir_plugin.reproduce.targets.discretization import DISCRETIZATION
+from empir_plugin.reproduce.targets.fig1 import FIG1
+from empir_plugin.reproduce.targets.fig3a import FIG3A
+from empir_plugin.reproduce.targets.fig3b import FIG3B
+from empir_plugin.reproduce.targets.fig4 import FIG4
+from empir_plugin.reproduce.targets.fig5 import FIG5
+from empir_plugin.reproduce.targets.table2 import TABLE2
+from empir_plugin.reproduce.targets.weight_quantized import WEIGHT_QUANTIZED
 from empir_plugin.reproduce.workspace import Workspace, check_publishable
 from empir_plugin.training.run import find_recipe
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {target.name: target for target in (TABLE2, FIG1, FIG3A, FIG3B, FIG4, FIG5, DISCRETIZATION, WEIGHT_QUANTIZED)}
+)
+"""Targets in the order of a report."""
+
+ALL = "all"
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """A target by its name, or all of them.
+
+    Raises:
+        InputError: If there is none of that name.
+
+    Example:
+        >>> [target.name for target in parse_targets("table2")]
+        ['table2']
+    """
+    if text == ALL:
+        return tuple(TARGETS.values())
+    if text not in TARGETS:
+        raise InputError(f"what to reproduce is one of {', '.join((*TARGETS, ALL))}, got {text!r}")
+    return (TARGETS[text],)
 
 
 @dataclass(frozen=True)

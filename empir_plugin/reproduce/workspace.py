@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from empir_plugin._files.atomic import PARTIAL, write_atomically
+from empir_plugin._files.lock import locked
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.files import PARTIAL, write_atomically
-from empir_plugin.evaluation.lock import locked
 
 FORMAT = 1
 """Raised when what lies in the folder changes its form."""

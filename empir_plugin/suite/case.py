@@ -13,19 +13,46 @@ from typing import Any
 from torch import nn
 
 from empir_plugin.attacks.batch import Attack
-from empir_plugin.attacks.norms import parse_norm
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.registry import load_attack
+from empir_plugin.attacks.threat import Threat, parse_norm
+from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.data import ImageSet, load_images
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.identity import describe
-from empir_plugin.evaluation.planned import Planned
-from empir_plugin.evaluation.protocols import Protocol, parse_protocol
+from empir_plugin.evaluation.prepare import parse_device, require_weights
+from empir_plugin.evaluation.protocols import Protocol, default_plan, parse_protocol
 from empir_plugin.evaluation.run import Settings
-from empir_plugin.evaluation.subject import parse_device, require_weights
-from empir_plugin.evaluation.thresholds import Thresholds
-from empir_plugin.suite.named import named_attacks
+from empir_plugin.suite.thresholds import Thresholds
 from empir_plugin.zoo.registry import load_model
 from empir_plugin.zoo.show import dataset_of, default_threat
+
+_STRONG = "PGD-100"
+"""What the default plan calls its PGD, on the model's own output and, for an ensemble, on all members."""
+
+
+def named_attacks(name: str, model: nn.Module) -> tuple[Planned, ...]:
+    """The attacks a name stands for.
+
+    ``pgd`` is that of the default protocol: 100 steps of a quarter of eps, for an ensemble on the mean probability of
+    all members as well. Any other name is the discovered attack with its own default settings.
+
+    Args:
+        name: As :func:`empir_plugin.attacks.registry.load_attack` takes it.
+        model: What will be attacked.
+
+    Raises:
+        InputError: If no attack has that name, or it needs settings.
+
+    Example:
+        >>> [planned.attack.steps for planned in named_attacks("pgd", nn.Flatten())]
+        [100]
+    """
+    attack = load_attack(name)
+    if name.lower() != "pgd":
+        return (Planned(name, attack),)
+    strong = [planned for planned in default_plan(model, "") if planned.name.startswith(_STRONG)]
+    return tuple(replace(planned, name=planned.name.replace(_STRONG, name)) for planned in strong)
+
 
 _QUICK = 100
 """Images of the bundled sample, as ``empir evaluate`` takes by default."""
@@ -41,7 +68,7 @@ class Case:
         threat: Norm, ``"Linf"`` by default, or norm and radius, such as ``"Linf:8/255"``.
         eps: Radius in units of the image, as a number or as text such as ``"8/255"``; by default the protocol's, or the
             one on the named model's card.
-        attack: Names, :class:`~empir_plugin.evaluation.planned.Planned` attacks, or attacks; the protocol's by default.
+        attack: Names, :class:`~empir_plugin.evaluation.attack_spec.Planned` attacks, or attacks; the protocol's by default.
         protocol: By name, instead of attacks.
         n_examples: From the first; 100 of the bundled sample, or all of ``data``, by default.
         data: Folder of the full data set; None for the bundled sample.

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.attacks.loop import GradientAttack
+from empir_plugin._files.tables import check_positive
+from empir_plugin.attacks.gradient import GradientAttack
 from empir_plugin.attacks.losses import Loss, cross_entropy
-from empir_plugin.attacks.norms import Norm
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import DirectionStart, Start, StepOfEps, at_image
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Norm, Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.layers import bake_, quantized_layers
-from empir_plugin.training.lesson import Lesson
-from empir_plugin.training.ranges import check_positive
+from empir_plugin.training.batch import Lesson
 
 _RADII = 1
 """Number of the draw that radii come from; that of the attack's start is 0."""

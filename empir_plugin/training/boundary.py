@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from empir_plugin._files.tables import check_positive
 from empir_plugin.attacks.batch import parameters_frozen
 from empir_plugin.attacks.losses import cross_entropy
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.errors import InputError
 from empir_plugin.training.adversary import as_attacked
-from empir_plugin.training.lesson import Fit, Lesson
-from empir_plugin.training.ranges import check_positive
+from empir_plugin.training.batch import Fit, Lesson
 
 
 class Boundary(NamedTuple):

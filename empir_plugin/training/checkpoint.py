@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import WeightsError
-from empir_plugin.evaluation.strict_json import JsonKind
 
 REPORT = JsonKind("a training report", WeightsError)
 """What a finished training says of itself, beside its weights."""

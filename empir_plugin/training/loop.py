@@ -2,26 +2,134 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.models.binary import clip_latent_
-from empir_plugin.training.augment import random_flip, random_shift
-from empir_plugin.training.averages import WeightAverage
+from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.weight_quantizers import clip_latent_
+from empir_plugin.training.batch import Lesson
 from empir_plugin.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from empir_plugin.training.compute import computing
-from empir_plugin.training.lesson import Lesson
 from empir_plugin.training.objectives import Objective, clean
-from empir_plugin.training.schedules import Schedule, settings_of
+from empir_plugin.training.schedules import Compute, Schedule, settings_of
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror about half of the images ``(N, C, H, W)``.
+
+    Example:
+        >>> random_flip(torch.rand(2, 3, 4, 4), torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Move every image ``(N, C, H, W)`` by up to ``pixels`` in each direction; zeros come in.
+
+    Example:
+        >>> random_shift(torch.rand(2, 3, 4, 4), 1, torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+    n, _, height, width = images.shape
+    padded = F.pad(images, (pixels,) * 4)
+    top, left = torch.randint(0, 2 * pixels + 1, (2, n, 1, 1), generator=generator).to(images.device)
+    rows = top + torch.arange(height, device=images.device).view(1, -1, 1)  # (N, H, 1)
+    columns = left + torch.arange(width, device=images.device).view(1, 1, -1)  # (N, 1, W)
+    index = torch.arange(n, device=images.device).view(-1, 1, 1)
+    return padded[index, :, rows, columns].permute(0, 3, 1, 2)
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """The members of an ensemble, or the one network itself."""
+    return list(model.members) if isinstance(model, Ensemble) else [model]
+
+
+class WeightAverage:
+    """A copy of a network whose weights follow those in training at a distance.
+
+    An ensemble's members have a decay each. The average of a quantized network's latent weights rounds to levels that
+    were never trained together, so a low-precision member may do better without.
+
+    Args:
+        model: The network in training, or an ensemble.
+        decays: For it, or for every member: the share of the average that stays at every step; with 0 the copy equals
+            the network.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> average = WeightAverage(model, [0.75])
+        >>> with torch.no_grad():
+        ...     model.weight += 1
+        >>> average.update()
+        >>> (model.weight - average.model.weight).item()
+        0.75
+    """
+
+    def __init__(self, model: nn.Module, decays: Sequence[float]) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._parts = list(zip(parts_of(self.model), parts_of(model), decays, strict=True))
+
+    def update(self) -> None:
+        """Follow one step of training; buffers, such as running statistics, follow like weights."""
+        for average, model, decay in self._parts:
+            _follow(average, model, decay)
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    targets = [*average.parameters(), *average.buffers()]
+    sources = [*model.parameters(), *model.buffers()]
+    for target, source in zip(targets, sources, strict=True):
+        if decay and target.is_floating_point():
+            target.lerp_(source, 1 - decay)
+        else:
+            target.copy_(source)
+
+
+@contextmanager
+def computing(model: nn.Module, compute: Compute) -> Iterator[None]:
+    """Inside, a network, or every member of an ensemble, computes in this arithmetic and still returns float32.
+
+    Weights, decisions and losses stay in float32; with bfloat16, inputs and weights of convolutions and linear layers
+    are rounded to 8 bits of mantissa (``torch.autocast``). A processor with instructions for that is up to twice as
+    fast, another one slower.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> with computing(model, "bfloat16"):
+        ...     print(model(torch.ones(1, 1)).dtype)
+        torch.float32
+    """
+    parts = parts_of(model) if compute == "bfloat16" else []
+    for part in parts:
+        part.forward = _in_bfloat16(part.forward)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward  # What shadowed the class's own.
+
+
+def _in_bfloat16(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = forward(x)
+        return logits.float()
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -52,7 +160,7 @@ class Task:
         schedule: How to go through the images.
         objective: What to lower.
         decays: Of the average of the network's weights, or of every member's: see
-            :class:`~empir_plugin.training.averages.WeightAverage`.
+            :class:`~empir_plugin.training.loop.WeightAverage`.
         facts: Whatever else makes this run another than a run of the same schedule.
     """
 

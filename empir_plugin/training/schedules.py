@@ -2,19 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
+from empir_plugin._files.tables import made, table_of
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
-from empir_plugin.training.compute import Compute, check_compute
-from empir_plugin.training.distillation import DistilledFrom
-from empir_plugin.training.lesson import Criterion, check_gce_q
-from empir_plugin.training.objective_tables import RecipeObjective
-from empir_plugin.training.objectives import clean
+from empir_plugin.training.adversary import Adversary, fgsm, nfgsm, pgd, rfgsm
+from empir_plugin.training.batch import Criterion, check_gce_q
+from empir_plugin.training.boundary import BoundaryRetrain
+from empir_plugin.training.objectives import (
+    Adversarial,
+    Clean,
+    DistilledFrom,
+    GradientPenalty,
+    Objective,
+    Trades,
+    WeightPerturbed,
+    clean,
+)
 from empir_plugin.zoo.card import RULES
+
+Compute = Literal["float32", "bfloat16"]
+"""What networks are trained in. Evaluation is always in float32."""
+
+
+def check_compute(compute: str, of: str) -> None:
+    """Refuse an arithmetic there is none of.
+
+    Raises:
+        InputError: If it is neither float32 nor bfloat16.
+    """
+    if compute not in get_args(Compute):
+        raise InputError(f"compute of {of} must be one of {', '.join(get_args(Compute))}, got {compute!r}")
+
+
+RecipeObjective = Objective | DistilledFrom
+"""An objective, or what becomes one once its teacher is trained."""
+
+_ADVERSARIES: Mapping[str, Callable[..., Adversary]] = MappingProxyType(
+    {"fgsm": fgsm, "rfgsm": rfgsm, "nfgsm": nfgsm, "pgd": pgd}
+)
+
+
+def parse_objective(table: Any, where: str = "[objective]") -> RecipeObjective:
+    """Read an objective from its table.
+
+    ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty``, ``distilled`` or ``boundary_retrain``;
+    ``adversarial`` and ``trades`` have a table ``adversary``, whose ``kind`` is ``fgsm``, ``rfgsm``, ``nfgsm`` or
+    ``pgd``, and may have a table ``awp`` with the arguments of :class:`~empir_plugin.training.objectives.WeightPerturbed`. All
+    other keys are the arguments of what the kinds name.
+
+    Raises:
+        InputError: If the table names no objective, or a wrong one.
+
+    Example:
+        >>> parse_objective({"kind": "gradient_penalty", "weight": 100})
+        GradientPenalty(weight=100)
+    """
+    return _by_kind(_OBJECTIVES, table, where)
+
+
+def _by_kind(kinds: Mapping[str, Callable[..., Any]], table: Any, where: str) -> Any:
+    settings = dict(table_of(table, where))
+    kind = settings.pop("kind", None)
+    if kind not in kinds:
+        raise InputError(f"kind of {where} must be one of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind](settings, where)
+
+
+def _plain_objective(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> Any:
+    return made(target, table, where)
+
+
+def _attacked(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> Any:
+    settings = dict(table)
+    adversary = _by_kind(_READERS, settings.pop("adversary", {}), f"{where}, adversary")
+    awp = settings.pop("awp", None)
+    objective = made(target, settings, where, adversary=adversary)
+    if awp is None:
+        return objective
+    return made(WeightPerturbed, table_of(awp, f"{where}, awp"), f"{where}, awp", objective=objective)
+
+
+_READERS = MappingProxyType({kind: partial(_plain_objective, target) for kind, target in _ADVERSARIES.items()})
+
+_OBJECTIVES = MappingProxyType(
+    {
+        "clean": partial(_plain_objective, Clean),
+        "adversarial": partial(_attacked, Adversarial),
+        "trades": partial(_attacked, Trades),
+        "gradient_penalty": partial(_plain_objective, GradientPenalty),
+        "distilled": partial(_plain_objective, DistilledFrom),
+        "boundary_retrain": partial(_plain_objective, BoundaryRetrain),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +119,8 @@ class Schedule:
         weight_decay: Of AdamW, decoupled.
         label_smoothing: Share of the target that is spread evenly over all classes.
         gce_q: Makes the loss on labels the generalized cross-entropy: see
-            :class:`~empir_plugin.training.lesson.Criterion`.
-        compute: Arithmetic of the networks: see :func:`~empir_plugin.training.compute.computing`.
+            :class:`~empir_plugin.training.batch.Criterion`.
+        compute: Arithmetic of the networks: see :func:`~empir_plugin.training.loop.computing`.
         shift: Training images are moved by up to so many pixels in each direction, zeros coming in.
         flip: Whether half of the training images are mirrored.
         objective: What is lowered.
@@ -129,7 +217,7 @@ class JointRecipe(Schedule):
 
     Args:
         member_share: Share of the loss that is the mean of the members' own: see
-            :class:`~empir_plugin.training.lesson.Criterion`.
+            :class:`~empir_plugin.training.batch.Criterion`.
         rule: How they decide: a key of :data:`~empir_plugin.zoo.card.RULES`.
 
     Raises:

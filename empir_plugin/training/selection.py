@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from empir_plugin.attacks.gradient import pgd
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.training.adversary import as_attacked
-from empir_plugin.training.averages import parts_of
-from empir_plugin.training.loop import Trained
+from empir_plugin.training.loop import Trained, parts_of
 from empir_plugin.training.recipe import HoldOut
 
 _BATCH = 250

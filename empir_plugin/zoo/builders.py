@@ -13,12 +13,12 @@ from torch import nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.models.convert import quantize_
+from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.packing import load_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.card import RULES, ModelCard, NetworkCard, cards
-from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.zoo.quantized.architectures import network
 
 
 @dataclass(frozen=True)

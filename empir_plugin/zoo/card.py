@@ -9,12 +9,12 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-from empir_plugin import _toml
-from empir_plugin.attacks.member_rules import MeanLogits
+from empir_plugin._files import tables
+from empir_plugin.attacks.surrogates import MeanLogits
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.models.convert_select import INNER, Layers
+from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
@@ -32,13 +32,13 @@ class NetworkCard:
     Args:
         name: Model id.
         architecture: Key of :data:`empir_plugin.models.architectures.ARCHITECTURES`, or a name for
-            :func:`~empir_plugin.zoo.quantized_architectures.network`, which is then converted.
+            :func:`~empir_plugin.zoo.quantized.architectures.network`, which is then converted.
         precision: Bits of its quantized layers.
         scale: Scale of its quantized weights.
         activations: Range of the inputs of a converted network's layers. Weight files tell which of them are signed;
             whether a range is learned is only told here.
         layers: Which layers of a converted network are quantized, see
-            :func:`~empir_plugin.models.convert.quantize_`.
+            :func:`~empir_plugin.models.convert.quantize_.quantize_`.
         weights: File in the package's ``zoo/weights``; empty if none is shipped.
         sha256: Of that file.
 
@@ -120,8 +120,8 @@ def cards() -> Mapping[str, ModelCard]:
     """
     folder = files("empir_plugin.zoo").joinpath("cards")
     texts = (file.read_text(encoding="utf-8") for file in sorted(folder.iterdir(), key=lambda file: file.name))
-    tables = [_toml.loads(text) for text in texts]
-    found = [card for table in tables for card in family_cards(table)]
+    parsed = [tables.loads(text) for text in texts]
+    found = [card for table in parsed for card in family_cards(table)]
     return MappingProxyType({card.name: card for card in found})
 
 

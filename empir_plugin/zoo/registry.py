@@ -13,12 +13,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from empir_plugin._compat.quiet import harmless_warnings_silenced
+from empir_plugin._compat.hooks import harmless_warnings_silenced
 from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
 from empir_plugin.models.packing import is_packed, load_packed, load_strictly
 from empir_plugin.zoo.builders import ModelBuilder
-from empir_plugin.zoo.quantized_catalog import curated
+from empir_plugin.zoo.quantized.build import curated
 
 with harmless_warnings_silenced():
     import timm.models

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from empir_plugin._entry_points import find
 from empir_plugin.zoo.builders import ModelBuilder, count_parameters
 from empir_plugin.zoo.card import ModelCard, cards
-from empir_plugin.zoo.quantized_catalog import FAMILIES, PRECISIONS, curated
+from empir_plugin.zoo.quantized.build import FAMILIES, PRECISIONS, curated
 from empir_plugin.zoo.registry import find_builder
 
 _OTHERWISE = "Linf:8/255"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from empir_plugin.attacks.threat import Threat
-    from empir_plugin.evaluation.data import ImageSet
+    from empir_plugin.data.image_set import ImageSet
     from empir_plugin.training.recipe import Recipe
 
 TRAINED = click.option(
@@ -81,7 +81,7 @@ class NamedModel:
 
     def load(self, norm: str, images: ImageSet) -> nn.Module:
         """The network with its weights, whatever the images are."""
-        from empir_plugin.evaluation.subject import require_weights
+        from empir_plugin.evaluation.prepare import require_weights
         from empir_plugin.zoo.registry import load_model
 
         checkpoint = self.checkpoint or ""
@@ -125,7 +125,7 @@ class TrainedRecipe:
 
     def load(self, norm: str, images: ImageSet) -> nn.Module:
         """The network with the weights of the folder, whatever the threat model is."""
-        from empir_plugin.training.trained import load_trained, load_trained_member
+        from empir_plugin.training.networks import load_trained, load_trained_member
         from empir_plugin.zoo.card import RULES
 
         if self.member is not None:

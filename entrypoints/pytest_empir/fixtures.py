@@ -20,7 +20,7 @@ from pytest_empir.workers import share_processor
 if TYPE_CHECKING:
     from torch import nn
 
-    from empir_plugin.evaluation.data import ImageSet
+    from empir_plugin.data.image_set import ImageSet
     from empir_plugin.evaluation.record import Record
     from empir_plugin.suite.case import Case
 

@@ -112,8 +112,8 @@ def check_outputs(config: pytest.Config) -> None:
 
 
 def _check_paths(given: dict[str, Path]) -> None:
+    from empir_plugin._files.atomic import check_output_file, check_output_folder
     from empir_plugin.errors import InputError
-    from empir_plugin.evaluation.files import check_output_file, check_output_folder
 
     try:
         for name, path in given.items():

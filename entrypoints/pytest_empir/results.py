@@ -45,12 +45,12 @@ class Results:
         if not any("record" in row for row in rows):
             self._notes.append(f"no report: nothing was evaluated, {path} is as it was")
             return
-        from empir_plugin.suite.report import session_report
+        from empir_plugin.suite.session import session_report
 
         self._write(path, session_report(rows, int(exitstatus)), session)
 
     def _write(self, path: Path, report: dict[str, Any], session: pytest.Session) -> None:
-        from empir_plugin.evaluation.files import write_atomically
+        from empir_plugin._files.atomic import write_atomically
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

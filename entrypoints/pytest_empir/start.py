@@ -10,7 +10,7 @@ from pytest_empir.options import settings
 from pytest_empir.workers import is_worker
 
 if TYPE_CHECKING:
-    from empir_plugin.suite.bench import Bench
+    from empir_plugin.suite.session import Bench
 
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 
@@ -39,6 +39,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def bench_of(config: pytest.Config) -> Bench:
     """What this process keeps from one test to the next."""
-    from empir_plugin.suite.bench import Bench
+    from empir_plugin.suite.session import Bench
 
     return config.stash.setdefault(_BENCH, Bench())

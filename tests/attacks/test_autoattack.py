@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import surrogates
 from empir_plugin.attacks.autoattack import AutoAttackSuite, _margins
-from empir_plugin.attacks.norms import parse_norm
 from empir_plugin.attacks.surrogates import Surrogate
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Threat, parse_norm
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.ensemble import Ensemble
 

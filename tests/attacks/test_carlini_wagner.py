@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import surrogates
 from empir_plugin.attacks.carlini_wagner import CarliniWagner, carlini_wagner_of_empir
-from empir_plugin.attacks.norms import L2
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import L2, Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.ensemble import Ensemble
 

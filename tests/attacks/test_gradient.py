@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.attacks import surrogates
-from empir_plugin.attacks.gradient import bim, fgsm, mim, pgd, rfgsm
-from empir_plugin.attacks.loop import GradientAttack
+from empir_plugin.attacks.gradient import GradientAttack, bim, fgsm, mim, pgd, rfgsm
 from empir_plugin.attacks.losses import CrossEntropy, dlr, margin, softmax_twice
-from empir_plugin.attacks.norms import L2, Linf, Norm, parse_norm
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import DirectionStart, FixedStep, GaussianStart, StepOfEps, UniformStart
-from empir_plugin.attacks.surrogate_text import parse_surrogate
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.surrogates import parse_surrogate
+from empir_plugin.attacks.threat import L2, Linf, Norm, Threat, parse_norm
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.ensemble import Ensemble
 

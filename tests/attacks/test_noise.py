@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.loop import GradientAttack
-from empir_plugin.attacks.noise import gaussian_noise, uniform_noise
-from empir_plugin.attacks.norms import parse_norm
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.gradient import GradientAttack, gaussian_noise, uniform_noise
+from empir_plugin.attacks.threat import Threat, parse_norm
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

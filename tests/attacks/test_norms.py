@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empir_plugin.attacks.norms import L2, Linf, Norm
 from empir_plugin.attacks.randomness import Draw
+from empir_plugin.attacks.threat import L2, Linf, Norm
 
 NORMS = [Linf(), L2()]
 deltas = st.lists(st.floats(-3, 3, width=32), min_size=12, max_size=12).map(lambda v: torch.tensor(v).view(1, 3, 2, 2))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import Attack, CarliniWagner, Threat, bim, fgsm, margin, pgd, uniform_noise
-from empir_plugin.evaluation.data import load_images
+from empir_plugin.data.image_set import load_images
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.zoo.registry import load_model
 

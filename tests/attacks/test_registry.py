@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from empir_plugin.attacks import autoattack, carlini_wagner, gradient, noise, on_member, registry, surrogates, transfer
+from empir_plugin.attacks import autoattack, carlini_wagner, gradient, registry, surrogates, transfer
+from empir_plugin.attacks import gradient as noise
+from empir_plugin.attacks import transfer as on_member
 from empir_plugin.attacks.registry import attacks, load_attack
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError

@@ -7,7 +7,7 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from empir_plugin.attacks.spared import SparingModel, spare_the_fallen
+from empir_plugin.attacks.autoattack import SparingModel, spare_the_fallen
 
 
 def brightness(x: Tensor) -> Tensor:

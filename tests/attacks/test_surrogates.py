@@ -3,9 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import surrogates
-from empir_plugin.attacks.member_rules import Reweighted, Weighted
-from empir_plugin.attacks.surrogate_text import parse_surrogate
-from empir_plugin.attacks.surrogates import OverMembers, Source, Surrogate
+from empir_plugin.attacks.surrogates import OverMembers, Reweighted, Source, Surrogate, Weighted, parse_surrogate
 from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from empir_plugin.attacks.norms import L2, Linf
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import L2, Linf, Threat
 from empir_plugin.errors import InputError
 
 

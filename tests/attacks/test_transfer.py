@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks.gradient import bim, pgd
-from empir_plugin.attacks.norms import Linf
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Linf, Threat
 from empir_plugin.attacks.transfer import Transfer, transfer_matrix
 from empir_plugin.errors import InputError
 

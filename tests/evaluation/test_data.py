@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from empir_plugin.data import readers as sources
+from empir_plugin.data.image_set import ImageSet, check_images, fingerprint, load_images
 from empir_plugin.errors import CompatibilityError, DataError, InputError
-from empir_plugin.evaluation import sources
-from empir_plugin.evaluation.data import ImageSet, check_images, fingerprint, load_images
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("EMPIR_DATA_DIR", ROOT.parent / "shared" / "data"))

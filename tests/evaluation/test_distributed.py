@@ -20,8 +20,8 @@ import torch
 
 from empir_plugin.attacks import fgsm
 from empir_plugin.errors import EvaluationError
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.distributed import Team, device_of_rank, torchrun_team
-from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.evaluation.shards import shards

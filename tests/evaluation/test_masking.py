@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from empir_plugin import load_model
 from empir_plugin.attacks import Threat, pgd
+from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.data import ImageSet, load_images
+from empir_plugin.evaluation.audit.checks import CHECKS
+from empir_plugin.evaluation.audit.report import AuditReport
+from empir_plugin.evaluation.audit.run import FEWEST_IMAGES, audit
 from empir_plugin.evaluation.judge import correct
-from empir_plugin.evaluation.masking import FEWEST_IMAGES, audit
-from empir_plugin.evaluation.masking_checks import CHECKS
-from empir_plugin.evaluation.masking_report import AuditReport
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.mu_law import mu_law_
 from empir_plugin.models.precision import Precision

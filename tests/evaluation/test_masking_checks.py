@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from empir_plugin.attacks import Threat
-from empir_plugin.evaluation.masking_checks import CHECKS
-from empir_plugin.evaluation.masking_duel import Duel
-from empir_plugin.evaluation.masking_evidence import Evidence
-from empir_plugin.evaluation.masking_finding import Finding
+from empir_plugin.evaluation.audit.checks import CHECKS
+from empir_plugin.evaluation.audit.mcnemar import Duel
+from empir_plugin.evaluation.audit.measurements import Evidence
+from empir_plugin.evaluation.audit.report import Finding
 
 N = 100
 

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import Threat, mean_probability, plain
-from empir_plugin.evaluation.masking_attacks import Probe, flag_suite, gives_gradient, probes, reference, surrogates_of
-from empir_plugin.evaluation.masking_evidence import Bench, whole_box
+from empir_plugin.evaluation.audit.measurements import (
+    Bench,
+    Probe,
+    flag_suite,
+    gives_gradient,
+    probes,
+    reference,
+    surrogates_of,
+    whole_box,
+)
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.precision import Precision

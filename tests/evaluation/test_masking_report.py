@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.masking_finding import Finding, found, tail
-from empir_plugin.evaluation.masking_report import AuditReport
+from empir_plugin.evaluation.audit.report import AuditReport, Finding, found, tail
 
 GOOD = found("one step beats many", "FGSM breaks 3.", (0.0, 0.02, 1.0), "PGD goes wherever FGSM goes", images=64)
 BAD = found("eps to 1", "9 of 64 images survive.", (9 / 64, 0.01, 1e-9), "an unbounded attacker wins", survivors=9)

@@ -11,9 +11,8 @@ import pytest
 
 from empir_plugin.attacks import fgsm, pgd, uniform_noise
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.merge import gathered, merged, record_of
-from empir_plugin.evaluation.planned import Planned
-from empir_plugin.evaluation.record import Record
+from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.record import Record, gathered, merged, record_of
 from empir_plugin.evaluation.run import Settings, evaluate
 
 PLAN = (Planned("noise", uniform_noise(2)), Planned("FGSM", fgsm()), Planned("PGD", pgd(3)))

@@ -13,13 +13,13 @@ from torch import nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint
-from empir_plugin.evaluation.overhead import Overhead, image_shape_of, overhead, parse_image_shape
-from empir_plugin.evaluation.overhead_equation import Ratios
-from empir_plugin.evaluation.overhead_latency import LatencySettings
-from empir_plugin.leaderboard.schema import problems
-from empir_plugin.models import integer
+from empir_plugin.evaluation.overhead.equation6 import Ratios
+from empir_plugin.evaluation.overhead.latency import LatencySettings
+from empir_plugin.evaluation.overhead.report import Overhead, image_shape_of, overhead, parse_image_shape
+from empir_plugin.leaderboard.entry import problems
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer_kernels import IntMM
+from empir_plugin.models.integer import convert as integer
+from empir_plugin.models.integer.kernels import IntMM
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.builders import build_model

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.overhead_baseline import baseline_of, float_twin, members_of
+from empir_plugin.evaluation.overhead.count import baseline_of, float_twin, members_of
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, bake_, is_full_precision
 from empir_plugin.models.precision import Precision

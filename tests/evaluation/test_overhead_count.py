@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.overhead_count import OUTSIDE, LayerCost, count
+from empir_plugin.evaluation.overhead.count import OUTSIDE, LayerCost, count
 from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.models.convert import quantize_
+from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 

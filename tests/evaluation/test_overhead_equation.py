@@ -10,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.overhead_count import LayerCost, NetworkCost, count
-from empir_plugin.evaluation.overhead_equation import (
+from empir_plugin.evaluation.overhead.count import LayerCost, NetworkCost, count
+from empir_plugin.evaluation.overhead.equation6 import (
     K_RULES,
+    PROPORTIONAL,
+    PUBLISHED,
+    Throughput,
     alternatives,
     bit_operations,
     bit_operations_with_sums,
     equation6,
 )
-from empir_plugin.evaluation.overhead_throughput import PROPORTIONAL, PUBLISHED, Throughput
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.precision import Precision
 

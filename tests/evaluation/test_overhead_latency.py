@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation import overhead_latency
-from empir_plugin.evaluation.overhead_latency import LatencySettings, Spread, measure_latency, take_turns
-from empir_plugin.evaluation.overhead_times import BackendTime, Execution
+from empir_plugin.evaluation.overhead import latency as overhead_latency
+from empir_plugin.evaluation.overhead.latency import (
+    BackendTime,
+    Execution,
+    LatencySettings,
+    Spread,
+    measure_latency,
+    take_turns,
+)
 
 
 class Clock:

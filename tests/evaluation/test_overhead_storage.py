@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.overhead_storage import packed_bytes
+from empir_plugin.evaluation.overhead.count import packed_bytes
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.builders import build_model

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import Transfer, bim, fgsm, gaussian_noise, pgd, uniform_noise
 from empir_plugin.errors import InputError
+from empir_plugin.evaluation.prepare import prepared
 from empir_plugin.evaluation.queries import Queries, confirmed, integer_queries, never_differentiates, shared
-from empir_plugin.evaluation.subject import prepared
-from empir_plugin.models import integer as integer_module
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer import Agreement
-from empir_plugin.models.integer_kernels import IntMM, Program, Work
+from empir_plugin.models.integer import convert as integer_module
+from empir_plugin.models.integer.kernels import IntMM, Program, Work
+from empir_plugin.models.integer.report import Agreement
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import AutoAttackSuite, Threat, Transfer, bim, fgsm, pgd, uniform_noise
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation import run as run_module
-from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.planned import Labels, Planned
+from empir_plugin.evaluation.attack_spec import Labels, Planned
+from empir_plugin.evaluation.identity import model_fingerprint
 from empir_plugin.evaluation.queries import Queries
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import Settings, evaluate
-from empir_plugin.evaluation.subject import model_fingerprint
-from empir_plugin.models import integer
-from empir_plugin.models.integer_kernels import IntMM
+from empir_plugin.models.integer import convert as integer
+from empir_plugin.models.integer.kernels import IntMM
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 

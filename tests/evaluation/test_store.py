@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from empir_plugin._files.atomic import write_atomically
+from empir_plugin._files.lock import locked
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.files import write_atomically
-from empir_plugin.evaluation.lock import locked
+from empir_plugin.evaluation.cache.store import Fallen, Store, opened
 from empir_plugin.evaluation.outcome import Outcome
-from empir_plugin.evaluation.store import Fallen, Store, opened
 
 KEY = {"subject": "a", "attack": "fgsm", "seed": 0, "shard": 3}
 OUTCOME = Outcome((3, -1, 0), 0.25, 2, ("a flag",), (("clean", "101"), ("square", "100")))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EmpirError, EvaluationError, InputError
-from empir_plugin.evaluation.strict_json import JsonKind
 
 PLAIN = JsonKind("a note", InputError)
 DATED = JsonKind("an old note", EvaluationError, schema=3)

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from empir_plugin.attacks import fgsm, pgd
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.code import foreign_code_sha256, sources_sha256
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.evaluation.cache.code_hash import foreign_code_sha256, sources_sha256
+from empir_plugin.evaluation.cache.keys import subject_of
 from empir_plugin.evaluation.identity import describe, model_fingerprint, settings_fingerprint, state_fingerprint
-from empir_plugin.evaluation.keys import subject_of
-from empir_plugin.evaluation.subject import exact_float32, parse_device, prepared, require_weights
+from empir_plugin.evaluation.prepare import exact_float32, parse_device, prepared, require_weights
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.layers import QuantLinear, bake_
 from empir_plugin.models.precision import Precision
@@ -233,7 +233,7 @@ def test_foreign_code_is_known_by_its_source(toys: ModuleType) -> None:
 
 
 def test_sources_count_by_their_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from empir_plugin.evaluation import code
+    from empir_plugin.evaluation.cache import code_hash as code
 
     def named(text: str) -> str:
         folder = tmp_path / "evaluation"

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import AutoAttackSuite, Threat
-from empir_plugin.attacks.surrogates import plain
-from empir_plugin.attacks.through import Through
-from empir_plugin.evaluation.suite_parts import Attacked, run_suite
+from empir_plugin.attacks.surrogates import Through, plain
+from empir_plugin.evaluation.queries import Attacked, run_suite
 from empir_plugin.models.backward import identity
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision

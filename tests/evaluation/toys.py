@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import Attack, Threat, pgd, uniform_noise
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data.image_set import ImageSet
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.distributed import torchrun_team
-from empir_plugin.evaluation.planned import Planned
 from empir_plugin.evaluation.run import Settings, evaluate
 
 THREAT = Threat.parse("Linf:8/255")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from empir_plugin.evaluation.fingerprint import OFFICIAL_FINGERPRINTS
-from empir_plugin.evaluation.masking_report import AuditReport, Finding, verdict_on
+from empir_plugin.data.image_set import OFFICIAL_FINGERPRINTS
+from empir_plugin.evaluation.audit.report import AuditReport, Finding, verdict_on
 from empir_plugin.evaluation.record import AttackRecord, Record, percent
 from empir_plugin.evaluation.summary import worst_case
 from empir_plugin.leaderboard.add import Files, add
-from empir_plugin.leaderboard.measured import shipped_fingerprint
+from empir_plugin.leaderboard.eligibility import shipped_fingerprint
 from empir_plugin.leaderboard.tree import Place, Tree
 
 N = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.boards import BOARDS, board_of
+from empir_plugin.leaderboard.tree import BOARDS, board_of
 from empir_plugin.zoo.card import cards
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.entry import KEYS, Entry
-from empir_plugin.leaderboard.schema import problems, schema
+from empir_plugin.leaderboard.entry import KEYS, Entry, problems, schema
 
 # Written by hand, as RobustBench lays its files out: order, two spaces, texts for numbers, ASCII.
 TEXT = r"""{

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from empir_plugin.leaderboard.markup import escaped, footnote_problem, plain
-from empir_plugin.leaderboard.schema import schema
+from empir_plugin.leaderboard.entry import escaped, footnote_problem, plain, schema
 
 
 @given(st.text())

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.adaptive import adaptive_plan
 from empir_plugin.evaluation.identity import describe
-from empir_plugin.evaluation.plans import standard_plan
+from empir_plugin.evaluation.protocols import adaptive_plan, standard_plan
 from empir_plugin.evaluation.record import Record
-from empir_plugin.leaderboard.boards import board_of
-from empir_plugin.leaderboard.measured import Measured, in_percent, measure, require_overhead
+from empir_plugin.leaderboard.eligibility import Measured, in_percent, measure, require_overhead
+from empir_plugin.leaderboard.tree import board_of
 from empir_plugin.zoo.builders import build_model
 from empir_plugin.zoo.card import cards
 

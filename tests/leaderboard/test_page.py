@@ -20,10 +20,9 @@ from click.testing import CliRunner
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.record import PartRecord, percent
 from empir_plugin.leaderboard.add import Files, add
-from empir_plugin.leaderboard.page import render, write_page
-from empir_plugin.leaderboard.page_claims import headline
-from empir_plugin.leaderboard.page_details import footnote
-from empir_plugin.leaderboard.page_published import Published
+from empir_plugin.leaderboard.page.details import footnote, headline
+from empir_plugin.leaderboard.page.published import Published
+from empir_plugin.leaderboard.page.render import render, write_page
 from empir_plugin.leaderboard.tree import Place, Tree
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}

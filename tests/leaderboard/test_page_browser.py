@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import pytest
 
 from empir_plugin.leaderboard.add import Files, add
-from empir_plugin.leaderboard.page import write_page
+from empir_plugin.leaderboard.page.render import write_page
 from empir_plugin.leaderboard.tree import Tree
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

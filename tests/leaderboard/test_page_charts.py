@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from empir_plugin.leaderboard.add import Files, add
-from empir_plugin.leaderboard.page_axes import Axis, around, from_zero
-from empir_plugin.leaderboard.page_charts import PLOT, charts
-from empir_plugin.leaderboard.page_labels import Box, placed
-from empir_plugin.leaderboard.page_published import Published, published
+from empir_plugin.leaderboard.page.charts import PLOT, Axis, Box, around, charts, from_zero, placed
+from empir_plugin.leaderboard.page.published import Published, published
 from empir_plugin.leaderboard.tree import Tree
 
 BOUNDS = Box(0, 0, 300, 250)

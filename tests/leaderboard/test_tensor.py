@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import Threat, fgsm
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.images import write_images
-from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.record import Record
-from empir_plugin.evaluation.run import evaluate
+from empir_plugin.evaluation.run import evaluate, write_images
 from empir_plugin.leaderboard.tensor import export
 
 PIXELS = [[10, 200], [120, 125], [128, 122], [50, 60], [200, 10], [130, 128]]

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import bim, pgd
-from empir_plugin.attacks.surrogate_text import parse_surrogate
-from empir_plugin.attacks.surrogates import mean_probability, plain
+from empir_plugin.attacks.surrogates import Through, mean_probability, parse_surrogate, plain
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.attacks.through import Through
 from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, Soft, as_trained, identity, parse_backward, soft
 from empir_plugin.models.ensemble import Ensemble

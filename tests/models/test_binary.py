@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.binary import OneBit, SignWeightQuantizer, clip_latent_
-from empir_plugin.models.convert import quantize_
+from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.quantize import WeightQuantizer
+from empir_plugin.models.weight_quantizers import OneBit, SignWeightQuantizer, clip_latent_
 
 W = torch.tensor([[-2.0, 0.5, 0.0], [0.3, -0.3, 0.6]])
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import SignedActivationQuantizer
 from empir_plugin.models.architectures import CIFARConv
-from empir_plugin.models.convert import quantize_
-from empir_plugin.models.convert_select import Selection
+from empir_plugin.models.convert.probe import recalibrate_
+from empir_plugin.models.convert.quantize_ import quantize_
+from empir_plugin.models.convert.select import Selection
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers
 from empir_plugin.models.precision import Precision
-from empir_plugin.models.recalibrate import recalibrate_
 
 IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Network = nn.Sequential

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from empir_plugin.models.activations import Activations
-from empir_plugin.models.convert import quantize_
-from empir_plugin.models.convert_select import Selection
+from empir_plugin.models.convert.probe import recalibrate_
+from empir_plugin.models.convert.quantize_ import quantize_
+from empir_plugin.models.convert.select import Selection
 from empir_plugin.models.layers import bake_, quantized_layers
 from empir_plugin.models.packing import load_packed, save_packed
 from empir_plugin.models.quantize import WeightQuantizer
-from empir_plugin.models.recalibrate import recalibrate_
 
 SIZE = 32
 SMALL_IMAGES = {"img_size": SIZE, "patch_size": 8}

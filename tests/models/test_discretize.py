@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from empir_plugin.attacks.gradient import pgd
-from empir_plugin.attacks.surrogate_text import parse_surrogate
+from empir_plugin.attacks.surrogates import parse_surrogate
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint
@@ -22,7 +22,7 @@ from empir_plugin.models.discretize import Discretized, InputDiscretizer, Levels
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.layers import differentiated_by
 from empir_plugin.models.precision import Precision
-from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.zoo.quantized.architectures import network
 
 PIXELS = torch.arange(256) / 255
 

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.attacks.gradient import pgd
-from empir_plugin.attacks.surrogate_text import parse_surrogate
+from empir_plugin.attacks.surrogates import parse_surrogate
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import ARCHITECTURES, FCN
-from empir_plugin.models.binary import OneBit, clip_latent_
 from empir_plugin.models.discretize import Discretized
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.packing import load_packed, save_packed
 from empir_plugin.models.precision import Precision
+from empir_plugin.models.weight_quantizers import OneBit, clip_latent_
 
 W1A1, W2A4 = Precision(1, 1), Precision(2, 4)
 X = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -15,24 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import empir_plugin
+from empir_plugin.data.image_set import load_images
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.data import load_images
-from empir_plugin.evaluation.subject import prepared
-from empir_plugin.models import integer as integer_module
+from empir_plugin.evaluation.prepare import prepared
 from empir_plugin.models.activations import SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.architectures import CIFARConv
-from empir_plugin.models.binary import SignWeightQuantizer
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer import agree, to_integer
-from empir_plugin.models.integer_grid import Grid, StaysFloat, input_grid, weight_integers
-from empir_plugin.models.integer_kernels import IntMM, Kernel, OneDNN, Program, Work, pool_codes
-from empir_plugin.models.integer_layers import IntegerLayer, integer_layer
-from empir_plugin.models.integer_selftest import check_emitted, check_layer
-from empir_plugin.models.integer_steps import AddInto, PoolCodes
+from empir_plugin.models.integer import convert as integer_module
+from empir_plugin.models.integer.convert import to_integer
+from empir_plugin.models.integer.fuse import AddInto, PoolCodes
+from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
+from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN, Program, Work, pool_codes
+from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
+from empir_plugin.models.integer.report import agree
+from empir_plugin.models.integer.selftest import check_emitted, check_layer
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
-from empir_plugin.zoo.quantized_build import normalize_images_
+from empir_plugin.models.weight_quantizers import SignWeightQuantizer
+from empir_plugin.zoo.quantized.build import normalize_images_
 
 CPU = torch.device("cpu")
 SHIPPED = ["cifarconv-w2a2", "cifarconv-w4a2", "mnistconv-w2a4", "empir-cifar", "empir-mnist"]

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models import integer_pieces
 from empir_plugin.models.activations import SignedActivationQuantizer
-from empir_plugin.models.integer import agree, to_integer
-from empir_plugin.models.integer_grid import Grid
-from empir_plugin.models.integer_pieces import pieces
-from empir_plugin.models.integer_steps import AddAndRound, AddInto, Codes
+from empir_plugin.models.integer import grid as integer_pieces
+from empir_plugin.models.integer.convert import to_integer
+from empir_plugin.models.integer.fuse import AddAndRound, AddInto, Codes
+from empir_plugin.models.integer.grid import Grid, pieces
+from empir_plugin.models.integer.report import agree
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.precision import Precision
 

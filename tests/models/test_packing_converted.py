@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from empir_plugin.errors import WeightsError
-from empir_plugin.models.convert import quantize_
+from empir_plugin.models.convert.layers import QuantScaledStdConv2d, ScaledStdConv2d
+from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.layers import quantized_layers
 from empir_plugin.models.packing import load_packed, load_strictly, save_packed
-from empir_plugin.models.timm_layers import QuantScaledStdConv2d, ScaledStdConv2d
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -15,7 +15,7 @@ from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import model_fingerprint
-from empir_plugin.evaluation.overhead import overhead
+from empir_plugin.evaluation.overhead.report import overhead
 from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import is_full_precision, quantized_layers

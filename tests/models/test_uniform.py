@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.uniform import UniformWeightQuantizer
+from empir_plugin.models.weight_quantizers import UniformWeightQuantizer
 
 WEIGHTS = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=30)
 

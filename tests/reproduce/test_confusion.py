@@ -9,8 +9,8 @@ import pytest
 
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.run import Settings
-from empir_plugin.reproduce.confusion import Confusion, Matrix
-from empir_plugin.reproduce.desk import Desk
+from empir_plugin.reproduce.context import Desk
+from empir_plugin.reproduce.parts import Confusion, Matrix
 from empir_plugin.reproduce.workspace import Workspace
 
 # eps 0.1 is 25.5 steps: the first withstands; the second falls to class 1; the third, of class 1, withstands; the

@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 
 from empir_plugin.evaluation.run import Settings
-from empir_plugin.reproduce.costs import Cost
-from empir_plugin.reproduce.desk import Desk
-from empir_plugin.reproduce.ledger import Found, Line, ledger, ledger_table
+from empir_plugin.reproduce.context import Desk
+from empir_plugin.reproduce.parts import Cost
+from empir_plugin.reproduce.report import Found, Line, ledger, ledger_table
 from empir_plugin.reproduce.results import Results
 from empir_plugin.reproduce.subjects import Zoo
 from empir_plugin.reproduce.workspace import Workspace

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from empir_plugin.leaderboard.papers import facts_of
-from empir_plugin.reproduce.differences import all_differences, codes, legend
-from empir_plugin.reproduce.published import COLUMNS, table2
+from empir_plugin.reproduce.published import COLUMNS, all_differences, codes, legend, table2
 
 ROWS = list(table2().items())
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from empir_plugin.evaluation.data import ImageSet, load_images
+from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.packing import load_packed
-from empir_plugin.reproduce.registry import TARGETS
+from empir_plugin.reproduce.run import TARGETS
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import find_recipe, train_recipe
 

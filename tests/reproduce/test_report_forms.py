@@ -13,8 +13,8 @@ from matplotlib.text import Text as Label
 from empir_plugin.errors import EvaluationError
 from empir_plugin.reproduce.document import Code, Document, Link, Picture, Section, Table, Text
 from empir_plugin.reproduce.figures import LOOKS, bars, draw, lines, panels, write_names
-from empir_plugin.reproduce.markdown import markdown
 from empir_plugin.reproduce.page import html
+from empir_plugin.reproduce.report import markdown
 
 TABLE = Table(
     "Some numbers, in %.",

@@ -10,9 +10,8 @@ import pytest
 
 from empir_plugin.errors import DataError, EvaluationError, InputError
 from empir_plugin.reproduce import run as run_module
-from empir_plugin.reproduce.registry import TARGETS
 from empir_plugin.reproduce.results import Results
-from empir_plugin.reproduce.run import Standing, reproduce
+from empir_plugin.reproduce.run import TARGETS, Standing, reproduce
 from empir_plugin.reproduce.subjects import Trained
 from empir_plugin.reproduce.workspace import Workspace
 

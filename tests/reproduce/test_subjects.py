@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.discretize import Discretized
 from empir_plugin.models.mu_law import mu_law
-from empir_plugin.reproduce.composed import Altered, Discrete
-from empir_plugin.reproduce.images import Discretize
-from empir_plugin.reproduce.subjects import Training, Zoo, trainings_of
+from empir_plugin.reproduce.context import Discretize
+from empir_plugin.reproduce.subjects import Altered, Discrete, Training, Zoo, trainings_of
 
 
 class Shelf:

@@ -11,19 +11,13 @@ from torch import nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.protocols import adaptive
-from empir_plugin.reproduce.composed import Altered, Discrete, Voting
-from empir_plugin.reproduce.confusion import Confusion, Matrix
-from empir_plugin.reproduce.costs import Cost
+from empir_plugin.reproduce.attacks import BLACK, NOISE, WHITE, strong
 from empir_plugin.reproduce.document import Picture, Table
-from empir_plugin.reproduce.parts import Evaluation, Part
-from empir_plugin.reproduce.registry import TARGETS, parse_targets
-from empir_plugin.reproduce.results import Results
-from empir_plugin.reproduce.strengths import BLACK, NOISE, WHITE
-from empir_plugin.reproduce.strong import strong
-from empir_plugin.reproduce.subjects import Subject, Trained, Zoo
-from empir_plugin.reproduce.target import Target
+from empir_plugin.reproduce.parts import Confusion, Cost, Evaluation, Matrix, Part
+from empir_plugin.reproduce.results import Results, Target
+from empir_plugin.reproduce.run import TARGETS, parse_targets
+from empir_plugin.reproduce.subjects import SUBJECTS, Altered, Discrete, Subject, Trained, Voting, Zoo
 from empir_plugin.reproduce.workspace import Workspace
-from empir_plugin.reproduce.zoo import SUBJECTS
 from empir_plugin.training.run import find_recipe
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.registry import load_model

@@ -9,12 +9,11 @@ from types import ModuleType
 import pytest
 import torch
 
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError, InputError, WeightsError
-from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.reproduce.composed import Voting
-from empir_plugin.reproduce.subjects import Given, Trained, Training
-from empir_plugin.reproduce.weights import Trainer
+from empir_plugin.reproduce.context import Trainer
+from empir_plugin.reproduce.subjects import Given, Trained, Training, Voting
 from empir_plugin.reproduce.workspace import Workspace
 
 RECIPE = """

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import Model, Threat, fgsm
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError
-from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.protocols import Protocol
 from empir_plugin.reproduce.document import Block, Table
 from empir_plugin.reproduce.parts import Evaluation
-from empir_plugin.reproduce.results import Results
+from empir_plugin.reproduce.results import Results, Target
 from empir_plugin.reproduce.subjects import Weights
-from empir_plugin.reproduce.target import Target
 
 TENTH = Threat.parse("Linf:0.1")
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import fgsm
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EmpirError, InputError
-from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.record import Record
-from empir_plugin.suite import bench as bench_module
-from empir_plugin.suite.bench import Bench
+from empir_plugin.suite import session as bench_module
 from empir_plugin.suite.case import Case
+from empir_plugin.suite.session import Bench
 
 
 class Brighter(nn.Module):

@@ -12,10 +12,9 @@ from torch import nn
 
 from empir_plugin.attacks import AutoAttackSuite, fgsm, mean_probability, pgd, plain
 from empir_plugin.errors import EmpirError, InputError
-from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.suite.case import Case, name_of
-from empir_plugin.suite.named import named_attacks
+from empir_plugin.suite.case import Case, name_of, named_attacks
 
 
 @pytest.mark.parametrize(

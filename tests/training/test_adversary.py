@@ -12,7 +12,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, quantized_layers
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import Adversary, as_attacked, fgsm, nfgsm, pgd, rfgsm
-from empir_plugin.training.lesson import Lesson
+from empir_plugin.training.batch import Lesson
 
 W4A4 = Precision(4, 4)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from empir_plugin.training.augment import random_flip, random_shift
+from empir_plugin.training.loop import random_flip, random_shift
 
 
 def _generator(seed: int) -> torch.Generator:

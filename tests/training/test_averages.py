@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.training.averages import WeightAverage
+from empir_plugin.training.loop import WeightAverage
 
 
 def _scale(value: float) -> nn.Linear:

@@ -14,9 +14,8 @@ from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import fgsm, pgd
-from empir_plugin.training.awp import InTwoSteps, WeightPerturbed
-from empir_plugin.training.lesson import Criterion, Fit, Lesson
-from empir_plugin.training.objectives import Adversarial, Trades
+from empir_plugin.training.batch import Criterion, Fit, Lesson
+from empir_plugin.training.objectives import Adversarial, InTwoSteps, Trades, WeightPerturbed
 
 ADVERSARIAL = Adversarial(pgd("Linf:0.1", steps=2), clean_share=0.25)
 TRADES = Trades(pgd("Linf:0.1", steps=2), beta=3.0)

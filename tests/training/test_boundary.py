@@ -16,10 +16,10 @@ from empir_plugin.models.architectures import FCN
 from empir_plugin.models.discretize import Discretized
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.precision import Precision
+from empir_plugin.training.batch import Lesson
 from empir_plugin.training.boundary import Boundary, BoundaryRetrain, BoundarySearch, class_weights
-from empir_plugin.training.lesson import Lesson
-from empir_plugin.training.objective_tables import parse_objective
 from empir_plugin.training.objectives import Objective, clean
+from empir_plugin.training.schedules import parse_objective
 
 
 class Line(nn.Module):

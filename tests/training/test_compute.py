@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError, WeightsError
-from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
-from empir_plugin.training.compute import computing
-from empir_plugin.training.loop import Step
+from empir_plugin.training.loop import Step, computing
 from empir_plugin.training.objectives import Adversarial
-from empir_plugin.training.recipe import MemberRecipe, Recipe
+from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe
+from empir_plugin.training.schedules import MemberRecipe
 
 ATTACKED = Adversarial(pgd("Linf:0.1", steps=1))
 FP = MemberRecipe("full", 1, 2, 16, precision=Precision(), objective=ATTACKED)

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from empir_plugin import _toml
+from empir_plugin._files import tables as _toml
 from empir_plugin.errors import InputError
-from empir_plugin.training.derived import recipe_names, recipe_text, spelled_out
-from empir_plugin.training.recipe import Recipe
+from empir_plugin.training.recipe import Recipe, recipe_names, recipe_text, spelled_out
 from empir_plugin.training.run import find_recipe
 from empir_plugin.training.schedules import settings_of
 

@@ -14,19 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError, WeightsError
-from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.packing import load_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
-from empir_plugin.training.awp import WeightPerturbed
-from empir_plugin.training.distillation import DistilledFrom
 from empir_plugin.training.loop import Step
-from empir_plugin.training.objectives import Adversarial, GradientPenalty, clean
-from empir_plugin.training.recipe import FinishRecipe, HoldOut, JointRecipe, MemberRecipe, Recipe
+from empir_plugin.training.objectives import Adversarial, DistilledFrom, GradientPenalty, WeightPerturbed, clean
+from empir_plugin.training.recipe import HoldOut, Recipe
 from empir_plugin.training.run import TrainedMember, find_recipe, train_recipe
-from empir_plugin.training.schedules import settings_of
+from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe, settings_of
 
 ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
 FP = MemberRecipe("full", 1, 1, 16, precision=Precision(), objective=ATTACKED)

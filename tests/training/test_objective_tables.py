@@ -9,10 +9,8 @@ import pytest
 
 from empir_plugin.errors import InputError
 from empir_plugin.training.adversary import fgsm, nfgsm, pgd, rfgsm
-from empir_plugin.training.awp import WeightPerturbed
-from empir_plugin.training.distillation import DistilledFrom
-from empir_plugin.training.objective_tables import RecipeObjective, parse_objective
-from empir_plugin.training.objectives import Adversarial, Clean, GradientPenalty, Trades
+from empir_plugin.training.objectives import Adversarial, Clean, DistilledFrom, GradientPenalty, Trades, WeightPerturbed
+from empir_plugin.training.schedules import RecipeObjective, parse_objective
 
 PGD = {"kind": "pgd", "threat": "Linf:8/255", "steps": 2}
 

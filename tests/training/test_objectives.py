@@ -14,11 +14,11 @@ from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import fgsm, pgd
-from empir_plugin.training.distillation import Distilled
-from empir_plugin.training.lesson import Criterion, Lesson
+from empir_plugin.training.batch import Criterion, Lesson
 from empir_plugin.training.objectives import (
     Adversarial,
     Clean,
+    Distilled,
     Divergence,
     GradientPenalty,
     Objective,

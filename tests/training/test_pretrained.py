@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.packing import save_packed
-from empir_plugin.training.pretrained import load_pretrained
+from empir_plugin.training.networks import load_pretrained
 
 STATE = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])}
 

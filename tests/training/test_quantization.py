@@ -13,19 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import EvaluationError, InputError, WeightsError
-from empir_plugin.evaluation.data import ImageSet, load_images
 from empir_plugin.models.activations import Activations
-from empir_plugin.models.convert import quantize_
+from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.packing import load_packed, save_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.loop import Step
 from empir_plugin.training.networks import Extent, first_network
-from empir_plugin.training.objective_tables import parse_objective
-from empir_plugin.training.quantization import QuantizedNetwork, quantize_checkpoint
-from empir_plugin.training.quantization_files import QuantizationPlan
-from empir_plugin.training.schedules import MemberRecipe
-from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork, quantize_checkpoint
+from empir_plugin.training.schedules import MemberRecipe, parse_objective
+from empir_plugin.zoo.quantized.architectures import network
 
 ARCHITECTURE = "WideResNet-10-1"
 AFTER = MemberRecipe(

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from empir_plugin._files.tables import check_not_negative, check_positive
 from empir_plugin.errors import InputError
-from empir_plugin.training.ranges import check_not_negative, check_positive
 
 
 @pytest.mark.parametrize("value", [5e-324, 1, 1e308])

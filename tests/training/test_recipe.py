@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from empir_plugin import _toml
+from empir_plugin._files import tables as _toml
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
-from empir_plugin.training.derived import recipe_text
 from empir_plugin.training.objectives import Adversarial, clean
-from empir_plugin.training.recipe import FinishRecipe, HoldOut, JointRecipe, MemberRecipe, Recipe
-from empir_plugin.training.run import find_recipe, recipe_names
+from empir_plugin.training.recipe import HoldOut, Recipe, recipe_names, recipe_text
+from empir_plugin.training.run import find_recipe
+from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe
 from empir_plugin.zoo.card import cards
-from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.zoo.quantized.architectures import network
 
 MEMBER = """
 [[members]]

@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError, WeightsError
-from empir_plugin.evaluation.data import ImageSet
 from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.packing import load_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.loop import Step
-from empir_plugin.training.recipe import MemberRecipe, Recipe
+from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe
+from empir_plugin.training.schedules import MemberRecipe
 
 LP = MemberRecipe(
     "low", precision=Precision(2, 4), seed=5, epochs=3, batch_size=16, shift=1, flip=True, ema=0.5, warmup=0.2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.training.loop import Trained
 from empir_plugin.training.recipe import HoldOut

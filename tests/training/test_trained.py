@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 
 from empir_plugin.attacks.gradient import fgsm
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError, WeightsError
-from empir_plugin.evaluation.data import ImageSet
-from empir_plugin.evaluation.planned import Planned
+from empir_plugin.evaluation.attack_spec import Planned
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.ensemble import MaxVote, MeanProbability
 from empir_plugin.models.layers import bake_
 from empir_plugin.models.precision import Precision
-from empir_plugin.training.recipe import JointRecipe, MemberRecipe, Recipe
+from empir_plugin.training.networks import load_trained, load_trained_member
+from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe
-from empir_plugin.training.trained import load_trained, load_trained_member
+from empir_plugin.training.schedules import JointRecipe, MemberRecipe
 
 TEACHER = MemberRecipe("first", 1, 1, 16, precision=Precision(), in_ensemble=False)
 FP = MemberRecipe("full", 2, 0, 16, precision=Precision(), start="first")

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from empir_plugin.evaluation.data import ImageSet
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.models.ensemble import MeanProbability
 from empir_plugin.models.layers import quantized_layers
-from empir_plugin.training.awp import WeightPerturbed
-from empir_plugin.training.objectives import Trades
+from empir_plugin.training.networks import load_trained
+from empir_plugin.training.objectives import Trades, WeightPerturbed
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import find_recipe, train_recipe
-from empir_plugin.training.trained import load_trained
 
 
 def _few_steps(architecture: str) -> Recipe:

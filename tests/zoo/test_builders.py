@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from empir_plugin.data.image_set import load_images
 from empir_plugin.errors import WeightsError
-from empir_plugin.evaluation.data import load_images
+from empir_plugin.evaluation.identity import model_fingerprint
 from empir_plugin.evaluation.judge import correct
+from empir_plugin.evaluation.prepare import prepared
 from empir_plugin.evaluation.record import Record, bits
-from empir_plugin.evaluation.subject import model_fingerprint, prepared
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import quantized_layers
 from empir_plugin.models.packing import sha256

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from empir_plugin import _toml
+from empir_plugin._files import tables as _toml
 from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.models.activations import Activations
-from empir_plugin.models.convert import quantize_
-from empir_plugin.models.convert_select import INNER
+from empir_plugin.models.convert.quantize_ import quantize_
+from empir_plugin.models.convert.select import INNER
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import quantized_layers
 from empir_plugin.models.packing import save_packed
 from empir_plugin.zoo import builders
 from empir_plugin.zoo.builders import build_model, count_parameters
 from empir_plugin.zoo.card import ModelCard, cards, family_cards
-from empir_plugin.zoo.quantized_architectures import network
+from empir_plugin.zoo.quantized.architectures import network
 
 FAMILY = """
 dataset = "cifar10"

@@ -20,10 +20,9 @@ from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.models.ensemble import MeanProbability
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.packing import save_packed
-from empir_plugin.zoo.quantized import empir, register_quantized
-from empir_plugin.zoo.quantized_architectures import network
-from empir_plugin.zoo.quantized_build import normalize_images_
-from empir_plugin.zoo.quantized_catalog import FAMILIES, curated
+from empir_plugin.zoo.quantized.architectures import network
+from empir_plugin.zoo.quantized.build import FAMILIES, curated, normalize_images_
+from empir_plugin.zoo.quantized.register import empir, register_quantized
 from empir_plugin.zoo.registry import find_builder, load_model, timm_name
 from empir_plugin.zoo.show import dataset_of, named_rows, named_summary
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.architectures.blocks import linear
-from empir_plugin.models.binary import AnyWeightQuantizer, OneBit, SignWeightQuantizer
 from empir_plugin.models.layers import QuantizedLayer
 from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
 
 
 class FCN(nn.Module):

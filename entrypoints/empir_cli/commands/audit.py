@@ -11,8 +11,7 @@ from empir_cli.console import Progress, console, table
 from empir_cli.options import DATA_DIR, DEVICE
 
 if TYPE_CHECKING:
-    from empir_plugin.evaluation.masking_finding import Finding
-    from empir_plugin.evaluation.masking_report import AuditReport
+    from empir_plugin.evaluation.audit.report import AuditReport, Finding
 
 
 @click.command()
@@ -41,11 +40,11 @@ def audit(
     Compares many small attacks that ought to agree, and looks at the gradients themselves. Every check says what it
     measured and why its threshold is where it is. Passing them all is no proof that nothing is masked.
     """
+    from empir_plugin._files.atomic import check_output_file
     from empir_plugin.attacks.threat import Threat
-    from empir_plugin.evaluation.data import load_images
-    from empir_plugin.evaluation.files import check_output_file
-    from empir_plugin.evaluation.masking import audit as run_audit
-    from empir_plugin.evaluation.subject import parse_device, require_weights
+    from empir_plugin.data.image_set import load_images
+    from empir_plugin.evaluation.audit.run import audit as run_audit
+    from empir_plugin.evaluation.prepare import parse_device, require_weights
     from empir_plugin.zoo.registry import load_model
     from empir_plugin.zoo.show import dataset_of, default_threat
 

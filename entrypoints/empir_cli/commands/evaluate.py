@@ -14,7 +14,7 @@ from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
 from empir_cli.subject import MEMBER, RULE, TRAINED, parse_subject
 
 if TYPE_CHECKING:
-    from empir_plugin.evaluation.planned import Planned
+    from empir_plugin.evaluation.attack_spec import Planned
     from empir_plugin.evaluation.record import Record
 
 
@@ -88,14 +88,14 @@ def evaluate(
     by MODEL itself. It is off by default because a record should not depend on the instructions a processor has. Where
     it has none, or decisions differ, float32 is used, and record and table say why.
     """
+    from empir_plugin._files.atomic import check_output_file
     from empir_plugin.attacks.threat import Threat
-    from empir_plugin.evaluation.data import load_images
+    from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.distributed import torchrun_team
-    from empir_plugin.evaluation.files import check_output_file
+    from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.evaluation.protocols import parse_protocol
     from empir_plugin.evaluation.run import Settings
     from empir_plugin.evaluation.run import evaluate as run_evaluation
-    from empir_plugin.evaluation.subject import parse_device
 
     set_threads(threads)
     settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)

@@ -17,7 +17,7 @@ def html(tree: Path, out: Path) -> None:
 
     A tree that `empir leaderboard check` does not accept makes no page.
     """
-    from empir_plugin.leaderboard.page import write_page
+    from empir_plugin.leaderboard.page.render import write_page
     from empir_plugin.leaderboard.tree import Tree
 
     write_page(Tree(tree), out)

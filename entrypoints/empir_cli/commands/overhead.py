@@ -12,8 +12,8 @@ from empir_cli.console import console, table
 from empir_cli.options import DEVICE
 
 if TYPE_CHECKING:
-    from empir_plugin.evaluation.overhead import MemberOverhead, Overhead
-    from empir_plugin.evaluation.overhead_times import Latency
+    from empir_plugin.evaluation.overhead.latency import Latency
+    from empir_plugin.evaluation.overhead.report import MemberOverhead, Overhead
 
 
 @click.command()
@@ -44,11 +44,11 @@ def overhead(
     A ratio counts the layers that stay in full precision as such; the ideal ratio supposes that there are none, as
     EMPIR's Equation 6 does.
     """
-    from empir_plugin.evaluation.files import check_output_file
-    from empir_plugin.evaluation.overhead import image_shape_of, parse_image_shape
-    from empir_plugin.evaluation.overhead import overhead as find_overhead
-    from empir_plugin.evaluation.overhead_latency import LatencySettings
-    from empir_plugin.evaluation.subject import parse_device
+    from empir_plugin._files.atomic import check_output_file
+    from empir_plugin.evaluation.overhead.latency import LatencySettings
+    from empir_plugin.evaluation.overhead.report import image_shape_of, parse_image_shape
+    from empir_plugin.evaluation.overhead.report import overhead as find_overhead
+    from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.leaderboard.evidence import OVERHEAD
     from empir_plugin.zoo.registry import find_builder, load_model
     from empir_plugin.zoo.show import dataset_of

@@ -13,10 +13,9 @@ from empir_cli.group import Refusal
 from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
 
 if TYPE_CHECKING:
-    from empir_plugin.models.convert_report import ConversionReport
+    from empir_plugin.models.convert.report import ConversionReport
     from empir_plugin.training.loop import Step
-    from empir_plugin.training.quantization import QuantizedNetwork
-    from empir_plugin.training.quantization_files import QuantizationPlan
+    from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork
 
 
 @click.command()
@@ -76,8 +75,8 @@ def quantize(
     normalisations. Every epoch of the fine-tuning ends in a checkpoint: a run that was killed goes on where it stopped,
     with the same result. Accuracies are those on the test images.
     """
-    from empir_plugin.evaluation.data import load_images
-    from empir_plugin.evaluation.subject import parse_device
+    from empir_plugin.data.image_set import load_images
+    from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.training.quantization import quantize_checkpoint
 
     set_threads(threads)
@@ -124,7 +123,7 @@ def _plan(
     from empir_plugin.models.activations import Activations
     from empir_plugin.models.precision import Precision
     from empir_plugin.training.networks import Extent
-    from empir_plugin.training.quantization_files import QuantizationPlan
+    from empir_plugin.training.quantization import QuantizationPlan
     from empir_plugin.training.schedules import MemberRecipe
 
     bits = Precision.parse(precision)

@@ -38,8 +38,8 @@ def train(
 
     Every epoch ends in a checkpoint: a run that was killed goes on where it stopped, with the same result.
     """
-    from empir_plugin.evaluation.data import load_images
-    from empir_plugin.evaluation.subject import parse_device
+    from empir_plugin.data.image_set import load_images
+    from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.training.run import find_recipe, train_recipe
 
     set_threads(threads)

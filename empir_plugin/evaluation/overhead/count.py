@@ -1,0 +1,309 @@
+"""Bytes a model's weights take."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.layers import QuantizedLayer, is_full_precision, quantized_layers
+from empir_plugin.models.packing import save_packed
+from empir_plugin.models.precision import FULL_BITS, Precision
+from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+
+OUTSIDE = "(outside of layers)"
+"""Name under which matrix products are counted that belong to no layer, such as those of attention."""
+
+_PLAIN = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one convolution or linear layer costs.
+
+    Args:
+        name: In the network.
+        kind: Its class.
+        weights: Numbers in its weight tensor, without the bias.
+        macs: Multiply-accumulate operations for one image, over all calls; 0 if it is never called.
+        fan_in: Products that are summed to one output.
+        precision: Bits of its weights and of its input.
+
+    Example:
+        >>> LayerCost("conv1", "QuantConv2d", 27, 900, 27, Precision.parse("w2a4")).bit_operations
+        7200
+    """
+
+    name: str
+    kind: str
+    weights: int
+    macs: int
+    fan_in: int
+    precision: Precision
+
+    @property
+    def bit_operations(self) -> int:
+        """Products of single bits for one image: MACs times bits of the weights times bits of the input.
+
+        As in van Baalen et al., "Bayesian Bits", https://arxiv.org/abs/2005.07093; floating point counts as 32 bits.
+        """
+        return self.macs * self.precision.weight_bits * self.precision.activation_bits
+
+    @property
+    def bit_operations_with_sums(self) -> float:
+        """Bit operations including those of the accumulator.
+
+        As in Baskin et al., "UNIQ", https://arxiv.org/abs/1804.10969: ``b_w b_a + b_w + b_a + log2(fan_in)`` for
+        each MAC.
+        """
+        bits = self.precision.weight_bits + self.precision.activation_bits
+        return self.bit_operations + self.macs * (bits + math.log2(self.fan_in))
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one network costs.
+
+    Args:
+        layers: Its layers in order of registration; last, if there are any, the products outside of layers.
+        parameters: All of its parameters: weights, biases, those of normalisations.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the weight tensors of all layers."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def quantized_macs(self) -> int:
+        """MACs both of whose operands are quantized."""
+        widest = ((max(layer.precision.weight_bits, layer.precision.activation_bits), layer) for layer in self.layers)
+        return sum(layer.macs for bits, layer in widest if bits < FULL_BITS)
+
+    @property
+    def quantized_weights(self) -> int:
+        """Weights that are quantized, whatever they are multiplied with."""
+        return sum(layer.weights for layer in self.layers if layer.precision.weight_bits < FULL_BITS)
+
+
+@dataclass
+class _Tally:
+    """What was seen while a network ran."""
+
+    macs: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+    inside: int = 0
+
+
+def count(network: nn.Module, image: Tensor) -> NetworkCost:
+    """Run a network on one image and count what it multiplies.
+
+    Convolutions (grouped, depthwise and transposed ones too) and linear layers are counted from the shapes of their
+    weights, inputs and outputs. Matrix products elsewhere, as in attention, are found by
+    :class:`torch.utils.flop_counter.FlopCounterMode` and count as full precision. Normalisation, activation functions
+    and pooling have no matrix product and are left out.
+
+    Args:
+        network: In evaluation mode; a layer that is no :class:`~empir_plugin.models.layers.QuantizedLayer` counts as
+            full precision.
+        image: ``(1, C, H, W)``, where the network is. On the ``meta`` device nothing is computed.
+
+    Raises:
+        InputError: If the network is in training mode, there is not one image, the network cannot take it, or a
+            quantized layer has no weights, as when it runs on integers.
+
+    Example:
+        >>> cost = count(nn.Conv2d(3, 8, 5).eval(), torch.zeros(1, 3, 32, 32))
+        >>> cost.macs == 28 * 28 * 8 * 5 * 5 * 3, cost.parameters
+        (True, 608)
+    """
+    if network.training:
+        raise InputError("the network to count must be in evaluation mode: call .eval() first")
+    if image.ndim != 4 or len(image) != 1:
+        raise InputError(f"the network is counted on one image (1, C, H, W), got the shape {tuple(image.shape)}")
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, (*_PLAIN, QuantizedLayer))}
+    hidden = [name for name, layer in layers.items() if not isinstance(getattr(layer, "weight", None), Tensor)]
+    if hidden:
+        raise InputError(f"layer {hidden[0]!r} has no weights to count: pass the network it was made from")
+    with torch.no_grad(), _visible_products(), FlopCounterMode(display=False) as flops:
+        with _tallied(layers, flops) as tally:
+            _run(network, image)
+        outside = flops.get_total_flops() // 2 - tally.inside
+    rows = [_row(name, layer, tally) for name, layer in layers.items()]
+    if outside > 0:
+        rows.append(LayerCost(OUTSIDE, "matmul", 0, outside, 1, Precision()))
+    return NetworkCost(tuple(rows), sum(math.prod(parameter.shape) for parameter in network.parameters()))
+
+
+def _run(network: nn.Module, image: Tensor) -> None:
+    try:
+        network(image)
+    except RuntimeError as error:
+        shape = "x".join(map(str, image.shape[1:]))
+        raise InputError(f"the model cannot take an image of {shape} ({error}): pass its own shape, CxHxW") from error
+
+
+@contextmanager
+def _visible_products() -> Iterator[None]:
+    """Have attention computed by plain matrix products, which the counter sees on every device and release."""
+    found = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(found)
+
+
+@contextmanager
+def _tallied(layers: Mapping[str, nn.Module], flops: FlopCounterMode) -> Iterator[_Tally]:
+    """Count every call of the layers."""
+    tally, before = _Tally(), dict.fromkeys(layers, 0)
+
+    def watch(name: str, layer: Any) -> Iterator[Any]:
+        def enter(module: nn.Module, inputs: Any) -> None:
+            before[name] = flops.get_total_flops()
+
+        def leave(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            # Every number of the output, or of a transposed convolution's input, meets one slice of the weights.
+            grid = inputs[0] if getattr(layer, "transposed", False) else output
+            tally.macs[name] = tally.macs.get(name, 0) + grid.numel() * layer.weight[0].numel()
+            tally.outputs[name] = tally.outputs.get(name, 0) + output.numel()
+            tally.inside += (flops.get_total_flops() - before[name]) // 2
+
+        yield layer.register_forward_pre_hook(enter)
+        yield layer.register_forward_hook(leave)
+
+    handles = [handle for name, layer in layers.items() for handle in watch(name, layer)]
+    try:
+        yield tally
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _row(name: str, layer: Any, tally: _Tally) -> LayerCost:
+    macs, outputs = tally.macs.get(name, 0), tally.outputs.get(name, 1)
+    precision = layer.precision if isinstance(layer, QuantizedLayer) else Precision()
+    return LayerCost(name, type(layer).__name__, layer.weight.numel(), macs, max(1, macs // outputs), precision)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One full-precision network.
+
+    Args:
+        network: In floating point throughout.
+        description: Which network it is, for people to read.
+    """
+
+    network: nn.Module
+    description: str
+
+
+def members_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The members of an ensemble; of any other model, the model.
+
+    Raises:
+        InputError: If an ensemble is hidden inside the model.
+
+    Example:
+        >>> len(members_of(Ensemble([nn.Flatten(), nn.Flatten()])))
+        2
+    """
+    if isinstance(model, Ensemble):
+        return tuple(model.members)
+    if any(isinstance(module, Ensemble) for module in model.modules()):
+        raise InputError("an ensemble inside another module has no overhead of its own here: pass the ensemble itself")
+    return (model,)
+
+
+def baseline_of(model: nn.Module) -> Baseline:
+    """What a model is compared with.
+
+    An ensemble: its first full-precision member, or, if it has none, the float twin of its member with most parameters.
+    Any other model: its float twin.
+
+    Raises:
+        InputError: If an ensemble is hidden inside the model.
+
+    Example:
+        >>> baseline_of(nn.Linear(2, 2)).description
+        'the model itself, which is in full precision'
+    """
+    members = members_of(model)
+    full = [index for index, member in enumerate(members) if is_full_precision(member)]
+    if not isinstance(model, Ensemble):
+        known = "the model itself, which is in full precision" if full else "the same network in full precision"
+        return Baseline(float_twin(model), known)
+    if full:
+        return Baseline(float_twin(members[full[0]]), f"member {full[0]} of the ensemble, its full-precision one")
+    sizes = [sum(parameter.numel() for parameter in member.parameters()) for member in members]
+    largest = sizes.index(max(sizes))
+    return Baseline(
+        float_twin(members[largest]),
+        f"member {largest} of the ensemble, its largest, in full precision (no member is)",
+    )
+
+
+def float_twin(network: nn.Module) -> nn.Module:
+    """A copy of a network in which no layer quantizes its weights, or clips and quantizes its input.
+
+    Example:
+        >>> from empir_plugin.models.layers import QuantLinear
+        >>> from empir_plugin.models.precision import Precision
+        >>> float_twin(QuantLinear(2, 2, precision=Precision.parse("w2a2"))).precision.is_full
+        True
+    """
+    twin = copy.deepcopy(network)
+    for _, layer in quantized_layers(twin):
+        layer.use_quantizers_(WeightQuantizer(FULL_BITS), ActivationQuantizer(FULL_BITS))
+    return twin
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Size of the file that :func:`~empir_plugin.models.packing.save_packed` writes of a model, header included.
+
+    Raises:
+        EvaluationError: If the model cannot be packed.
+        WeightsError: If there is no room for the file.
+
+    Example:
+        >>> packed_bytes(nn.Linear(100, 10, bias=False))
+        4112
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.safetensors")
+        try:
+            save_packed(model, path)
+        except (RuntimeError, NotImplementedError) as error:
+            raise EvaluationError(f"the model's weights cannot be packed ({error}): share no tensors in it") from error
+        return path.stat().st_size

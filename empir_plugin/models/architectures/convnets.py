@@ -1,0 +1,212 @@
+"""AlexNet of EMPIR's release."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from empir_plugin.models.architectures.blocks import Normalize, UntiedBias, conv2d, linear, unit_norm_
+from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Scale
+
+
+class MNISTConv(nn.Module):
+    """MNISTconv (Sen et al., ICLR 2020, Table 3, https://openreview.net/forum?id=HJem3yHKwH), 709,888 parameters.
+
+    In low precision the three convolutions are quantized, the first one and so the image included; the linear layer
+    stays in full precision.
+
+    Args:
+        precision: Bits of the three convolutions.
+        scale: Scale of their quantized weights; the release has none.
+
+    Example:
+        >>> import torch
+        >>> MNISTConv(Precision.parse("w2a4"))(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, precision: Precision | None = None, *, scale: Scale = "none", num_classes: int = 10) -> None:
+        super().__init__()
+        bits = precision or Precision()
+        self.conv1 = conv2d(1, 64, 8, stride=2, padding=3, bias=False, precision=bits, scale=scale)
+        self.conv2 = conv2d(64, 128, 6, stride=2, bias=False, precision=bits, scale=scale)
+        self.conv3 = conv2d(128, 128, 5, bias=False, precision=bits, scale=scale)
+        self.logits = nn.Linear(128, num_classes, bias=False)
+        for layer in (self.conv1, self.conv2, self.conv3, self.logits):
+            unit_norm_(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of images ``(N, 1, 28, 28)`` in [0, 1]."""
+        x = self.conv1(x).relu()  # (N, 64, 14, 14)
+        x = self.conv2(x).relu()  # (N, 128, 5, 5)
+        x = self.conv3(x).relu()  # (N, 128, 1, 1)
+        return self.logits(x.flatten(1))
+
+
+class MNISTSmall(nn.Module):
+    """Two convolutions and two linear layers, 436,202 parameters.
+
+    It is that of Wong and Kolter (https://arxiv.org/abs/1711.00851) at twice the width. What makes a network robust on
+    MNIST is a threshold for every pixel, and a threshold is a bias followed by a ReLU. MNISTconv has no biases,
+    and stays far less robust after adversarial training within 0.3; 4 bits for the image and the first layer cost some
+    robustness, too. So in low precision the first and the last layer stay as they are, as in DoReFa-Net
+    (https://arxiv.org/abs/1606.06160, Section 2.7), and the two between, with 95 % of the multiplications, are
+    quantized.
+
+    Args:
+        precision: Bits of the second convolution and of the first linear layer.
+        scale: Scale of their quantized weights.
+
+    Example:
+        >>> import torch
+        >>> MNISTSmall(Precision.parse("w4a4"), scale="max")(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, precision: Precision | None = None, *, scale: Scale = "none", num_classes: int = 10) -> None:
+        super().__init__()
+        bits = precision or Precision()
+        self.conv1 = nn.Conv2d(1, 32, 4, stride=2, padding=1)
+        self.conv2 = conv2d(32, 64, 4, stride=2, padding=1, precision=bits, scale=scale)
+        self.hidden = linear(3136, 128, precision=bits, scale=scale)
+        self.logits = nn.Linear(128, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of images ``(N, 1, 28, 28)`` in [0, 1]."""
+        x = self.conv1(x).relu()  # (N, 32, 14, 14)
+        x = self.conv2(x).relu()  # (N, 64, 7, 7)
+        x = self.hidden(x.flatten(1)).relu()  # (N, 128)
+        return self.logits(x)
+
+
+class CIFARConv(nn.Module):
+    """CIFARconv (Sen et al., ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH).
+
+    The release has 5x5 filters throughout and 32 of them in conv2: 116,704 parameters. The paper's Table 3 prints 8x8
+    filters and 64 of them in conv2 and conv3: 433,120 parameters. In both the convolutions are quantized, the first one
+    and so the image included; the two linear layers, with no activation between them, stay in full precision.
+
+    Args:
+        precision: Bits of the three convolutions.
+        scale: Scale of their quantized weights; the release has none.
+        table3: Build the network of the paper's Table 3 instead of the released one.
+
+    Example:
+        >>> import torch
+        >>> CIFARConv(Precision.parse("w4a2"))(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        precision: Precision | None = None,
+        *,
+        scale: Scale = "none",
+        table3: bool = False,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        bits = precision or Precision()
+        width, kernel = (64, 8) if table3 else (32, 5)
+        # TensorFlow's SAME padding puts the odd pixel of an even filter at the end.
+        before, after = (kernel - 1) // 2, kernel // 2
+        self.pad = nn.ZeroPad2d((before, after, before, after))
+        self.conv1 = conv2d(3, 32, 5, padding=2, bias=False, precision=bits, scale=scale)
+        self.conv2 = conv2d(32, width, kernel, bias=False, precision=bits, scale=scale)
+        self.conv3 = conv2d(width, 64, kernel, bias=False, precision=bits, scale=scale)
+        self.ip1 = nn.Linear(576, 64, bias=False)
+        self.logits = nn.Linear(64, num_classes, bias=False)
+        for layer in (self.conv1, self.conv2, self.conv3, self.ip1, self.logits):
+            unit_norm_(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of images ``(N, 3, 32, 32)`` in [0, 1]."""
+        x = F.max_pool2d(self.conv1(x), 3, 2).relu()  # (N, 32, 15, 15)
+        x = F.avg_pool2d(self.conv2(self.pad(x)).relu(), 3, 2)  # (N, 32, 7, 7)
+        x = F.avg_pool2d(self.conv3(self.pad(x)).relu(), 3, 2)  # (N, 64, 3, 3)
+        return self.logits(self.ip1(x.flatten(1)))
+
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def _batch_norm(channels: int, dims: type[nn.BatchNorm1d] | type[nn.BatchNorm2d]) -> nn.Module:
+    # TensorFlow's momentum 0.99 is PyTorch's 0.01.
+    return dims(channels, eps=1e-3, momentum=0.01)
+
+
+class AlexNet(nn.Module):
+    """AlexNet as released with EMPIR (Sen et al., ICLR 2020), 61,265,256 parameters.
+
+    It differs from the common one: an untied bias after conv1, grouped conv2, conv4 and conv5, batch normalisation
+    before pooling. In low precision conv2 to conv5, ip1 and ip2 are quantized; conv1 and the last layer are not.
+
+    The release normalises blue-green-red images with means in red-green-blue order. This network takes red-green-blue
+    images of [0, 1] and normalises them with the usual ImageNet statistics.
+
+    Args:
+        precision: Bits of the quantized layers.
+        scale: Scale of their quantized weights; the release has none.
+
+    Example:
+        >>> sum(p.numel() for p in AlexNet().parameters())
+        61265256
+    """
+
+    def __init__(self, precision: Precision | None = None, *, scale: Scale = "none", num_classes: int = 1000) -> None:
+        super().__init__()
+        bits = precision or Precision()
+        conv1 = nn.Conv2d(3, 96, 12, stride=4, bias=False)
+        conv2 = conv2d(96, 256, 5, padding=2, groups=2, bias=False, precision=bits, scale=scale)
+        conv3 = conv2d(256, 384, 3, padding=1, bias=False, precision=bits, scale=scale)
+        conv4 = conv2d(384, 384, 3, padding=1, groups=2, bias=False, precision=bits, scale=scale)
+        conv5 = conv2d(384, 256, 3, padding=1, groups=2, bias=False, precision=bits, scale=scale)
+        ip1 = linear(9216, 4096, precision=bits, scale=scale)
+        ip2 = linear(4096, 4096, bias=False, precision=bits, scale=scale)
+        logits = nn.Linear(4096, num_classes)
+        self.normalize = Normalize(_MEAN, _STD)
+        self.features = nn.Sequential(
+            OrderedDict(
+                conv1=conv1,  # (N, 96, 54, 54)
+                bias1=UntiedBias(96, 54, 54),
+                relu1=nn.ReLU(),
+                conv2=conv2,
+                bn1=_batch_norm(256, nn.BatchNorm2d),
+                pool1=nn.MaxPool2d(3, 2, ceil_mode=True),  # (N, 256, 27, 27)
+                relu2=nn.ReLU(),
+                conv3=conv3,
+                bn2=_batch_norm(384, nn.BatchNorm2d),
+                pool2=nn.MaxPool2d(3, 2, padding=1),  # (N, 384, 14, 14)
+                relu3=nn.ReLU(),
+                conv4=conv4,
+                bn3=_batch_norm(384, nn.BatchNorm2d),
+                relu4=nn.ReLU(),
+                conv5=conv5,
+                bn4=_batch_norm(256, nn.BatchNorm2d),
+                pool3=nn.MaxPool2d(3, 2),  # (N, 256, 6, 6)
+                relu5=nn.ReLU(),
+            )
+        )
+        self.classifier = nn.Sequential(
+            OrderedDict(
+                ip1=ip1,
+                bn5=_batch_norm(4096, nn.BatchNorm1d),
+                relu6=nn.ReLU(),
+                ip2=ip2,
+                bn6=_batch_norm(4096, nn.BatchNorm1d),
+                relu7=nn.ReLU(),
+                logits=logits,
+            )
+        )
+        for layer in (conv1, conv3, ip1, ip2, logits):
+            unit_norm_(layer)
+        for layer in (conv2, conv4, conv5):
+            nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of images ``(N, 3, 224, 224)`` in [0, 1]."""
+        return self.classifier(self.features(self.normalize(x)).flatten(1))

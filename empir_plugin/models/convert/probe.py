@@ -1,0 +1,194 @@
+"""Statistics that belong to a precision: those of batch normalisations, and where learned ranges start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.activations import is_signed
+from empir_plugin.models.layers import quantized_layers
+
+_NOISE_IMAGES = 2
+
+
+def checked_images(model: nn.Module, images: object) -> Tensor:
+    """Calibration images, moved to where the network is.
+
+    Raises:
+        InputError: If they are no images ``(N, C, H, W)``, not float, not finite, or fewer than two.
+    """
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        found = (
+            f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        )
+        raise InputError(f"calibration must be a float tensor of images (N, C, H, W), got {found}")
+    if len(images) < 2:
+        raise InputError(f"calibration needs two images at least, got {len(images)}: one has no statistics")
+    if not bool(images.isfinite().all()):
+        raise InputError("calibration has values that are not finite: images are in [0, 1]")
+    parameter = next(model.parameters(), images)
+    return images.to(parameter.device, parameter.dtype)
+
+
+def noise(model: nn.Module) -> Tensor | None:
+    """Images ``(N, C, H, W)`` of uniform noise, always the same, of the size in ``default_cfg``; None without one."""
+    config: Any = getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    if size is None:
+        return None
+    images = torch.rand(_NOISE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
+    parameter = next(model.parameters(), images)
+    return images.to(parameter.device, parameter.dtype)
+
+
+@dataclass
+class _Tally:
+    negative: int = 0
+    total: int = 0
+
+
+def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
+    """Share of negative values among what each layer is given, 0 to 1; layers that are never called are left out.
+
+    Raises:
+        InputError: If the network does not take the images.
+    """
+    tallies: dict[str, _Tally] = {}
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            tally = tallies.setdefault(name, _Tally())
+            tally.negative += int((inputs[0] < 0).sum())
+            tally.total += inputs[0].numel()
+
+        return layer.register_forward_pre_hook(note)
+
+    handles = [watch(name, layer) for name, layer in layers.items()]
+    try:
+        with modes_kept(model), torch.no_grad():
+            model.eval()
+            run(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: tally.negative / max(tally.total, 1) for name, tally in tallies.items()}
+
+
+def run(model: nn.Module, images: Tensor) -> None:
+    """Call a network on images, for what happens inside.
+
+    Raises:
+        InputError: If the network does not take them.
+    """
+    try:
+        model(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        shape = tuple(images.shape)
+        raise InputError(f"{type(model).__name__} does not take images of shape {shape}: {reason}") from error
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module back the mode it had."""
+    found = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in found:
+            module.training = mode
+
+
+_BATCH = 256
+_QUANTILE = 0.999
+_SMALLEST_BOUND = 1e-3
+
+
+@torch.no_grad()
+def recalibrate_(model: nn.Module, images: Tensor) -> int:
+    """Estimate the statistics of a network's batch normalisations anew, as the averages over the batches of 256.
+
+    Another precision moves what every layer gives; with the statistics of the old one a network guesses. The weights,
+    and the mode of the network, stay.
+
+    Args:
+        model: Any network.
+        images: ``(N, C, H, W)`` in [0, 1].
+
+    Returns:
+        How many normalisations have new statistics.
+
+    Raises:
+        InputError: If the images are none, or the network does not take them.
+
+    Example:
+        >>> network = nn.Sequential(nn.BatchNorm2d(1))
+        >>> recalibrate_(network, torch.full((4, 1, 2, 2), 0.5))
+        1
+        >>> network[0].running_mean
+        tensor([0.5000])
+    """
+    images = checked_images(model, images)
+    with _averaging(model) as norms:
+        for batch in images.tensor_split(math.ceil(len(images) / _BATCH)):
+            run(model, batch)
+    return len(norms)
+
+
+@torch.no_grad()
+def start_ranges_(model: nn.Module, images: Tensor) -> None:
+    """Start learned ranges at the 99.9 % quantile of the size of what each layer is given.
+
+    One pass sets them all, so that each layer is given what quantized layers before it give. Batch normalisations use
+    the statistics of the images.
+
+    Args:
+        model: With layers whose range is learned.
+        images: ``(N, C, H, W)`` in [0, 1]: one batch.
+    """
+
+    def start(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].abs() if is_signed(layer.activation_quantizer) else inputs[0].clamp_min(0)
+        rank = max(1, math.ceil(_QUANTILE * values.numel()))
+        layer.activation_bound.fill_(values.flatten().kthvalue(rank).values.clamp_min(_SMALLEST_BOUND))
+
+    learning = [layer for _, layer in quantized_layers(model) if layer.activation_bound is not None]
+    handles = [layer.register_forward_pre_hook(start) for layer in learning]
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        with _averaging(model):
+            run(model, checked_images(model, images)[:_BATCH])
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, value in model.named_buffers():
+            value.copy_(statistics[name])
+
+
+@contextmanager
+def _averaging(model: nn.Module) -> Iterator[list[Any]]:
+    """Everything in evaluation mode but batch normalisations, which forget and average over the batches inside."""
+    norms: list[Any] = [module for module in model.modules() if _has_statistics(module)]
+    momenta = [norm.momentum for norm in norms]
+    with modes_kept(model):
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.training = True
+        try:
+            yield norms
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats

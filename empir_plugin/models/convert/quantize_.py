@@ -1,0 +1,211 @@
+"""Make any network low precision, in place.
+
+Layers change their class and nothing else: names, parameters, hooks and references stay, so a state dict of the
+full-precision network loads strictly into the quantized one, and the other way round. What is quantized is the *input*
+of each layer, as EMPIR's release does it; see :mod:`empir_plugin.models.layers`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.activations import (
+    Activations,
+    InputQuantizer,
+    SignActivationQuantizer,
+    SignedActivationQuantizer,
+)
+from empir_plugin.models.convert.layers import quantize_layer_class_
+from empir_plugin.models.convert.probe import checked_images, negative_shares, noise, recalibrate_, start_ranges_
+from empir_plugin.models.convert.report import ConversionReport, ConvertedLayer
+from empir_plugin.models.convert.select import INNER, Layers, Plan, plan, without_uncalled
+from empir_plugin.models.precision import FULL_BITS, Precision
+from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
+
+_SIGNED_FROM = 0.01
+_ATTENTION = re.compile("attention|attn|xca")
+_NO_ATTENTION = re.compile("flatten|block")  # A block is told by the attention inside of it.
+
+
+@dataclass(frozen=True)
+class _Settings:
+    precision: Precision
+    scale: Scale
+    activations: Activations
+    one_bit: OneBit
+
+    def __post_init__(self) -> None:
+        if self.precision.is_full:
+            raise InputError("precision 'fp' leaves every layer as it is: pass one such as 'w4a4'")
+        if self.scale not in get_args(Scale):
+            raise InputError(f"scale must be one of {', '.join(get_args(Scale))}, got {self.scale!r}")
+        if self.one_bit is not OneBit.DOREFA and self.precision.weight_bits != 1:
+            raise InputError(f"one_bit={self.one_bit.value!r} is for 1-bit weights, got precision {self.precision}")
+        if self.signs and self.activations is not Activations.AUTO:
+            name = self.one_bit.value
+            raise InputError(f"{name} takes 1-bit inputs by their sign, got activations={self.activations.value!r}")
+
+    @property
+    def signs(self) -> bool:
+        """Whether inputs are quantized to their sign."""
+        return self.one_bit is not OneBit.DOREFA and self.precision.activation_bits == 1
+
+    @property
+    def needs_a_look(self) -> bool:
+        """Whether what layers are given decides something."""
+        undecided = self.activations in (Activations.AUTO, Activations.PACT)
+        return undecided and not self.signs and self.precision.activation_bits < FULL_BITS
+
+    def weights(self) -> AnyWeightQuantizer:
+        if self.one_bit is OneBit.DOREFA:
+            return WeightQuantizer(self.precision.weight_bits, self.scale)
+        return SignWeightQuantizer(per_filter=self.one_bit is OneBit.XNOR)
+
+    def inputs(self, negative: float | None) -> InputQuantizer:
+        if self.signs:
+            return SignActivationQuantizer()
+        bits = self.precision.activation_bits
+        if self.activations is Activations.SIGNED or (self.needs_a_look and (negative or 0) > _SIGNED_FROM):
+            return SignedActivationQuantizer(bits)
+        return ActivationQuantizer(bits)
+
+    @property
+    def bound(self) -> float | None:
+        """Where a learned range starts."""
+        return 1.0 if self.activations is Activations.PACT and self.needs_a_look else None
+
+
+def quantize_(
+    model: nn.Module,
+    precision: Precision | str,
+    *,
+    scale: Scale = "max",
+    activations: Activations | str = Activations.AUTO,
+    layers: Layers | str = INNER,
+    one_bit: OneBit | str = OneBit.DOREFA,
+    allow_unsupported: bool = False,
+    calibration: Tensor | None = None,
+) -> ConversionReport:
+    """Quantize a network of timm, RobustBench, torchvision or your own, in place, with DoReFa's quantizers.
+
+    Either every layer outside of the skipped kinds is quantized, or the network is left as it is and an error tells
+    why. Whether a layer's input has a sign is decided once, from what it is given: it has if more than 1 % is negative.
+
+    Args:
+        model: From images ``(N, C, H, W)`` in [0, 1] to logits.
+        precision: Bits of weights and inputs, such as ``"w4a4"``.
+        scale: Of the weights' levels, see :class:`~empir_plugin.models.quantize.WeightQuantizer`. ``"max"`` keeps the
+            size of the weights, so weights trained in full precision can be taken over; ``"none"`` is DoReFa's own.
+        activations: Range of the inputs, see :class:`~empir_plugin.models.activations.Activations`.
+        layers: Kinds of layers to quantize beside the usual ones, ``"inner"`` for none and ``"all"`` for all, or the
+            names of the layers to quantize and no others, in which ``*`` stands for anything.
+        one_bit: What weights of one bit are, see :class:`~empir_plugin.models.weight_quantizers.OneBit`.
+        allow_unsupported: Leave layers that nothing here quantizes in full precision instead of refusing the network.
+        calibration: Images ``(N, C, H, W)`` in [0, 1], two or more. Inputs are looked at with them, batch
+            normalisations get their statistics anew, and learned ranges start at the 99.9 % quantile instead of 1.
+            Without them inputs are looked at with noise, if the network's ``default_cfg`` tells its size.
+
+    Returns:
+        Which layers are quantized, which are not, and why.
+
+    Raises:
+        InputError: If a setting is impossible, there is nothing to quantize, a layer cannot be quantized, or the
+            calibration images do not fit.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10))
+        >>> import torch
+        >>> report = quantize_(network, "w4a4", calibration=torch.rand(2, 3, 8, 8))
+        >>> [layer.name for layer in report.converted], [layer.reason for layer in report.kept]
+        (['2'], ['first layer', 'last layer'])
+    """
+    bits = Precision.parse(precision) if isinstance(precision, str) else precision
+    settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
+    images = noise(model) if calibration is None else checked_images(model, calibration)
+    planned = plan(model, layers)
+    negative = _look(model, planned, images, settings)
+    if negative is not None:
+        planned = without_uncalled(planned, negative)
+    _check(model, planned, allow_unsupported)
+    converted = _convert(planned.chosen, settings, negative or {})
+    renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
+    if calibration is not None:
+        converted = _with_bounds(converted, planned.chosen)
+    return ConversionReport(
+        type(model).__name__,
+        bits,
+        scale if settings.one_bit is OneBit.DOREFA else settings.one_bit.value,
+        converted,
+        (*planned.kept, *planned.refused),
+        _other_parameters(model, planned),
+        _attention(model),
+        "" if images is None else ("noise" if calibration is None else "calibration"),
+        renewed,
+    )
+
+
+def _look(model: nn.Module, planned: Plan, images: Tensor | None, settings: _Settings) -> dict[str, float] | None:
+    """Shares of negative inputs by layer, of the called ones; None if there is nothing to look with."""
+    if images is not None:
+        return negative_shares(model, planned.chosen, images)
+    if settings.needs_a_look:
+        mode = settings.activations.value
+        raise InputError(
+            f"activations={mode!r} has to see what {type(model).__name__}'s layers are given: pass calibration=images, "
+            "or activations='unsigned' or 'signed'"
+        )
+    return None
+
+
+def _check(model: nn.Module, planned: Plan, allow_unsupported: bool) -> None:
+    name = type(model).__name__
+    if planned.refused and not allow_unsupported:
+        shown = "; ".join(f"{layer.name or name} ({layer.reason})" for layer in planned.refused[:3])
+        more = f" and {len(planned.refused) - 3} more" if len(planned.refused) > 3 else ""
+        advice = "leave them in full precision with allow_unsupported=True, or name others with layers="
+        raise InputError(f"{name} has layers that cannot be quantized: {shown}{more}: {advice}")
+    if not planned.chosen:
+        reasons = ", ".join(sorted({layer.reason for layer in planned.kept})) or "it has no layers"
+        raise InputError(f"nothing to quantize in {name} ({reasons}): name layers with layers=, or pass layers='all'")
+
+
+def _convert(
+    chosen: Mapping[str, nn.Module], settings: _Settings, negative: Mapping[str, float]
+) -> tuple[ConvertedLayer, ...]:
+    lines: list[ConvertedLayer] = []
+    for name, layer in chosen.items():
+        kind, weights, share = type(layer).__name__, layer.get_parameter("weight").numel(), negative.get(name)
+        inputs = settings.inputs(share)
+        quantize_layer_class_(layer).use_quantizers_(settings.weights(), inputs, settings.bound)
+        how = "unsigned" if isinstance(inputs, ActivationQuantizer) else str(inputs)
+        lines.append(ConvertedLayer(name, kind, weights, how, share, settings.bound))
+    return tuple(lines)
+
+
+def _calibrate(model: nn.Module, images: Tensor, settings: _Settings) -> int:
+    if settings.bound is not None:
+        start_ranges_(model, images)
+    return recalibrate_(model, images)
+
+
+def _with_bounds(lines: tuple[ConvertedLayer, ...], layers: Mapping[str, nn.Module]) -> tuple[ConvertedLayer, ...]:
+    bounds = {name: getattr(layer, "activation_bound", None) for name, layer in layers.items()}
+    return tuple(line if (b := bounds[line.name]) is None else replace(line, bound=b.item()) for line in lines)
+
+
+def _other_parameters(model: nn.Module, planned: Plan) -> int:
+    counted = sum(layer.get_parameter("weight").numel() for layer in planned.chosen.values())
+    counted += sum(layer.weights for layer in (*planned.kept, *planned.refused))
+    return sum(parameter.numel() for parameter in model.parameters()) - counted
+
+
+def _attention(model: nn.Module) -> tuple[str, ...]:
+    kinds = {name: type(module).__name__.lower() for name, module in model.named_modules()}
+    return tuple(name for name, kind in kinds.items() if _ATTENTION.search(kind) and not _NO_ATTENTION.search(kind))

@@ -1,0 +1,155 @@
+"""Which layers of a network to quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.convert.layers import QUANTIZED, unsupported, whole_unsupported
+from empir_plugin.models.convert.report import KeptLayer
+from empir_plugin.models.layers import QuantizedLayer
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Kinds of layers to quantize beside those that always are.
+
+    Args:
+        first: The layer that sees the images, as the network's ``default_cfg`` (timm) names it; without one, the layer
+            registered first.
+        last: The layer, or the layers, that give the logits; found likewise.
+        depthwise: Convolutions with one filter for each channel: few weights, and at few bits accuracy suffers.
+        squeeze_excite: The layers that weigh channels, of which the same is true.
+
+    Example:
+        >>> Selection(last=True)
+        Selection(first=False, last=True, depthwise=False, squeeze_excite=False)
+    """
+
+    first: bool = False
+    last: bool = False
+    depthwise: bool = False
+    squeeze_excite: bool = False
+
+
+INNER = Selection()
+ALL = Selection(first=True, last=True, depthwise=True, squeeze_excite=True)
+
+Layers = Selection | Collection[str]
+"""Kinds of layers, or names of layers in the network, in which ``*`` stands for anything."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to become of each layer of a network.
+
+    Args:
+        chosen: Layers to quantize, by name.
+        kept: Layers that stay in full precision on purpose.
+        refused: Layers that would stay so because nothing here quantizes them.
+    """
+
+    chosen: Mapping[str, nn.Module]
+    kept: tuple[KeptLayer, ...]
+    refused: tuple[KeptLayer, ...]
+
+
+def plan(model: nn.Module, layers: Layers | str) -> Plan:
+    """Sort the layers of a network; it is left as it is.
+
+    Raises:
+        InputError: If the network is quantized already, or a name fits no layer.
+    """
+    found = dict(_layers(model))
+    quantized = next((name for name, layer in found.items() if isinstance(layer, QuantizedLayer)), None)
+    if quantized is not None:
+        raise InputError(f"{quantized or type(model).__name__} is quantized already: build the network anew")
+    why_kept = _why_kept(model, found, layers)
+    kept = {name: reason for name in found if (reason := why_kept[name])}
+    refused = {name: reason for name, layer in found.items() if name not in kept and (reason := unsupported(layer))}
+    chosen = {name: layer for name, layer in found.items() if name not in kept and name not in refused}
+    return Plan(chosen, *(tuple(left(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
+
+
+def without_uncalled(planned: Plan, called: Collection[str]) -> Plan:
+    """A plan that refuses the layers it had chosen and the network does not call."""
+    reason = "the network never calls it, and may apply its weights by itself"
+    uncalled = tuple(left(name, layer, reason) for name, layer in planned.chosen.items() if name not in called)
+    chosen = {name: layer for name, layer in planned.chosen.items() if name in called}
+    return replace(planned, chosen=chosen, refused=(*planned.refused, *uncalled))
+
+
+def left(name: str, layer: nn.Module, reason: str) -> KeptLayer:
+    """The report's line on a layer that stays in full precision."""
+    return KeptLayer(name, type(layer).__name__, sum(weight.numel() for weight in _weights(layer)), reason)
+
+
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
+    weight = layer._parameters.get("weight")
+    return [each for each in layer.parameters() if each.dim() > 1] if weight is None else [weight]
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Everything with weights to multiply with; what is inside of a module that hides its layers belongs to it."""
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in inside):
+            continue
+        if whole_unsupported(module):
+            inside.append(name)
+        if isinstance(module, QuantizedLayer) or type(module) in QUANTIZED or unsupported(module):
+            yield name, module
+
+
+def _why_kept(model: nn.Module, found: Mapping[str, nn.Module], layers: Layers | str) -> Mapping[str, str]:
+    if isinstance(layers, str):
+        layers = _named(layers)
+    if not isinstance(layers, Selection):
+        return _by_name(found, layers)
+    first, last = (_ends(model, found, key) for key in ("first_conv", "classifier"))
+    reasons: dict[str, str] = {}
+    for name, layer in found.items():
+        checks = {
+            "first layer": name in first and not layers.first,
+            "last layer": name in last and not layers.last,
+            "depthwise": _is_depthwise(layer) and not layers.depthwise,
+            "squeeze-excite": _in_squeeze_excite(model, name) and not layers.squeeze_excite,
+        }
+        reasons[name] = next((reason for reason, holds in checks.items() if holds), "")
+    return reasons
+
+
+def _named(text: str) -> Layers:
+    return {"inner": INNER, "all": ALL}.get(text, (text,))
+
+
+def _by_name(found: Mapping[str, nn.Module], patterns: Collection[str]) -> Mapping[str, str]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise InputError(f"layers names {pattern!r}, but the network's layers are {', '.join(found) or 'none'}")
+    hit = {name for name in found if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name: "" if name in hit else "not among layers=" for name in found}
+
+
+def _ends(model: nn.Module, found: Mapping[str, nn.Module], key: str) -> Collection[str]:
+    config: Any = getattr(model, "default_cfg", None)
+    named = config.get(key) if isinstance(config, Mapping) else None
+    if named is None:
+        return list(found)[:1] if key == "first_conv" else list(found)[-1:]
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+
+
+def _in_squeeze_excite(model: nn.Module, name: str) -> bool:
+    parts = name.split(".")
+    outer = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
+    kinds = [type(module).__name__.lower() for module in outer]
+    return "se" in parts[:-1] or any("squeezeexcit" in kind or "semodule" in kind for kind in kinds)

@@ -1,0 +1,226 @@
+"""Convolutions and matrix products of small integers, by what PyTorch has for the device.
+
+The operators are private parts of PyTorch (Inductor lowers quantized graphs to the first kind), so that each is used
+only where it exists, and only after :mod:`empir_plugin.models.integer_selftest` has found it exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from empir_plugin.models.integer.grid import Grid
+
+Program = Callable[[Tensor], Tensor]
+"""Codes of the inputs, uint8, ``(N, C, H, W)`` or ``(N, F)``, to outputs: float32, or codes of the next layer."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a convolution's filters lie; every pair is (height, width), the padding the same on both sides."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a kernel has to compute: ``scale * sum((code - zero) * weight) + bias``, then what follows.
+
+    Args:
+        weight: int8, ``(K, C / groups, kh, kw)``, or ``(K, F)`` for a linear layer.
+        zero: The code of the value 0; padding has this value.
+        scale: float64 ``(K,)``: the step of the inputs times that of the weights, times what was folded in.
+        bias: float64 ``(K,)``, if any.
+        geometry: Of a convolution; none for a linear layer.
+        relu: Whether negative outputs become 0.
+        emits: Grid on whose codes the outputs are put, in place of float32; it starts at zero.
+    """
+
+    weight: Tensor
+    zero: int
+    scale: Tensor
+    bias: Tensor | None
+    geometry: Geometry | None
+    relu: bool = False
+    emits: Grid | None = None
+
+
+class Kernel(Protocol):
+    """A way to compute a :class:`Work`."""
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        ...
+
+    def unusable(self, device: torch.device) -> str | None:
+        """Why it cannot be used there, if it cannot."""
+        ...
+
+    def compile(self, work: Work) -> Program:
+        """Prepare the weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneDNN:
+    """int8 convolutions and linear layers of oneDNN, on x86 and ARM processors."""
+
+    name: str = "onednn"
+
+    def unusable(self, device: torch.device) -> str | None:
+        """Other devices and builds without these operators."""
+        if device.type != "cpu":
+            return f"oneDNN's int8 kernels run on the CPU, not on {device.type}"
+        wanted = ("qconv2d_pointwise", "qconv_prepack", "qlinear_pointwise", "qlinear_prepack")
+        missing = [name for name in wanted if not hasattr(torch.ops.onednn, name)]
+        if missing or not torch.backends.mkldnn.is_available():
+            return f"this build of PyTorch lacks oneDNN's int8 kernels ({', '.join(missing) or 'no oneDNN'})"
+        return None
+
+    def compile(self, work: Work) -> Program:
+        """Bring the weights into the kernel's own layout."""
+        return _onednn_linear(work) if work.geometry is None else _onednn_conv(work, work.geometry)
+
+
+def _post_op(work: Work) -> tuple[float, torch.dtype, str, list[float]]:
+    """Output step, output type, and what is done before: DoReFa's clip is the hard tanh of [0, 1]."""
+    if work.emits is not None:
+        return work.emits.scale, torch.uint8, "hardtanh", [0.0, work.emits.scale * work.emits.top]
+    return 1.0, torch.float32, "relu" if work.relu else "none", []
+
+
+def _affine(work: Work) -> tuple[Tensor, Tensor | None]:
+    """Scale and bias, float32: all that was folded into them is rounded once, here."""
+    return work.scale.float(), None if work.bias is None else work.bias.float()
+
+
+def _onednn_conv(work: Work, geometry: Geometry) -> Program:
+    where = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
+    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
+    step, dtype, after, scalars = _post_op(work)
+    packed = torch.ops.onednn.qconv_prepack(work.weight, scale, 1.0, work.zero, *where, None)
+    run: Any = torch.ops.onednn.qconv2d_pointwise.default
+
+    def program(codes: Tensor) -> Tensor:
+        codes = codes.contiguous(memory_format=torch.channels_last)
+        tail = (step, 0, dtype, after, scalars, "")
+        return run(codes, 1.0, work.zero, packed, scale, zeros, bias, *where, *tail)
+
+    return program
+
+
+def _onednn_linear(work: Work) -> Program:
+    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
+    step, dtype, after, scalars = _post_op(work)
+    packed = torch.ops.onednn.qlinear_prepack(work.weight, None)
+    run: Any = torch.ops.onednn.qlinear_pointwise.default
+
+    def program(codes: Tensor) -> Tensor:
+        tail = (step, 0, dtype, after, scalars, "")
+        return run(codes.contiguous(), 1.0, work.zero, packed, scale, zeros, bias, *tail)
+
+    return program
+
+
+@dataclass(frozen=True)
+class IntMM:
+    """``torch._int_mm`` on unfolded images: the int8 matrix product PyTorch has for CUDA.
+
+    It also runs on the CPU, slowly; there it serves as a check of itself.
+    """
+
+    name: str = "int_mm"
+
+    def unusable(self, device: torch.device) -> str | None:
+        """Other devices and builds without the operator."""
+        if not hasattr(torch, "_int_mm"):
+            return "this build of PyTorch lacks torch._int_mm"
+        return None if device.type in ("cpu", "cuda") else f"torch._int_mm does not run on {device.type}"
+
+    def compile(self, work: Work) -> Program:
+        """Bring the weights into the form of matrices, one per group."""
+        scale, bias = _affine(work)
+        work = replace(work, scale=scale, bias=bias)
+        groups = 1 if work.geometry is None else work.geometry.groups
+        matrices = [_padded(part.flatten(1).t(), 8, 8) for part in work.weight.chunk(groups)]
+        return lambda codes: _matrix_program(codes, matrices, work)
+
+
+def _matrix_program(codes: Tensor, matrices: list[Tensor], work: Work) -> Tensor:
+    x = codes.to(torch.int16).sub_(work.zero).to(torch.int8)
+    if work.geometry is None:
+        return _after(_product(x, matrices[0], len(work.scale)), work)
+    columns = [_columns(part, work.weight.shape[2:], work.geometry) for part in x.chunk(work.geometry.groups, 1)]
+    filters = len(work.scale) // len(matrices)
+    sums = [_product(c.flatten(0, 2), matrix, filters) for c, matrix in zip(columns, matrices, strict=True)]
+    shape = columns[0].shape[:3]  # (N, H, W)
+    return _after(torch.cat(sums, 1), work).view(*shape, -1).permute(0, 3, 1, 2)
+
+
+def _columns(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
+    """The patches ``(N, H, W, C * kh * kw)`` under a convolution's filters."""
+    (sh, sw), (ph, pw), (dh, dw) = geometry.stride, geometry.padding, geometry.dilation
+    x = F.pad(x, (pw, pw, ph, ph))
+    height = (x.shape[2] - dh * (kernel[0] - 1) - 1) // sh + 1
+    width = (x.shape[3] - dw * (kernel[1] - 1) - 1) // sw + 1
+    shifted = [
+        x[:, :, i * dh : i * dh + sh * (height - 1) + 1 : sh, j * dw : j * dw + sw * (width - 1) + 1 : sw]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return torch.stack(shifted, 2).flatten(1, 2).permute(0, 2, 3, 1)
+
+
+def _padded(x: Tensor, rows: int, columns: int, *, least_rows: int = 0) -> Tensor:
+    """Zeros added until the rows and columns are multiples: CUDA's kernel takes no others."""
+    height = max(x.shape[0], least_rows)
+    return F.pad(x, (0, -x.shape[1] % columns, 0, height + -height % rows - x.shape[0])).contiguous()
+
+
+def _product(x: Tensor, matrix: Tensor, filters: int) -> Tensor:
+    """Sums of products, int32 ``(rows of x, filters)``."""
+    multiply: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
+    return multiply(_padded(x, 8, 8, least_rows=24), matrix)[: len(x), :filters]
+
+
+def _after(sums: Tensor, work: Work) -> Tensor:
+    y = sums * work.scale
+    y = y if work.bias is None else y + work.bias
+    if work.emits is not None:
+        top = work.emits.top
+        return y.mul(1 / work.emits.scale).round_().clamp_(0, top).to(torch.uint8)
+    return y.relu() if work.relu else y
+
+
+def kernel_for(device: torch.device) -> Kernel:
+    """The kernel of a device: oneDNN's on the CPU, ``torch._int_mm`` elsewhere."""
+    return OneDNN() if device.type == "cpu" else IntMM()
+
+
+def pool_codes(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """Max pooling of codes, uint8 ``(N, C, H, W)``; the arguments are those of ``max_pool2d``, without indices."""
+    if x.device.type == "cpu" and hasattr(torch.ops.quantized, "max_pool2d"):
+        pairs = [_pair(value) for value in (kernel_size, stride or kernel_size, padding, dilation)]
+        return torch.ops.quantized.max_pool2d(x, *pairs, ceil_mode)
+    return F.max_pool2d(x.float(), kernel_size, stride, padding, dilation, ceil_mode).to(torch.uint8)
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)

@@ -1,0 +1,228 @@
+"""Quantized networks that have a name from the start: ``dorefa-<precision>-<architecture>``.
+
+They come without weights. Nothing is built before a model is asked for.
+
+Networks for CIFAR-10 and CIFAR-100 take images of [0, 1] as they are, as RobustBench's do; those for ImageNet normalise
+them as their architecture's published weights need it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.activations import Activations
+from empir_plugin.models.architectures.blocks import Normalize
+from empir_plugin.models.convert.quantize_ import quantize_
+from empir_plugin.models.convert.select import INNER, Layers
+from empir_plugin.models.layers import QuantizedLayer, quantized_layers
+from empir_plugin.models.packing import latent_weights
+from empir_plugin.models.precision import FULL_BITS, Precision
+from empir_plugin.models.quantize import Scale
+from empir_plugin.zoo.builders import ModelBuilder
+from empir_plugin.zoo.quantized.architectures import Architecture, network
+
+Channels = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class QuantizedCard:
+    """A quantized network that has a name and no weights.
+
+    Args:
+        name: Model id.
+        architecture: See :func:`~empir_plugin.zoo.quantized.architectures.network`.
+        precision: Bits of its quantized layers.
+        dataset: The data set it classifies.
+        num_classes: K.
+        threats: RobustBench's threat models it is registered for.
+        mean: Subtracted from each channel of images in [0, 1] before the network sees them; None for nothing.
+        std: What each channel is then divided by.
+        scale: See :func:`~empir_plugin.models.convert.quantize_.quantize_`.
+        activations: Likewise.
+        layers: Likewise.
+        settings: Further keywords of the architecture.
+    """
+
+    name: str
+    architecture: Architecture
+    precision: Precision
+    dataset: str
+    num_classes: int
+    threats: tuple[str, ...] = ("Linf",)
+    mean: Channels | None = None
+    std: Channels | None = None
+    scale: Scale = "max"
+    activations: Activations | str = Activations.AUTO
+    layers: Layers | str = INNER
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def builder(self) -> ModelBuilder:
+        """What is registered."""
+        return ModelBuilder(partial(build_quantized, self), self.dataset, self.threats, self.num_classes)
+
+
+def build_quantized(card: QuantizedCard, *, num_classes: int | None = None) -> nn.Module:
+    """Build a quantized network with random weights, in evaluation mode.
+
+    The names in its state dict are those of the architecture, so checkpoints of the full-precision network load
+    strictly. It warns that it has no weights, and again when it is given weights of full precision.
+
+    Raises:
+        InputError: If ``num_classes`` is not the network's, or the network cannot be quantized.
+    """
+    if num_classes not in (None, card.num_classes):
+        raise InputError(f"{card.name} has {card.num_classes} classes, got num_classes={num_classes}")
+    model = network(card.architecture, num_classes=card.num_classes, **card.settings)
+    if card.mean is not None:
+        normalize_images_(model, card.mean, card.std or (1.0,) * len(card.mean))
+    quantize_(model, card.precision, scale=card.scale, activations=card.activations, layers=card.layers)
+    setattr(model, "weights_loaded", False)  # noqa: B010 - a module attribute unknown to nn.Module's type
+    model.register_load_state_dict_post_hook(partial(_weights_arrived, f"{card.name} ({card.precision})"))
+    warnings.warn(f"{card.name} comes without weights: pass custom_checkpoint=, or train it", stacklevel=3)
+    return model.eval()
+
+
+def normalize_images_(model: nn.Module, mean: Channels, std: Channels) -> None:
+    """Let a network take images of [0, 1], under the names its state dict has.
+
+    The normalisation is a part of the network, without parameters, that is applied before its forward pass.
+
+    Raises:
+        InputError: If the network is a ``Sequential``, of which every part is applied in turn.
+
+    Example:
+        >>> import torch
+        >>> class Two(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> normalize_images_(two := Two(), (0.5,), (0.25,))
+        >>> two(torch.ones(1, 1, 1, 1)).item(), list(two.state_dict())
+        (4.0, [])
+    """
+    if isinstance(model, nn.Sequential):
+        raise InputError("a Sequential cannot be given a normalisation: put one at its beginning yourself")
+    model.add_module("normalize_images", Normalize(mean, std))
+    model.register_forward_pre_hook(_normalized)
+
+
+def _normalized(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    images: Tensor = model.get_submodule("normalize_images")(inputs[0])
+    return (images, *inputs[1:])
+
+
+def _weights_arrived(name: str, model: nn.Module, incompatible: Any) -> None:
+    if incompatible.missing_keys:
+        return
+    after_training = _in_full_precision(model)
+    setattr(model, "weights_loaded", True)  # noqa: B010
+    setattr(model, "quantized_after_training", after_training)  # noqa: B010
+    if after_training:
+        warnings.warn(
+            f"{name} was given weights of full precision: unless they were trained at this precision, the network is "
+            "quantized after training, and less accurate than one trained quantized",
+            stacklevel=4,
+        )
+
+
+def _in_full_precision(model: nn.Module) -> bool:
+    """Whether quantized layers hold more than their codes and scale, which is all that packed files keep."""
+    return any(_has_latent_weights(layer) for _, layer in quantized_layers(model))
+
+
+@torch.no_grad()
+def _has_latent_weights(layer: QuantizedLayer) -> bool:
+    if layer.precision.weight_bits == FULL_BITS:
+        return False
+    made_up = latent_weights(layer.weight_quantizer, layer.weight_quantizer(layer.weight))
+    return not torch.allclose(made_up, layer.weight, rtol=1e-4, atol=1e-6)
+
+
+PRECISIONS = tuple(Precision.parse(text) for text in ("w1a2", "w2a2", "w2a4", "w4a4", "w8a8"))
+THREATS = ("Linf", "L2", "corruptions")
+_CIFAR: Mapping[str, int] = MappingProxyType({"cifar10": 10, "cifar100": 100})
+_IMAGENET: Mapping[str, int] = MappingProxyType({"imagenet": 1000})
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """One architecture, and what it needs for the small images of CIFAR."""
+
+    architecture: str
+    classes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({**_CIFAR, **_IMAGENET}))
+    cifar: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    mean: Channels = _IMAGENET_MEAN
+    std: Channels = _IMAGENET_STD
+
+    def card(self, precision: Precision, dataset: str) -> QuantizedCard:
+        name, classes = f"dorefa-{precision}-{self.architecture}", self.classes[dataset]
+        of = (name, self.architecture, precision, dataset, classes, THREATS)
+        return (
+            QuantizedCard(*of, settings=self.cifar)
+            if dataset in _CIFAR
+            else QuantizedCard(*of, mean=self.mean, std=self.std)
+        )
+
+
+_VIT: Mapping[str, Any] = MappingProxyType(
+    {"cifar": {"img_size": 32, "patch_size": 4}, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+)
+FAMILIES = (
+    _Family("resnet18"),
+    _Family("resnet34"),
+    _Family("resnet50"),
+    _Family("wide_resnet_16_4", classes=_CIFAR),
+    _Family("wide_resnet_28_10", classes=_CIFAR),
+    _Family("preact_resnet18", classes=_CIFAR),
+    _Family("mobilenetv2_100"),
+    _Family("mobilenetv3_small_100"),
+    _Family("mobilenetv3_large_100"),
+    _Family("efficientnet_b0"),
+    _Family("convnext_atto"),
+    _Family("convnext_tiny"),
+    _Family("vit_tiny_patch16_224", **_VIT),
+    _Family("vit_small_patch16_224", **_VIT),
+    _Family("swin_tiny_patch4_window7_224", cifar={"img_size": 32, "window_size": 4}),
+    _Family("alexnet", classes=_IMAGENET),
+)
+
+
+@cache
+def curated() -> Mapping[str, tuple[ModelBuilder, ...]]:
+    """The builders of each name, one for each data set.
+
+    Example:
+        >>> [builder.dataset for builder in curated()["dorefa-w4a4-resnet18"]]
+        ['cifar10', 'cifar100', 'imagenet']
+    """
+    named = {f"dorefa-{precision}-{family.architecture}": (family, precision) for family, precision in _pairs()}
+    return MappingProxyType(
+        {
+            name: tuple(family.card(precision, dataset).builder() for dataset in family.classes)
+            for name, (family, precision) in named.items()
+        }
+    )
+
+
+def settings_for(architecture: str, dataset: str) -> Mapping[str, Any]:
+    """What an architecture with names here is built with for the images of a data set; nothing for any other.
+
+    Example:
+        >>> settings_for("vit_tiny_patch16_224", "cifar10")["img_size"], dict(settings_for("resnet18", "cifar10"))
+        (32, {})
+    """
+    found = next((family.cifar for family in FAMILIES if family.architecture == architecture), None)
+    return found if found is not None and dataset in _CIFAR else MappingProxyType({})
+
+
+def _pairs() -> list[tuple[_Family, Precision]]:
+    return [(family, precision) for family in FAMILIES for precision in PRECISIONS]
