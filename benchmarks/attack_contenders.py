@@ -13,7 +13,7 @@ from empir_plugin._compat import autoattack_state_kept_clean, contiguous_gradien
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 
 PEERS = ("torchattacks", "foolbox", "cleverhans", "pyautoattack")
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def as_written(model: nn.Module) -> nn.Module:
 
 def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
     """PGD with 40 steps of a quarter of eps: ours, three libraries twice, and 40 bare passes twice."""
-    plain, ready = as_written(model), prepared(model, CPU)
+    plain, ready = as_written(model), prepare(model, CPU)
     found = [Contender("empir_plugin", Role.OURS, plain, _our_pgd(threat, seed))]
     for network, role, where in ((plain, Role.PLAIN_PEER, "as written"), (ready, Role.PREPARED_PEER, "prepared")):
         makes = {
@@ -43,7 +43,7 @@ def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contende
 
 def autoattack_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
     """AutoAttack, standard version: ours, and pyautoattack twice."""
-    plain, ready = as_written(model), _ContiguousGradient(prepared(model, CPU))
+    plain, ready = as_written(model), _ContiguousGradient(prepare(model, CPU))
     make = _pyautoattack(threat, seed)
     return [
         Contender("empir_plugin", Role.OURS, plain, _our_autoattack(threat, seed)),
@@ -66,7 +66,7 @@ class _ContiguousGradient(nn.Module):
 
 def _our_pgd(threat: Threat, seed: int) -> Make:
     def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return pgd(STEPS, step_size=threat.eps / 4)(prepared(network, CPU), x, y, threat, seed=seed)
+        return pgd(STEPS, step_size=threat.eps / 4)(prepare(network, CPU), x, y, threat, seed=seed)
 
     return make
 
@@ -113,7 +113,7 @@ def _bare_passes(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def _our_autoattack(threat: Threat, seed: int) -> Make:
     def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return AutoAttackSuite()(prepared(network, CPU), x, y, threat, seed=seed)
+        return AutoAttackSuite()(prepare(network, CPU), x, y, threat, seed=seed)
 
     return make
 

@@ -29,7 +29,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import load_images
 from empir_plugin.evaluation.identity import code_sha256, now, versions
 from empir_plugin.evaluation.judge import correct, decisions
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.zoo.registry import load_model
 from empir_plugin.zoo.show import dataset_of
 
@@ -101,7 +101,7 @@ def main(
 
 def measure(case: Case, model: nn.Module, x: Tensor, y: Tensor, repeats: int, seed: int) -> dict[str, Any]:
     """Run a case on a model, images ``(N, C, H, W)`` and labels ``(N,)``; all that was found, ready for JSON."""
-    ready = prepared(model, CPU)
+    ready = prepare(model, CPU)
     if case.own_labels:
         y = decisions(ready, x)
     timed = race(case.contenders(model, case.threat, seed), x, y, repeats, on_run=_tell)

@@ -13,7 +13,7 @@ from integer_networks import resnet18
 from integer_peers import onnxruntime_stack
 from torch import Tensor, nn
 
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.kernels import kernel_for
@@ -62,7 +62,7 @@ def _conv(channels: int, side: int, batch_size: int, measure: Measure) -> dict[s
     x = torch.rand(batch_size, channels, side, side).to(memory_format=torch.channels_last)
     codes = integer.grid.codes(x)
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
-    runs["w4a4 simulated"] = _pass(prepared(low, CPU), x)
+    runs["w4a4 simulated"] = _pass(prepare(low, CPU), x)
     runs["w4a4 on integers, float to float"] = partial(integer, x)
     runs["w4a4 on integers, codes to float"] = partial(integer, codes)
     runs["w4a4 on integers"] = partial(between, codes)
@@ -83,7 +83,7 @@ def _stack(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str,
     x = torch.rand(batch_size, channels, side, side).to(memory_format=torch.channels_last)
     codes, own = layers[0].grid.codes(x), nn.Sequential(*layers)
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
-    runs["w4a8 simulated"] = _pass(prepared(low, CPU), x)
+    runs["w4a8 simulated"] = _pass(prepare(low, CPU), x)
     runs[STACK.row] = partial(own, codes)
     peer = onnxruntime_stack(layers, codes, torch.get_num_threads())
     if peer.run is not None:
@@ -98,7 +98,7 @@ def _stack(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str,
 @torch.no_grad()
 def _network(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str, Any]]:
     """ResNet-18: the member, and the ensemble of three."""
-    full, four, two = (prepared(resnet18(text, width), CPU) for text in ("fp", "w4a4", "w2a2"))
+    full, four, two = (prepare(resnet18(text, width), CPU) for text in ("fp", "w4a4", "w2a2"))
     ensemble = Ensemble([four, two, full]).eval()
     x = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
@@ -122,11 +122,11 @@ CASES: Mapping[str, Callable[[int, int, Measure], dict[str, dict[str, Any]]]] = 
 def _agreement(simulated: nn.Module, integer: nn.Module, x: Tensor) -> dict[str, Any]:
     """How far the member on integers and two layouts of the simulated one are from the network in exact arithmetic."""
     exact = on_exact_levels(simulated)
-    contiguous = prepared(simulated, CPU).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    contiguous = prepare(simulated, CPU).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     forms = {"on integers": integer, "simulated, channels last": simulated, "simulated, NCHW": contiguous}
     return {name: asdict(agree(exact, form, x)) for name, form in forms.items()}
 
 
 def _pass(network: nn.Module, x: Tensor, layout: torch.memory_format = torch.channels_last) -> Callable[[], object]:
-    ready = prepared(network, CPU).to(memory_format=layout)  # type: ignore[call-overload]
+    ready = prepare(network, CPU).to(memory_format=layout)  # type: ignore[call-overload]
     return partial(ready, x.contiguous(memory_format=layout))

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.grid import weight_integers
 from empir_plugin.models.integer.kernels import OneDNN, Program, Work
@@ -29,7 +29,7 @@ class InFloat64(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = prepared(network, CPU).double()
+        self.network = prepare(network, CPU).double()
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def on_exact_levels(model: nn.Module) -> nn.Module:
     """
     doubled = InFloat64(model)
     for (_, ready), (_, layer) in zip(
-        quantized_layers(prepared(model, CPU)), quantized_layers(doubled.network), strict=True
+        quantized_layers(prepare(model, CPU)), quantized_layers(doubled.network), strict=True
     ):
         integers = weight_integers(ready)
         step = integers.scale.view(-1, *[1] * (integers.values.dim() - 1))
@@ -82,7 +82,7 @@ def on_integers_in_float64(model: nn.Module) -> nn.Module:
     Raises:
         StaysFloat: If a layer cannot run on integers.
     """
-    network = prepared(model, CPU)
+    network = prepare(model, CPU)
     for name, layer in list(quantized_layers(network)):
         network.set_submodule(name, integer_layer(layer, Float64After()))
     return InFloat64(network)
@@ -90,7 +90,7 @@ def on_integers_in_float64(model: nn.Module) -> nn.Module:
 
 def simulated(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     """The network as it is evaluated, in a memory layout."""
-    return prepared(model, CPU).to(memory_format=layout)  # type: ignore[call-overload]
+    return prepare(model, CPU).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 EXACT = "simulated in float64, exact levels"

@@ -26,7 +26,7 @@ from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import load_images
 from empir_plugin.evaluation.identity import code_sha256, now, versions
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.precision import Precision
@@ -59,7 +59,7 @@ class Series:
 
 def images_series() -> Series:
     """More images, one ensemble."""
-    network = prepared(load_model("empir-cifar"), CPU)
+    network = prepare(load_model("empir-cifar"), CPU)
     contenders = tuple(Contender(str(n), Role.OURS, network, _attack(n)) for n in IMAGES)
     return Series("images", "images, of empir-cifar", contenders, MOST)
 
@@ -67,7 +67,7 @@ def images_series() -> Series:
 def members_series(n_images: int) -> Series:
     """One batch, more members."""
     member = load_model("cifarconv-fp")
-    networks = {str(m): prepared(Ensemble([member] * m), CPU) for m in MEMBERS}
+    networks = {str(m): prepare(Ensemble([member] * m), CPU) for m in MEMBERS}
     contenders = tuple(Contender(name, Role.OURS, each, _attack(n_images)) for name, each in networks.items())
     return Series("members", "full-precision members of one ensemble", contenders, n_images)
 
@@ -76,7 +76,7 @@ def precision_series(n_images: int, seed: int) -> Series:
     """One batch, one network, other precisions; its weights are random, which the time does not depend on."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = {text: prepared(CIFARConv(Precision.parse(text)), CPU) for text in PRECISIONS}
+        networks = {text: prepare(CIFARConv(Precision.parse(text)), CPU) for text in PRECISIONS}
     contenders = tuple(Contender(name, Role.OURS, each, _attack(n_images)) for name, each in networks.items())
     return Series("precision", "precision of one CIFARconv, quantization simulated in float32", contenders, n_images)
 

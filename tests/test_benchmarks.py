@@ -123,7 +123,7 @@ def test_passes_are_counted_with_and_without_gradient_and_through_copies(
     x, y = batch
     with timing.counted(model) as tally, torch.no_grad():
         model(x)
-        contenders.prepared(model, contenders.CPU)(x[:5])
+        contenders.prepare(model, contenders.CPU)(x[:5])
     assert (tally.forward, tally.gradient) == (17, 0)
     with timing.counted(model) as tally:
         contenders._bare_passes(model, x, y)

@@ -29,8 +29,8 @@ def plain(docstring: str) -> str:
     What the reference pages leave out is named without a link.
 
     Example:
-        >>> print(plain("See :func:`~empir_plugin.models.convert.quantize_.quantize_`."))
-        See <autoref identifier="empir_plugin.models.convert.quantize_.quantize_" optional><code>quantize_</code></autoref>.
+        >>> print(plain("See :class:`~empir_plugin.models.ensemble.Ensemble`."))
+        See <autoref identifier="empir_plugin.models.ensemble.Ensemble" optional><code>Ensemble</code></autoref>.
         >>> print(plain("See :class:`Record`."))
         See `Record`.
     """

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written as a whole or not at all, and locks that one process holds at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from empir_plugin.errors import InputError
+from filelock import FileLock, Timeout
+
+from empir_plugin.errors import EvaluationError, InputError
 
 PARTIAL = ".partial"
 """Ending of a file that is still being written; left behind only by a process that was killed."""
@@ -92,3 +94,38 @@ def _to_disk(path: Path, mode: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, holder: str = "another process") -> Iterator[None]:
+    """Hold a lock for as long as the block runs: `filelock <https://py-filelock.readthedocs.io>`_ without waiting.
+
+    The operating system gives the lock back when the process ends, also after ``kill -9``; the file may stay behind.
+
+    Args:
+        path: The lock file; created if it does not exist.
+        holder: Who may hold it already, for the message.
+
+    Raises:
+        EvaluationError: If another process holds it, or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "lock")
+        >>> with locked(path):
+        ...     path.exists()
+        True
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise EvaluationError(f"{holder} holds the lock {path}: wait for it, or use another folder") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        cure = "make the folder writable, free some space, or use another folder"
+        raise EvaluationError(f"the lock {path} cannot be written ({reason}): {cure}") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -24,6 +24,7 @@ class JsonKind:
         name: Of it, with its article: ``"a run record"``.
         error: Type of every error about such files.
         schema: Version of its format, which the files have under the key ``schema``; None for a kind without.
+        upgrades: For each older schema that is still read, what turns such a table into one of a newer schema.
         cure: What to do about a damaged file, as the end of a sentence.
 
     Example:
@@ -40,6 +41,7 @@ class JsonKind:
     error: type[EmpirError]
     schema: int | None = None
     cure: str = ""
+    upgrades: Mapping[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = field(default_factory=dict)
 
     def text(self, value: object) -> str:
         """A value as the text of a file: ASCII, indented by two spaces.
@@ -92,8 +94,7 @@ class JsonKind:
         """
         value = self.load(path)
         try:
-            self._require_schema(value)
-            return parse(value)
+            return parse(self._current(value))
         except EmpirError as error:
             raise self.error(f"{path} is no {self._noun}: {error}{self._end}") from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -107,14 +108,20 @@ class JsonKind:
     def _end(self) -> str:
         return f": {self.cure}" if self.cure else ""
 
-    def _require_schema(self, value: object) -> None:
+    def _current(self, value: Any) -> Any:
+        """The value in the current schema."""
         if self.schema is None:
-            return
+            return value
         if not isinstance(value, Mapping):
             raise self.error(f"it holds no table of fields, but a {type(value).__name__}")
-        if (found := value.get("schema")) != self.schema:
-            told = "no schema" if found is None else f"schema {found!r}"
-            raise self.error(f"it has {told}, this release reads {self.schema}")
+        found: Any = value.get("schema")
+        while found in self.upgrades:
+            value = self.upgrades[found](value)
+            found = value.get("schema")
+        if found != self.schema:
+            got = "no schema" if found is None else f"schema {found!r}"
+            raise self.error(f"it has {got}, this release reads {', '.join(map(str, (*self.upgrades, self.schema)))}")
+        return value
 
 
 def _parsed(text: str) -> Any:

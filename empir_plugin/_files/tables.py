@@ -21,7 +21,7 @@ else:
 T = TypeVar("T")
 
 
-def made(target: Callable[..., T], table: Mapping[str, Any], where: str, **given: Any) -> T:
+def build(target: Callable[..., T], table: Mapping[str, Any], where: str, **given: Any) -> T:
     """Call a dataclass or function with the keys of a TOML table as its arguments.
 
     Args:
@@ -36,7 +36,7 @@ def made(target: Callable[..., T], table: Mapping[str, Any], where: str, **given
     Example:
         >>> def area(width: float, height: float = 1.0) -> float:
         ...     return width * height
-        >>> made(area, {"width": 3}, "the field")
+        >>> build(area, {"width": 3}, "the field")
         3.0
     """
     parameters = {name: item for name, item in inspect.signature(target).parameters.items() if name not in given}

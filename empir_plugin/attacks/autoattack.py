@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pyautoattack
@@ -303,6 +303,23 @@ def _left_clean(device: torch.device) -> Iterator[list[str]]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), autoattack_state_kept_clean(), collect_autoattack_flags() as flags:
         yield flags
+
+
+def square_flags(accuracy: Mapping[str, float]) -> tuple[str, ...]:
+    """AutoAttack's warning that its black-box part found what its white-box parts missed, if it has to be given.
+
+    It speaks of a share of all images, so it is asked once for an evaluation and not of every shard.
+
+    Args:
+        accuracy: Share of images classified correctly, ``"clean"`` and after each part.
+
+    Example:
+        >>> len(square_flags({"clean": 0.9, "apgd-ce": 0.5, "square": 0.4}))
+        1
+    """
+    texts: list[str] = []
+    check_square_sr(dict(accuracy), logger=SimpleNamespace(warning=texts.append))
+    return tuple(texts)
 
 
 def _version(name: str) -> Callable[..., AutoAttackSuite]:

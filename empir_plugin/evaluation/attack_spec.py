@@ -19,7 +19,7 @@ class Labels(Enum):
 
 
 @dataclass(frozen=True)
-class Planned:
+class AttackSpec:
     """An attack as a protocol runs it.
 
     One rule gives every verdict: an image withstood the attack if the whole model's decision on the image the attack
@@ -38,7 +38,7 @@ class Planned:
 
     Example:
         >>> from empir_plugin.attacks import fgsm
-        >>> Planned("FGSM", fgsm()).bounded
+        >>> AttackSpec("FGSM", fgsm()).bounded
         True
     """
 
@@ -61,14 +61,14 @@ class Planned:
         Example:
             >>> from empir_plugin.attacks import fgsm
             >>> small, large = Threat.parse("Linf:2/255"), Threat.parse("Linf:8/255")
-            >>> Planned("FGSM", fgsm(), threat=small).counts_under(large), Planned("FGSM", fgsm()).counts_under(large)
+            >>> AttackSpec("FGSM", fgsm()).counts_under(large), AttackSpec("FGSM", fgsm(), threat=small).counts_under(large)
             (True, True)
-            >>> Planned("FGSM", fgsm(), threat=large).counts_under(small)
+            >>> AttackSpec("FGSM", fgsm(), threat=large).counts_under(small)
             False
         """
         return self.threat is None or (self.threat.norm == threat.norm and self.threat.eps <= threat.eps)
 
-    def at_most(self, batch_size: int) -> Planned:
+    def with_batch_size(self, batch_size: int) -> AttackSpec:
         """The same with no more images per forward pass, where AutoAttack has a number of its own."""
         suite = self.attack
         if not isinstance(suite, AutoAttackSuite) or suite.batch_size <= batch_size:

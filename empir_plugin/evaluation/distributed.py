@@ -1,7 +1,7 @@
-"""Several processes on one evaluation: ``torchrun`` starts them, shards are dealt out, verdicts come together.
+"""Several processes on one evaluation: ``torchrun`` starts them, and each takes a share of the shards.
 
-Only texts and numbers of finished images are exchanged, through the key-value store of torch.distributed that
-``torchrun`` runs, so it needs no collective backend, works with any device, and never waits for a tensor.
+They exchange only texts and numbers of finished images, through the key-value store of torch.distributed that
+``torchrun`` runs, so no collective backend is needed, any device works, and no tensor is ever waited for.
 """
 
 from __future__ import annotations
@@ -9,69 +9,38 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
+from torch.distributed import HashStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
 from empir_plugin.errors import EmpirError, EvaluationError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(minutes=10)
-"""For all processes to start, and for a text that is known to be there to arrive."""
-_LOOK = 0.2
-"""Seconds between two looks at how far the others are."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of the attack, the number of images finished, and the number of images in all."""
 
-
-class Board(Protocol):
-    """Where the processes of a team leave word for each other: torch's key-value stores have this form."""
-
-    def add(self, key: str, amount: int, /) -> int:
-        """Raise a number, from 0, and return what it is now."""
-        ...
-
-    def set(self, key: str, value: str, /) -> None:
-        """Leave a text."""
-        ...
-
-    def get(self, key: str, /) -> bytes:
-        """Read a text, waiting for it."""
-        ...
-
-
-class _OwnBoard:
-    """The board of a process that is alone."""
-
-    def __init__(self) -> None:
-        self._numbers: Counter[str] = Counter()
-        self._texts: dict[str, str] = {}
-
-    def add(self, key: str, amount: int, /) -> int:
-        self._numbers[key] += amount
-        return self._numbers[key]
-
-    def set(self, key: str, value: str, /) -> None:
-        self._texts[key] = value
-
-    def get(self, key: str, /) -> bytes:
-        return self._texts[key].encode()
+_TIMEOUT = timedelta(minutes=10)
+"""For all processes to start."""
+_POLL = 0.2
+"""Seconds between two looks at the progress of the others."""
 
 
 @dataclass(frozen=True, eq=False)
 class Team:
-    """The processes of an evaluation, as one of them sees it; without arguments, a process that is alone.
+    """The processes of an evaluation, as one of them sees them; without arguments, a single process.
 
     Every process must make the same calls in the same order.
 
     Args:
         rank: Number of this process, from 0.
         size: How many there are.
-        board: Where they leave word.
+        store: The key-value store they exchange texts and numbers through.
 
     Example:
         >>> team = Team()
@@ -81,7 +50,7 @@ class Team:
 
     rank: int = 0
     size: int = 1
-    board: Board = field(default_factory=_OwnBoard)
+    store: Store = field(default_factory=HashStore)
     _rounds: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
@@ -90,54 +59,73 @@ class Team:
         return self.rank == 0
 
     def own(self, items: Sequence[T]) -> list[T]:
-        """This process's share of the work: every ``size``-th item."""
+        """This process's share: every ``size``-th item."""
         return list(items[self.rank :: self.size])
 
-    def round(self) -> Round:
-        """Begin a piece of work that ends with everybody knowing everybody's result."""
-        return Round(self, f"empir-evaluation/round{next(self._rounds)}")
+    def round(self, total: int = 0, on_progress: OnProgress | None = None) -> Round:
+        """Begin a computation at the end of which every process has every result.
+
+        Args:
+            total: Images in all, for progress reports.
+            on_progress: Called as images are finished, in the leader.
+        """
+        show = on_progress if self.is_leader else None
+        return Round(self, f"empir-evaluation/round{next(self._rounds)}", total, show)
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """One piece of work of a team.
+    """One computation that the processes of a team share.
 
     Args:
-        team: Who works.
-        name: Its name on the board.
+        team: The processes.
+        name: Prefix of its keys in the store.
+        total: Images in all.
+        on_progress: Called as images are finished.
     """
 
     team: Team
     name: str
+    total: int = 0
+    on_progress: OnProgress | None = None
+    _reported: list[str] = field(default_factory=list)
 
     def count(self, what: str, amount: int = 0) -> int:
-        """Add to a number all processes share, and return what it is now."""
-        return self.team.board.add(f"{self.name}/count/{what}", amount)
+        """Add to a number all processes share, and return its new value."""
+        return self.team.store.add(f"{self.name}/count/{what}", amount)
+
+    def report(self, title: str, images: int) -> None:
+        """Count images of an attack as finished, and report how many all processes have finished."""
+        done = self.count(title, images)
+        if title not in self._reported:
+            self._reported.append(title)
+        if self.on_progress is not None:
+            self.on_progress(title, done, self.total)
 
     @contextmanager
-    def announcing_failure(self) -> Iterator[None]:
-        """Let the others know of an error that ends the block, so that they stop after the shard at hand."""
+    def announce_failure(self) -> Iterator[None]:
+        """Tell the other processes of an error that ends the block, so that they stop after their current shard."""
         try:
             yield
         except EmpirError as error:
-            self.team.board.set(f"{self.name}/failure", str(error))
-            self.team.board.add(f"{self.name}/failed", 1)
+            self.team.store.set(f"{self.name}/failure", str(error))
+            self.team.store.add(f"{self.name}/failed", 1)
             raise
 
     def stop_if_failed(self) -> None:
-        """End this process's part if another one's has failed.
+        """Stop this process if another one has failed.
 
         Raises:
-            EvaluationError: With the other one's sentence.
+            EvaluationError: With the message of the other one's error.
         """
-        if self.team.board.add(f"{self.name}/failed", 0):
-            raise EvaluationError(self.team.board.get(f"{self.name}/failure").decode())
+        if self.team.store.add(f"{self.name}/failed", 0):
+            raise EvaluationError(self.team.store.get(f"{self.name}/failure").decode())
 
     def after_leader(self, what: str) -> None:
-        """Go on, as the leader, having done something that must come first; as another process, once it is done.
+        """Wait until the leader gets here; the leader itself does not wait.
 
         Args:
-            what: Name of it.
+            what: Name of what the leader has done by then.
 
         Raises:
             EvaluationError: If another process failed.
@@ -145,28 +133,31 @@ class Round:
         done = self.count(what, int(self.team.is_leader))
         while not done:
             self.stop_if_failed()
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
             done = self.count(what)
 
-    def gather(self, text: str, while_waiting: Callable[[], None] = lambda: None) -> list[str]:
-        """Everybody's text, by rank, once all are there.
+    def gather(self, text: str) -> list[str]:
+        """The texts of all processes, by rank; progress is reported while waiting for them.
 
         Args:
             text: This process's own.
-            while_waiting: Called again and again until then.
 
         Raises:
             EvaluationError: If another process failed.
         """
-        self.team.board.set(f"{self.name}/text{self.team.rank}", text)
-        arrived = self.team.board.add(f"{self.name}/arrived", 1)
+        self.team.store.set(f"{self.name}/text{self.team.rank}", text)
+        arrived = self.team.store.add(f"{self.name}/arrived", 1)
         while arrived < self.team.size:
             self.stop_if_failed()
-            while_waiting()
-            time.sleep(_LOOK)
-            arrived = self.team.board.add(f"{self.name}/arrived", 0)
-        while_waiting()
-        return [self.team.board.get(f"{self.name}/text{rank}").decode() for rank in range(self.team.size)]
+            self._refresh()
+            time.sleep(_POLL)
+            arrived = self.team.store.add(f"{self.name}/arrived", 0)
+        self._refresh()
+        return [self.team.store.get(f"{self.name}/text{rank}").decode() for rank in range(self.team.size)]
+
+    def _refresh(self) -> None:
+        for title in self._reported:
+            self.report(title, 0)
 
 
 @contextmanager
@@ -190,7 +181,7 @@ def torchrun_team(*, threads: int | None = None) -> Iterator[Team]:
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         yield Team()
         return
-    team = _joined()
+    team = _join()
     found = torch.get_num_threads()
     torch.set_num_threads(threads or _threads())
     try:
@@ -200,24 +191,24 @@ def torchrun_team(*, threads: int | None = None) -> Iterator[Team]:
         torch.set_num_threads(found)
 
 
-def _joined() -> Team:
+def _join() -> Team:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        board, rank, size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
     except (RuntimeError, ValueError, OSError) as error:
         raise EvaluationError(
             f"the processes of torchrun do not find each other ({error}): start them again"
         ) from error
-    return Team(rank, size, board)
+    return Team(rank, size, store)
 
 
 def _leave(team: Team) -> None:
-    """Wait, as the leader, for the others: where no torchrun keeps the board, it ends with the leader's process."""
-    left = team.board.add("empir-evaluation/left", 1)
+    """Let the leader wait for the others: where no torchrun runs the store, it ends with the leader's process."""
+    left = team.store.add("empir-evaluation/left", 1)
     while team.is_leader and left < team.size:
-        time.sleep(_LOOK)
-        left = team.board.add("empir-evaluation/left", 0)
+        time.sleep(_POLL)
+        left = team.store.add("empir-evaluation/left", 0)
 
 
 def _threads() -> int:

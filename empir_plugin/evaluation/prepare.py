@@ -46,7 +46,7 @@ def require_weights(model: nn.Module, name: str) -> None:
         raise EvaluationError(f"{name} has no weights, and numbers of random weights mean nothing: pass a checkpoint")
 
 
-def prepared(model: nn.Module, device: torch.device) -> nn.Module:
+def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a model for evaluation: weights quantized once, no parameter gradients, the faster memory layout.
 
     The model itself is left as it is.
@@ -56,7 +56,7 @@ def prepared(model: nn.Module, device: torch.device) -> nn.Module:
         EvaluationError: If it cannot be copied.
 
     Example:
-        >>> prepared(nn.Conv2d(3, 8, 3), torch.device("cpu")).weight.requires_grad
+        >>> prepare(nn.Conv2d(3, 8, 3), torch.device("cpu")).weight.requires_grad
         False
     """
     if not isinstance(model, nn.Module):

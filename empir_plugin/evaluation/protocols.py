@@ -30,7 +30,7 @@ from empir_plugin.attacks.surrogates import (
 from empir_plugin.attacks.threat import Linf, Threat
 from empir_plugin.attacks.transfer import OnMember
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.attack_spec import Labels, Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.models.backward import identity, soft
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import is_full_precision
@@ -46,35 +46,35 @@ _STEP = 0.01
 _BATCH = 100
 
 
-def standard_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+def standard_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     """AutoAttack alone."""
-    return (Planned("AutoAttack", AutoAttackSuite()),)
+    return (AttackSpec("AutoAttack", AutoAttackSuite()),)
 
 
-def default_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+def default_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     """FGSM, PGD with 100 steps of a quarter of eps, the same on all members of an ensemble, and AutoAttack.
 
     Where activations saturate, short steps stay on the plateau they start from.
     """
     long_steps = replace(pgd(100), step_size=StepOfEps(0.25))
     everybody = replace(long_steps, surrogate=mean_probability)
-    on_members = (Planned("PGD-100 mean_probability", everybody),) if isinstance(model, Ensemble) else ()
-    return (Planned("FGSM", fgsm()), Planned("PGD-100", long_steps), *on_members, *standard_plan(model, dataset))
+    on_members = (AttackSpec("PGD-100 mean_probability", everybody),) if isinstance(model, Ensemble) else ()
+    return (AttackSpec("FGSM", fgsm()), AttackSpec("PGD-100", long_steps), *on_members, *standard_plan(model, dataset))
 
 
-def paper_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+def paper_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     """Table 1 of the paper, in the order of Table 2. PGD has 40 iterations, on AlexNet 5."""
     gradients: Surrogate = voters if isinstance(model, Ensemble) else plain
     steps = 5 if dataset == "imagenet" else 40
     return (
-        Planned("CW", carlini_wagner_of_empir(surrogate=gradients), threat=UNBOUNDED),
-        Planned("FGSM", fgsm(surrogate=gradients)),
-        Planned("BIM", bim(40, step_size=_STEP, surrogate=gradients)),
-        Planned("PGD", pgd(steps, step_size=_STEP, surrogate=gradients)),
+        AttackSpec("CW", carlini_wagner_of_empir(surrogate=gradients), threat=UNBOUNDED),
+        AttackSpec("FGSM", fgsm(surrogate=gradients)),
+        AttackSpec("BIM", bim(40, step_size=_STEP, surrogate=gradients)),
+        AttackSpec("PGD", pgd(steps, step_size=_STEP, surrogate=gradients)),
     )
 
 
-def released_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+def released_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     """What the published code does, in the order of Table 2; 40 iterations of PGD on every data set."""
     step = _STEP * ALEXNET_UNIT if dataset == "imagenet" else _STEP
     gradients, loss = _graph_of_release(model)
@@ -96,18 +96,18 @@ def _graph_of_release(model: nn.Module) -> tuple[Surrogate, Loss]:
     return (voters, softmax_twice) if isinstance(model, Ensemble) else (plain, cross_entropy)
 
 
-def _as_released(name: str, attack: Attack, aim: str = "the model; nothing stops at a success") -> Planned:
-    return Planned(name, attack, Labels.OWN, attack_all=True, aim=aim)
+def _as_released(name: str, attack: Attack, aim: str = "the model; nothing stops at a success") -> AttackSpec:
+    return AttackSpec(name, attack, Labels.OWN, attack_all=True, aim=aim)
 
 
-def _on_voters(model: nn.Module, name: str, attack: Attack) -> Planned:
+def _on_voters(model: nn.Module, name: str, attack: Attack) -> AttackSpec:
     if not isinstance(model, Ensemble):
         return _as_released(name, attack)
     aim = "the softmax of the voters' mean probability, taken for logits; nothing stops at a success"
     return _as_released(name, attack, aim)
 
 
-def _on_last_member(model: nn.Module, name: str, attack: Attack) -> Planned:
+def _on_last_member(model: nn.Module, name: str, attack: Attack) -> AttackSpec:
     """An attack on the member the release's graph returns by mistake: the last built, its full-precision one."""
     if not isinstance(model, Ensemble):
         return _as_released(name, attack)
@@ -123,7 +123,7 @@ _TEMPERATURES = 10.0, 100.0
 _REWEIGHTINGS = 1.0, 0.1
 
 
-def adaptive_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+def adaptive_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     """Attacks that fit the model: an ensemble's members and a quantizer's clip get their own."""
     smooth, another = _smooth(model)
     looks: list[Surrogate] = [smooth]
@@ -156,21 +156,21 @@ def _votes(model: nn.Module) -> bool:
     return isinstance(model, Ensemble) and not isinstance(model.rule, (MeanProbability, MeanLogits))
 
 
-def _pgd(surrogate: Surrogate, loss: Loss = cross_entropy, note: str = "") -> Planned:
+def _pgd(surrogate: Surrogate, loss: Loss = cross_entropy, note: str = "") -> AttackSpec:
     told = note or ("" if loss == cross_entropy else " margin")
-    return Planned(
+    return AttackSpec(
         f"PGD-{_STEPS} {surrogate}{told}",
         replace(_LONG, loss=loss, surrogate=surrogate),
         aim=f"the surrogate {surrogate}, by the whole model's decision",
     )
 
 
-def _heated() -> Iterator[Planned]:
+def _heated() -> Iterator[AttackSpec]:
     """PGD++, https://arxiv.org/abs/2003.13511: saturated logits divided until their gradient is back."""
     return (_pgd(plain, CrossEntropy(heat), f" temperature {heat:g}") for heat in _TEMPERATURES)
 
 
-def _on_members(model: Ensemble) -> Iterator[Planned]:
+def _on_members(model: Ensemble) -> Iterator[AttackSpec]:
     """Ways in that an ensemble has: its votes at other temperatures and weights, and its members one by one."""
     yield from (_pgd(sharpened_vote(heat)) for heat in _TEMPERATURES)
     yield from (_pgd(reweighted(heat)) for heat in _REWEIGHTINGS)
@@ -178,22 +178,22 @@ def _on_members(model: Ensemble) -> Iterator[Planned]:
         alone = member(index)
         yield _pgd(alone if is_full_precision(part) else Through(alone, identity), margin)
     for index in range(len(model.members)):
-        yield Planned(
+        yield AttackSpec(
             f"transfer from member {index}",
             OnMember(index, replace(_LONG, loss=margin, return_last=True)),
             aim=f"member {index} alone, by the whole model's decision on the result",
         )
 
 
-def _autoattack(surrogate: Surrogate, *parts: str) -> Planned:
-    return Planned(
+def _autoattack(surrogate: Surrogate, *parts: str) -> AttackSpec:
+    return AttackSpec(
         f"{' + '.join(parts)} {surrogate}",
         AutoAttackSuite(attacks=parts, surrogate=surrogate),
         aim=f"the surrogate {surrogate}, by the whole model's decision",
     )
 
 
-Plan = Callable[[nn.Module, str], tuple[Planned, ...]]
+Plan = Callable[[nn.Module, str], tuple[AttackSpec, ...]]
 """Gives the attacks for a model and the name of its data set."""
 
 
@@ -217,7 +217,7 @@ class Protocol:
         headline: The number to quote.
 
     Example:
-        >>> [planned.name for planned in parse_protocol("paper").attacks(nn.Flatten())]
+        >>> [spec.name for spec in parse_protocol("paper").attacks(nn.Flatten())]
         ['CW', 'FGSM', 'BIM', 'PGD']
     """
 
@@ -228,7 +228,7 @@ class Protocol:
     threats: Mapping[str, Threat] = field(default_factory=lambda: MappingProxyType({}))
     headline: Headline = Headline.WORST_CASE
 
-    def attacks(self, model: nn.Module, dataset: str = "") -> tuple[Planned, ...]:
+    def attacks(self, model: nn.Module, dataset: str = "") -> tuple[AttackSpec, ...]:
         """The attacks on a model, in order.
 
         Args:

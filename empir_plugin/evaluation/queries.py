@@ -7,13 +7,12 @@ to the model, and one that stands there is attacked again, on the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import torch
-from pyautoattack.checks import check_square_sr
 from torch import Tensor, nn
 
 from empir_plugin.attacks.autoattack import AutoAttackResult, AutoAttackSuite
@@ -200,20 +199,3 @@ def _asking(suite: AutoAttackSuite, attacked: Attacked, copy: nn.Module, rows: T
     made = confirmed(run, attacked.model, copy, rows, labels, batch_size=size)
     withstood = correct(attacked.model, made, labels, batch_size=size)
     return AutoAttackResult(made, dict.fromkeys(suite.parts, withstood), tuple(flags))
-
-
-def square_flags(accuracy: Mapping[str, float]) -> tuple[str, ...]:
-    """AutoAttack's warning that its black-box part found what its white-box parts missed, if it has to be given.
-
-    It speaks of a share of all images, so it is asked once for an evaluation and not of every shard.
-
-    Args:
-        accuracy: Share of images classified correctly, ``"clean"`` and after each part.
-
-    Example:
-        >>> len(square_flags({"clean": 0.9, "apgd-ce": 0.5, "square": 0.4}))
-        1
-    """
-    texts: list[str] = []
-    check_square_sr(dict(accuracy), logger=SimpleNamespace(warning=texts.append))
-    return tuple(texts)

@@ -15,7 +15,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.judge import check_attack_result, correct
-from empir_plugin.evaluation.prepare import exact_float32, prepared
+from empir_plugin.evaluation.prepare import exact_float32, prepare
 from empir_plugin.evaluation.record import Record, bits, percent
 
 _BATCH = 500
@@ -60,7 +60,7 @@ def export(
     if clean is not None:
         _require_budget(images, labels, clean, record)
     with exact_float32():
-        left = percent(bits(correct(prepared(model, torch.device("cpu")), images, labels)))
+        left = percent(bits(correct(prepare(model, torch.device("cpu")), images, labels)))
     if left >= below:
         raise EvaluationError(f"the images of {path} leave {left:.2f} %, and {below:.2f} % is known: that is no news")
     _write(target, images)

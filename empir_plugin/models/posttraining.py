@@ -59,23 +59,23 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
         >>> quantize_weights_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
         ('0', '2')
     """
-    quantizer, planned = after_training(bits), _looked_over(model, plan(model, layers))
-    if planned.refused:
-        first = planned.refused[0]
+    quantizer, selected = after_training(bits), _looked_over(model, plan(model, layers))
+    if selected.refused:
+        first = selected.refused[0]
         raise InputError(f"{first.name or first.kind} cannot be quantized ({first.reason}): name others with layers=")
-    if not planned.chosen:
+    if not selected.chosen:
         raise InputError(f"nothing to quantize in {type(model).__name__}: it has no convolution or linear layer")
-    for layer in planned.chosen.values():
+    for layer in selected.chosen.values():
         quantize_layer_class_(layer).use_quantizers_(quantizer, ActivationQuantizer(FULL_BITS))
-    return tuple(planned.chosen)
+    return tuple(selected.chosen)
 
 
-def _looked_over(model: nn.Module, planned: Plan) -> Plan:
+def _looked_over(model: nn.Module, selected: Plan) -> Plan:
     """The plan without layers whose quantized weights nobody would use, as far as that can be seen."""
     images = noise(model)
     if images is None:
-        return planned
+        return selected
     try:
-        return without_uncalled(planned, negative_shares(model, planned.chosen, images))
+        return without_uncalled(selected, negative_shares(model, selected.chosen, images))
     except InputError:  # It takes images of another size than its configuration says, which is no reason to refuse it.
-        return planned
+        return selected

@@ -14,7 +14,7 @@ from empir_plugin.attacks.carlini_wagner import carlini_wagner_of_empir
 from empir_plugin.attacks.gradient import bim, fgsm, gaussian_noise, mim, pgd, uniform_noise
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.attacks.transfer import Transfer
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.protocols import UNBOUNDED, Protocol, adaptive
 from empir_plugin.zoo.registry import load_model
 
@@ -22,12 +22,12 @@ TOLD = "the PGD attacks of the protocol adaptive and Square"
 """What it attacks with, in the words of the report."""
 
 _KINDS = ("PGD-100 plain", "PGD-100 mean_probability")
-_QUERIES = Planned("Square", AutoAttackSuite(attacks=("square",)), aim="the model's own output, without a gradient")
+_QUERIES = AttackSpec("Square", AutoAttackSuite(attacks=("square",)), aim="the model's own output, without a gradient")
 """Where one bit leaves no gradient to follow, queries find what PGD does not."""
 
 
-def _strong_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
-    ascents = (planned for planned in adaptive.attacks(model, dataset) if planned.name.startswith(_KINDS))
+def _strong_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+    ascents = (spec for spec in adaptive.attacks(model, dataset) if spec.name.startswith(_KINDS))
     return (*ascents, _QUERIES)
 
 
@@ -71,31 +71,31 @@ BLACK = ("transferred CW", "transferred FGSM weak", "transferred FGSM medium", "
 NOISE = ("normal noise", "uniform noise")
 
 
-def _strengths_plan(model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+def _strengths_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     """White box in the paper's order, then black box, then noise."""
     found = STRENGTHS[dataset]
     eps = found.strong.eps
     white = (
-        Planned("CW", carlini_wagner_of_empir(), threat=UNBOUNDED),
-        Planned("FGSM weak", fgsm(), threat=found.weak),
-        Planned("FGSM strong", fgsm(), threat=found.strong),
-        Planned("PGD", pgd(40, step_size=eps / 30), threat=found.strong),
-        Planned("BIM", bim(10, step_size=eps / 6), threat=found.strong),
-        Planned("MIM", mim(10, step_size=eps / 5), threat=found.strong),
+        AttackSpec("CW", carlini_wagner_of_empir(), threat=UNBOUNDED),
+        AttackSpec("FGSM weak", fgsm(), threat=found.weak),
+        AttackSpec("FGSM strong", fgsm(), threat=found.strong),
+        AttackSpec("PGD", pgd(40, step_size=eps / 30), threat=found.strong),
+        AttackSpec("BIM", bim(10, step_size=eps / 6), threat=found.strong),
+        AttackSpec("MIM", mim(10, step_size=eps / 5), threat=found.strong),
     )
     noise = (
-        Planned("normal noise", gaussian_noise(), threat=found.strong),
-        Planned("uniform noise", uniform_noise(), threat=found.strong),
+        AttackSpec("normal noise", gaussian_noise(), threat=found.strong),
+        AttackSpec("uniform noise", uniform_noise(), threat=found.strong),
     )
     return (*white, *_black(found), *noise)
 
 
-def _black(found: Strengths) -> tuple[Planned, ...]:
+def _black(found: Strengths) -> tuple[AttackSpec, ...]:
     source = load_model(found.source).requires_grad_(False)
     aim = f"{found.source}, and shows the result to the model"
 
-    def moved(name: str, attack: Attack, threat: Threat) -> Planned:
-        return Planned(f"transferred {name}", Transfer(source, attack), threat=threat, aim=aim)
+    def moved(name: str, attack: Attack, threat: Threat) -> AttackSpec:
+        return AttackSpec(f"transferred {name}", Transfer(source, attack), threat=threat, aim=aim)
 
     one = replace(fgsm(), return_last=True)
     return (

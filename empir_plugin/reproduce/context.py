@@ -16,7 +16,7 @@ from torch import nn
 from empir_plugin._files.atomic import write_atomically
 from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import InputError, WeightsError
-from empir_plugin.evaluation.run import Settings
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.models.quantize import quantize_unit
 from empir_plugin.reproduce.subjects import Subject, Training
 from empir_plugin.reproduce.workspace import Workspace

@@ -16,13 +16,14 @@ from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError, EvaluationError, InputError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
+from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.identity import code_sha256, data_table, model_fingerprint, now, versions
 from empir_plugin.evaluation.overhead.report import image_shape_of, overhead
-from empir_plugin.evaluation.prepare import exact_float32, prepared
+from empir_plugin.evaluation.prepare import exact_float32, prepare
 from empir_plugin.evaluation.protocols import Protocol
-from empir_plugin.evaluation.run import Settings, evaluate
-from empir_plugin.evaluation.shards import Bench, shards
+from empir_plugin.evaluation.run import evaluate
+from empir_plugin.evaluation.shards import cut
 from empir_plugin.reproduce.context import Desk, Prepare, as_they_are
 from empir_plugin.reproduce.subjects import Subject
 
@@ -164,18 +165,18 @@ class Confusion:
         facts = {"model": model_fingerprint(model), "data": data.fingerprint, "code": code_sha256()}
         if _is_done(path, facts):
             return
-        planned = self._planned(model)
-        counts = _counts(prepared(model, desk.settings.device), data, planned, self.threat, desk)
+        spec = self._planned(model)
+        counts = _counts(prepare(model, desk.settings.device), data, spec, self.threat, desk)
         Matrix(
             model={"name": self.subject.name, "sha256": facts["model"]},
             data=data_table(data),
-            attack=f"Protocol {self.protocol.name}. {planned.describe()}",
+            attack=f"Protocol {self.protocol.name}. {spec.describe()}",
             threat=str(self.threat),
             counts=tuple(tuple(row) for row in counts.tolist()),
             run=_run(desk.settings),
         ).write(path)
 
-    def _planned(self, model: nn.Module) -> Planned:
+    def _planned(self, model: nn.Module) -> AttackSpec:
         plan = self.protocol.attacks(model, self.dataset)
         return replace(next(each for each in plan if each.name == self.attack), attack_all=True)
 
@@ -194,19 +195,18 @@ def _run(settings: Settings) -> dict[str, Any]:
     return {**told, "finished": now(), "versions": versions(), "code_sha256": code_sha256()}
 
 
-def _counts(model: nn.Module, data: ImageSet, planned: Planned, threat: Threat, desk: Desk) -> Tensor:
+def _counts(model: nn.Module, data: ImageSet, spec: AttackSpec, threat: Threat, desk: Desk) -> Tensor:
     """How often each class ``(K, K)``, true first, was decided for."""
     settings = desk.settings
-    bench = Bench(model, data, threat, settings.seed, settings.batch_size, settings.device)
+    evaluator = Evaluator(model, data, threat, settings)
     counts = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
     with exact_float32():
-        for shard in shards(len(data), settings.shard_size):
+        for shard in cut(len(data), settings.shard_size):
             labels = data.labels[shard.start : shard.stop]
-            own = torch.tensor(bench.clean(shard).decisions)
-            outcome, _ = bench.attacked(
-                planned, shard, torch.ones_like(own, dtype=torch.bool), own, lambda images: None
-            )
-            desk.on_attack(planned.name, shard.stop, len(data))
+            own = torch.tensor(evaluator.clean(shard).decisions)
+            every_image = torch.ones_like(own, dtype=torch.bool)
+            outcome, _ = evaluator.attack(spec, shard, every_image, own, lambda images: None)
+            desk.on_attack(spec.name, shard.stop, len(data))
             counts.index_put_((labels, torch.tensor(outcome.decisions)), torch.tensor(1), accumulate=True)
     return counts
 
@@ -313,12 +313,12 @@ def only(protocol: Protocol, *names: str) -> Protocol:
 
     Example:
         >>> from empir_plugin.evaluation.protocols import paper
-        >>> [planned.name for planned in only(paper, "FGSM").attacks(nn.Flatten())]
+        >>> [spec.name for spec in only(paper, "FGSM").attacks(nn.Flatten())]
         ['FGSM']
     """
     told = f"{protocol.name}: {', '.join(names)}"
     return replace(protocol, name=told, plan=partial(_only, protocol, names))
 
 
-def _only(protocol: Protocol, names: Sequence[str], model: nn.Module, dataset: str) -> tuple[Planned, ...]:
-    return tuple(planned for planned in protocol.attacks(model, dataset) if planned.name in names)
+def _only(protocol: Protocol, names: Sequence[str], model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+    return tuple(spec for spec in protocol.attacks(model, dataset) if spec.name in names)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from empir_plugin._files.atomic import write_atomically
 from empir_plugin.errors import DataError, InputError
-from empir_plugin.evaluation.run import Settings
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.reproduce.context import Desk, Source
 from empir_plugin.reproduce.document import Document
 from empir_plugin.reproduce.figures import require_matplotlib

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from empir_plugin._files.atomic import PARTIAL, write_atomically
-from empir_plugin._files.lock import locked
+from empir_plugin._files.atomic import PARTIAL, locked, write_atomically
 from empir_plugin.errors import InputError
 
 FORMAT = 1

@@ -17,11 +17,11 @@ from empir_plugin.attacks.registry import load_attack
 from empir_plugin.attacks.threat import Threat, parse_norm
 from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.prepare import parse_device, require_weights
 from empir_plugin.evaluation.protocols import Protocol, default_plan, parse_protocol
-from empir_plugin.evaluation.run import Settings
 from empir_plugin.suite.thresholds import Thresholds
 from empir_plugin.zoo.registry import load_model
 from empir_plugin.zoo.show import dataset_of, default_threat
@@ -30,7 +30,7 @@ _STRONG = "PGD-100"
 """What the default plan calls its PGD, on the model's own output and, for an ensemble, on all members."""
 
 
-def named_attacks(name: str, model: nn.Module) -> tuple[Planned, ...]:
+def named_attacks(name: str, model: nn.Module) -> tuple[AttackSpec, ...]:
     """The attacks a name stands for.
 
     ``pgd`` is that of the default protocol: 100 steps of a quarter of eps, for an ensemble on the mean probability of
@@ -44,14 +44,14 @@ def named_attacks(name: str, model: nn.Module) -> tuple[Planned, ...]:
         InputError: If no attack has that name, or it needs settings.
 
     Example:
-        >>> [planned.attack.steps for planned in named_attacks("pgd", nn.Flatten())]
+        >>> [spec.attack.steps for spec in named_attacks("pgd", nn.Flatten())]
         [100]
     """
     attack = load_attack(name)
     if name.lower() != "pgd":
-        return (Planned(name, attack),)
-    strong = [planned for planned in default_plan(model, "") if planned.name.startswith(_STRONG)]
-    return tuple(replace(planned, name=planned.name.replace(_STRONG, name)) for planned in strong)
+        return (AttackSpec(name, attack),)
+    strong = [spec for spec in default_plan(model, "") if spec.name.startswith(_STRONG)]
+    return tuple(replace(spec, name=spec.name.replace(_STRONG, name)) for spec in strong)
 
 
 _QUICK = 100
@@ -68,7 +68,8 @@ class Case:
         threat: Norm, ``"Linf"`` by default, or norm and radius, such as ``"Linf:8/255"``.
         eps: Radius in units of the image, as a number or as text such as ``"8/255"``; by default the protocol's, or the
             one on the named model's card.
-        attack: Names, :class:`~empir_plugin.evaluation.attack_spec.Planned` attacks, or attacks; the protocol's by default.
+        attack: Names, attack specs (:class:`~empir_plugin.evaluation.attack_spec.AttackSpec`), or attacks; the
+            protocol's by default.
         protocol: By name, instead of attacks.
         n_examples: From the first; 100 of the bundled sample, or all of ``data``, by default.
         data: Folder of the full data set; None for the bundled sample.
@@ -94,7 +95,7 @@ class Case:
     dataset: str = ""
     threat: str = ""
     eps: str | float = ""
-    attack: tuple[str | Planned | Attack, ...] = ()
+    attack: tuple[str | AttackSpec | Attack, ...] = ()
     protocol: str = ""
     n_examples: int | None = None
     data: Path | str | None = None
@@ -185,13 +186,13 @@ class Case:
         wanted = self.n_examples if self.n_examples is not None or self.data is not None else _QUICK
         return load_images(self._dataset, data_dir=self.data, n_examples=wanted)
 
-    def planned(self, model: nn.Module) -> tuple[Planned, ...] | None:
+    def planned(self, model: nn.Module) -> tuple[AttackSpec, ...] | None:
         """The attacks on a model; None for those of the protocol.
 
         Raises:
             InputError: If an attack is not known.
         """
-        return _told_apart([planned for attack in self.attack for planned in _planned(attack, model)]) or None
+        return _told_apart([spec for attack in self.attack for spec in _planned(attack, model)]) or None
 
     def images_file(self, name: str, subject: str) -> Path | None:
         """Where adversarial images of a model of that name go, if anywhere: one file for each evaluation.
@@ -229,24 +230,24 @@ def _threat(norm: str, eps: str | float) -> Threat:
     return Threat(parse_norm(norm), float(eps))
 
 
-def _planned(attack: str | Planned | Attack, model: nn.Module) -> Sequence[Planned]:
+def _planned(attack: str | AttackSpec | Attack, model: nn.Module) -> Sequence[AttackSpec]:
     if isinstance(attack, str):
         return named_attacks(attack, model)
-    return [attack if isinstance(attack, Planned) else Planned(name_of(attack), attack)]
+    return [attack if isinstance(attack, AttackSpec) else AttackSpec(name_of(attack), attack)]
 
 
-def _told_apart(plan: Sequence[Planned]) -> tuple[Planned, ...]:
+def _told_apart(plan: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
     """The same attacks, those of one name numbered from the second on."""
     seen: Counter[str] = Counter()
     told = []
-    for planned in plan:
-        seen[planned.name] += 1
-        number = seen[planned.name]
-        told.append(planned if number == 1 else replace(planned, name=f"{planned.name} {number}"))
+    for spec in plan:
+        seen[spec.name] += 1
+        number = seen[spec.name]
+        told.append(spec if number == 1 else replace(spec, name=f"{spec.name} {number}"))
     return tuple(told)
 
 
-def name_of(attack: str | Planned | Attack) -> str:
+def name_of(attack: str | AttackSpec | Attack) -> str:
     """What tables call an attack.
 
     Example:
@@ -256,6 +257,6 @@ def name_of(attack: str | Planned | Attack) -> str:
     """
     if isinstance(attack, str):
         return attack
-    if isinstance(attack, Planned):
+    if isinstance(attack, AttackSpec):
         return attack.name
     return getattr(attack, "__name__", type(attack).__name__)

@@ -16,7 +16,7 @@ from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.evaluation.overhead.count import packed_bytes
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.convert.probe import modes_kept, run
 from empir_plugin.models.convert.report import ConversionReport
 from empir_plugin.models.packing import save_packed, sha256
@@ -276,7 +276,7 @@ def _fine_tuned(
 
 
 def _accuracy(model: nn.Module, test: ImageSet, device: torch.device) -> float:
-    subject = prepared(model, device)
+    subject = prepare(model, device)
     right = correct(subject, test.as_float().to(device), test.labels.to(device))
     return right.sum().item() / len(test)
 

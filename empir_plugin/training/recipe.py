@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from empir_plugin._files import tables
-from empir_plugin._files.tables import check_keys, made, table_of
+from empir_plugin._files.tables import build, check_keys, table_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
@@ -226,7 +226,7 @@ class Recipe:
         stages = {"joint": JointRecipe, "finish": FinishRecipe}
         made_of = {key: _stage(kind, key, table, shared) for key, kind in stages.items() if key in table}
         members = _members(table["members"], shared)
-        return made(cls, plain, "recipe", members=members, **made_of, holdout=_holdout(table))
+        return build(cls, plain, "recipe", members=members, **made_of, holdout=_holdout(table))
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -264,14 +264,14 @@ def _member(table: dict[str, Any]) -> MemberRecipe:
     given: dict[str, Any] = {"precision": Precision.parse(str(table.pop("precision")))}
     if "activations" in table:
         given["activations"] = Activations.parse(str(table.pop("activations")))
-    return made(MemberRecipe, table, where, **given, **_objective(table, where))
+    return build(MemberRecipe, table, where, **given, **_objective(table, where))
 
 
 def _stage(kind: type[JointRecipe], key: str, table: Mapping[str, Any], shared: Mapping[str, Any]) -> JointRecipe:
     where, known = f"[{key}]", {field.name for field in fields(kind)}
     fitting = {name: value for name, value in shared.items() if name in known}
     settings = {**fitting, **table_of(table[key], where)}
-    return made(kind, settings, where, name=str(table["name"]), **_objective(settings, where))
+    return build(kind, settings, where, name=str(table["name"]), **_objective(settings, where))
 
 
 def _objective(table: dict[str, Any], where: str) -> dict[str, Any]:
@@ -284,4 +284,4 @@ def _holdout(table: Mapping[str, Any]) -> HoldOut | None:
         return None
     settings = dict(table_of(table["holdout"], "[holdout]"))
     threat = Threat.parse(str(settings.pop("threat"))) if "threat" in settings else None
-    return made(HoldOut, settings, "[holdout]", threat=threat)
+    return build(HoldOut, settings, "[holdout]", threat=threat)

@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from empir_plugin._files.tables import made, table_of
+from empir_plugin._files.tables import build, table_of
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.activations import Activations
@@ -56,8 +56,8 @@ def parse_objective(table: Any, where: str = "[objective]") -> RecipeObjective:
 
     ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty``, ``distilled`` or ``boundary_retrain``;
     ``adversarial`` and ``trades`` have a table ``adversary``, whose ``kind`` is ``fgsm``, ``rfgsm``, ``nfgsm`` or
-    ``pgd``, and may have a table ``awp`` with the arguments of :class:`~empir_plugin.training.objectives.WeightPerturbed`. All
-    other keys are the arguments of what the kinds name.
+    ``pgd``, and may have a table ``awp`` with the arguments of
+    :class:`~empir_plugin.training.objectives.WeightPerturbed`. All other keys are the arguments of what the kinds name.
 
     Raises:
         InputError: If the table names no objective, or a wrong one.
@@ -78,17 +78,17 @@ def _by_kind(kinds: Mapping[str, Callable[..., Any]], table: Any, where: str) ->
 
 
 def _plain_objective(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> Any:
-    return made(target, table, where)
+    return build(target, table, where)
 
 
 def _attacked(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> Any:
     settings = dict(table)
     adversary = _by_kind(_READERS, settings.pop("adversary", {}), f"{where}, adversary")
     awp = settings.pop("awp", None)
-    objective = made(target, settings, where, adversary=adversary)
+    objective = build(target, settings, where, adversary=adversary)
     if awp is None:
         return objective
-    return made(WeightPerturbed, table_of(awp, f"{where}, awp"), f"{where}, awp", objective=objective)
+    return build(WeightPerturbed, table_of(awp, f"{where}, awp"), f"{where}, awp", objective=objective)
 
 
 _READERS = MappingProxyType({kind: partial(_plain_objective, target) for kind, target in _ADVERSARIES.items()})

@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from empir_plugin.attacks import fgsm
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.distributed import Team, device_of_rank, torchrun_team
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
-from empir_plugin.evaluation.shards import shards
+from empir_plugin.evaluation.shards import cut
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -34,43 +35,23 @@ def verdicts(record: Record) -> tuple[object, ...]:
     return record.clean, record.worst_case, [(attack.name, attack.robust) for attack in record.attacks]
 
 
-class SharedBoard:
-    """What torch's store does, between threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._numbers: dict[str, int] = {}
-        self._texts: dict[str, str] = {}
-
-    def add(self, key: str, amount: int, /) -> int:
-        with self._lock:
-            self._numbers[key] = self._numbers.get(key, 0) + amount
-            return self._numbers[key]
-
-    def set(self, key: str, value: str, /) -> None:
-        self._texts[key] = value
-
-    def get(self, key: str, /) -> bytes:
-        return self._texts[key].encode()
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [1, 5, 40])
 def test_every_shard_has_exactly_one_worker(n: int, size: int) -> None:
-    cut = shards(n, 4)
-    dealt = [shard for rank in range(size) for shard in Team(rank, size).own(cut)]
-    assert sorted(dealt, key=lambda shard: shard.number) == cut
-    assert [i for shard in cut for i in range(shard.start, shard.stop)] == list(range(n))
-    counts = [len(Team(rank, size).own(cut)) for rank in range(size)]
+    pieces = cut(n, 4)
+    dealt = [shard for rank in range(size) for shard in Team(rank, size).own(pieces)]
+    assert sorted(dealt, key=lambda shard: shard.number) == pieces
+    assert [i for shard in pieces for i in range(shard.start, shard.stop)] == list(range(n))
+    counts = [len(Team(rank, size).own(pieces)) for rank in range(size)]
     assert max(counts) - min(counts) <= 1
 
 
 def test_everybody_gets_everybodys_text() -> None:
-    board, size = SharedBoard(), 3
+    store, size = HashStore(), 3
     got: dict[int, list[list[str]]] = {}
 
     def work(rank: int) -> None:
-        team = Team(rank, size, board)
+        team = Team(rank, size, store)
         got[rank] = [team.round().gather(f"{word}{rank}") for word in ("a", "b")]
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
@@ -82,9 +63,9 @@ def test_everybody_gets_everybodys_text() -> None:
 
 
 def test_a_failure_stops_the_others_with_its_sentence() -> None:
-    board = SharedBoard()
-    lame, waiting = Team(1, 2, board).round(), Team(0, 2, board).round()
-    with pytest.raises(EvaluationError, match="the disk is full"), lame.announcing_failure():
+    store = HashStore()
+    lame, waiting = Team(1, 2, store).round(), Team(0, 2, store).round()
+    with pytest.raises(EvaluationError, match="the disk is full"), lame.announce_failure():
         raise EvaluationError("the disk is full")
     with pytest.raises(EvaluationError, match="the disk is full"):
         waiting.stop_if_failed()
@@ -178,8 +159,8 @@ def test_nobody_writes_into_the_store_before_the_leader_has_tidied_it(toys: Modu
 
 
 def test_the_others_wait_for_the_leader_and_hear_of_its_failure() -> None:
-    board, order = SharedBoard(), list[str]()
-    leader, other = Team(0, 2, board).round(), Team(1, 2, board).round()
+    store, order = HashStore(), list[str]()
+    leader, other = Team(0, 2, store).round(), Team(1, 2, store).round()
     thread = threading.Thread(target=lambda: (other.after_leader("tidying"), order.append("other")))
     thread.start()
     time.sleep(0.3)
@@ -187,7 +168,7 @@ def test_the_others_wait_for_the_leader_and_hear_of_its_failure() -> None:
     leader.after_leader("tidying")
     thread.join(30)
     assert order == ["leader", "other"]
-    with pytest.raises(EvaluationError, match="no space"), leader.announcing_failure():
+    with pytest.raises(EvaluationError, match="no space"), leader.announce_failure():
         raise EvaluationError("no space")
     with pytest.raises(EvaluationError, match="no space"):
         other.after_leader("something else")
@@ -251,7 +232,7 @@ def test_torchrun_gives_the_verdicts_of_one_process(toys: ModuleType, tmp_path: 
     assert Record.read(record).run["processes"] == 2
     # What the two stored serves one process: not a shard is computed again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*/*.json")}
-    plan = [*toys.PLAN, Planned("FGSM", fgsm())]
+    plan = [*toys.PLAN, AttackSpec("FGSM", fgsm())]
     settings = toys.SETTINGS
     evaluate(toys.network(), toys.noise_images(), toys.THREAT, plan, settings=settings, store=tmp_path / "store")
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*/*.json")}

@@ -11,11 +11,12 @@ import pytest
 
 from empir_plugin.attacks import fgsm, pgd, uniform_noise
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.record import Record, gathered, merged, record_of
-from empir_plugin.evaluation.run import Settings, evaluate
+from empir_plugin.evaluation.run import evaluate
 
-PLAN = (Planned("noise", uniform_noise(2)), Planned("FGSM", fgsm()), Planned("PGD", pgd(3)))
+PLAN = (AttackSpec("noise", uniform_noise(2)), AttackSpec("FGSM", fgsm()), AttackSpec("PGD", pgd(3)))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def parts(toys: ModuleType) -> tuple[Record, ...]:
     return tuple(_evaluated(toys, planned) for planned in PLAN)
 
 
-def _evaluated(toys: ModuleType, *plan: Planned, **settings: Any) -> Record:
+def _evaluated(toys: ModuleType, *plan: AttackSpec, **settings: Any) -> Record:
     return evaluate(toys.network(), toys.noise_images(), toys.THREAT, plan, settings=Settings(**settings))
 
 
@@ -56,7 +57,7 @@ def test_records_of_different_things_have_no_common_worst_case(parts: tuple[Reco
 
 
 def test_two_attacks_of_one_name_must_be_one(toys: ModuleType, parts: tuple[Record, ...]) -> None:
-    longer = _evaluated(toys, Planned("PGD", pgd(4)))
+    longer = _evaluated(toys, AttackSpec("PGD", pgd(4)))
     with pytest.raises(EvaluationError, match="two attacks named PGD differ"):
         merged((parts[2], longer))
     assert gathered((parts[0], parts[2], longer)) == (merged((parts[0], parts[2])), longer)

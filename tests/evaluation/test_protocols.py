@@ -18,7 +18,7 @@ from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import FixedStep, StepOfEps, UniformStart, at_image
 from empir_plugin.attacks.surrogates import MeanLogits, mean_probability, plain, voters
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.attack_spec import Labels, Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.protocols import PROTOCOLS, Headline, parse_protocol
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
@@ -51,7 +51,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (110,), generator=generator)
 
 
-def carried_out(planned: Planned, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+def carried_out(planned: AttackSpec, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     """What a plan's fields ask of the engine: images ``(N, C, H, W)`` and who withstood ``(N,)``."""
     own = model(x).argmax(1)
     attacked = torch.arange(len(x)) if planned.attack_all else torch.arange(len(x))[own == y]
@@ -250,12 +250,12 @@ def test_protocols_by_name() -> None:
 def test_standard_and_default() -> None:
     model = ensemble()
     (suite,) = parse_protocol("standard").attacks(model)
-    assert suite == Planned("AutoAttack", AutoAttackSuite())
+    assert suite == AttackSpec("AutoAttack", AutoAttackSuite())
     assert suite.bounded
     assert parse_protocol("default").attacks(model) == (
-        Planned("FGSM", fgsm()),
-        Planned("PGD-100", LONG_STEPS),
-        Planned("PGD-100 mean_probability", replace(LONG_STEPS, surrogate=mean_probability)),
+        AttackSpec("FGSM", fgsm()),
+        AttackSpec("PGD-100", LONG_STEPS),
+        AttackSpec("PGD-100 mean_probability", replace(LONG_STEPS, surrogate=mean_probability)),
         suite,
     )
     assert names("default", nn.Flatten()) == ["FGSM", "PGD-100", "AutoAttack"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import Transfer, bim, fgsm, gaussian_noise, pgd, uniform_noise
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.evaluation.queries import Queries, confirmed, integer_queries, never_differentiates, shared
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer_module
@@ -28,7 +28,7 @@ def network(precision: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         conv = QuantConv2d(1, 4, 3, precision=Precision.parse(precision))
-        return prepared(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), CPU)
+        return prepare(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), CPU)
 
 
 def images() -> Tensor:
@@ -58,7 +58,7 @@ def test_a_quantized_network_gets_a_copy_that_decides_like_it() -> None:
 
 @pytest.mark.usefixtures("everywhere")
 def test_the_copy_of_an_ensemble_has_its_members_and_no_gradient() -> None:
-    model = prepared(Ensemble([network("w2a2"), network("w4a4", 1), network("fp", 2)]), CPU)
+    model = prepare(Ensemble([network("w2a2"), network("w4a4", 1), network("fp", 2)]), CPU)
     copy = integer_queries(model, images()).copy
     assert isinstance(copy, Ensemble)
     assert (len(copy.members), copy.leader) == (3, 2)

@@ -21,11 +21,12 @@ from empir_plugin.attacks import AutoAttackSuite, Threat, Transfer, bim, fgsm, p
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation import run as run_module
-from empir_plugin.evaluation.attack_spec import Labels, Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.identity import model_fingerprint
 from empir_plugin.evaluation.queries import Queries
 from empir_plugin.evaluation.record import Record
-from empir_plugin.evaluation.run import Settings, evaluate
+from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
 from empir_plugin.models.layers import QuantConv2d
@@ -56,7 +57,7 @@ def verdicts(record: Record) -> tuple[object, ...]:
 
 def run(toys: ModuleType, attacks: Any, **rest: Any) -> Record:
     data = toys.pairs(DIFFERENCES, LABELS)
-    plan = [Planned(name, attack) for name, attack in attacks.items()] if isinstance(attacks, dict) else attacks
+    plan = [AttackSpec(name, attack) for name, attack in attacks.items()] if isinstance(attacks, dict) else attacks
     return evaluate(toys.Compare(), data, THREAT, plan, **{"settings": Settings(shard_size=4, batch_size=3), **rest})
 
 
@@ -91,26 +92,26 @@ def darken_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def test_only_images_classified_correctly_are_attacked_unless_all_are_asked_for(toys: ModuleType) -> None:
     record = run(
-        toys, [Planned("right", Does(darken_right)), Planned("right, all", Does(darken_right), attack_all=True)]
+        toys, [AttackSpec("right", Does(darken_right)), AttackSpec("right, all", Does(darken_right), attack_all=True)]
     )
     assert record.attacks[0].robust == "1111001100"
     # Image 9 is wrong without an attack, with which it comes back right: -12 + 2 * 7.9 > 0 is not, 3 stays wrong.
     assert record.attacks[1].robust == "1111001100"
-    record = run(toys, [Planned("left, all", Does(darken_left), attack_all=True)])
+    record = run(toys, [AttackSpec("left, all", Does(darken_left), attack_all=True)])
     assert record.attacks[0].robust == "0011111110"
     assert record.worst_case == "0011111100"
 
 
 def test_own_labels_are_the_models_clean_decisions(toys: ModuleType) -> None:
-    plan = [Planned("own", fgsm(), labels=Labels.OWN, attack_all=True), Planned("true", fgsm(), attack_all=True)]
+    plan = [AttackSpec("own", fgsm(), labels=Labels.OWN, attack_all=True), AttackSpec("true", fgsm(), attack_all=True)]
     record = run(toys, plan)
     # Image 8 is wrong: pushed away from its wrong class it becomes right, pushed away from its true one it stays wrong.
     assert [attack.robust[8:] for attack in record.attacks] == ["10", "00"]
 
 
 def test_an_attack_without_a_budget_is_no_part_of_the_worst_case(toys: ModuleType) -> None:
-    far = Planned("far", Does(lambda_free_invert), threat=Threat.parse("L2:inf"))
-    record = run(toys, [far, Planned("FGSM", fgsm())])
+    far = AttackSpec("far", Does(lambda_free_invert), threat=Threat.parse("L2:inf"))
+    record = run(toys, [far, AttackSpec("FGSM", fgsm())])
     assert record.attacks[0].robust == "0" * 10
     assert not record.attacks[0].in_worst_case
     assert record.worst_case == ROBUST
@@ -118,8 +119,8 @@ def test_an_attack_without_a_budget_is_no_part_of_the_worst_case(toys: ModuleTyp
 
 
 def test_a_larger_budget_is_no_part_of_the_worst_case_and_a_smaller_one_is(toys: ModuleType) -> None:
-    large = Planned("large", fgsm(), threat=Threat.parse("Linf:0.5"))
-    small = Planned("small", fgsm(), threat=Threat.parse("Linf:4/255"))
+    large = AttackSpec("large", fgsm(), threat=Threat.parse("Linf:0.5"))
+    small = AttackSpec("small", fgsm(), threat=Threat.parse("Linf:4/255"))
     record = run(toys, [large, small])
     assert [attack.in_worst_case for attack in record.attacks] == [False, True]
     assert record.worst_case == record.attacks[1].robust != record.attacks[0].robust
@@ -143,7 +144,7 @@ def test_batches_of_a_prescribed_size_keep_the_order(toys: ModuleType) -> None:
         seen.append(len(x))
         return x
 
-    planned = Planned("together", Does(noting), attack_all=True, batch_size=2)
+    planned = AttackSpec("together", Does(noting), attack_all=True, batch_size=2)
     run(toys, [planned])
     assert seen == [2, 2, 2, 2, 2]
     with pytest.raises(InputError, match="multiple of 2, got 5"):
@@ -159,7 +160,9 @@ def test_autoattack_reports_its_parts_and_warnings(toys: ModuleType) -> None:
     assert attack.parts[-1].robust == attack.robust == ROBUST
     # Masked gradients: the white-box part is blind, the black-box part is not.
     blind = nn.Sequential(Rounded(), toys.Compare())
-    record = evaluate(blind, toys.pairs(DIFFERENCES, LABELS), THREAT, [Planned("AutoAttack", suite)], settings=SHARDED)
+    record = evaluate(
+        blind, toys.pairs(DIFFERENCES, LABELS), THREAT, [AttackSpec("AutoAttack", suite)], settings=SHARDED
+    )
     (attack,) = record.attacks
     squares = [flag for flag in attack.flags if flag.startswith("Square Attack")]
     assert len(squares) == 1
@@ -234,7 +237,7 @@ def raising(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_cheating_is_caught_and_located(toys: ModuleType, cheat: Callable[..., object], sentence: str) -> None:
     data = toys.noise_images()
     with pytest.raises(EvaluationError, match=sentence) as caught:
-        evaluate(toys.network(), data, THREAT, [Planned("cheat", Does(cheat))], settings=Settings(shard_size=16))
+        evaluate(toys.network(), data, THREAT, [AttackSpec("cheat", Does(cheat))], settings=Settings(shard_size=16))
     assert "cheat" in str(caught.value)
     assert "shard 0 (images 0 to 15)" in str(caught.value)
 
@@ -264,7 +267,7 @@ def test_models_that_return_no_logits_are_refused(toys: ModuleType, output: nn.M
 
 
 def test_what_was_finished_before_an_error_is_kept(toys: ModuleType, tmp_path: Path) -> None:
-    plan = [Planned("FGSM", fgsm()), Planned("raising", Does(raising))]
+    plan = [AttackSpec("FGSM", fgsm()), AttackSpec("raising", Does(raising))]
     with pytest.raises(EvaluationError, match="raising failed on shard 0"):
         run(toys, plan, store=tmp_path)
     stored = len(list(tmp_path.glob("*/*.json")))
@@ -279,9 +282,9 @@ def test_settings_that_make_no_sense_are_refused(toys: ModuleType, tmp_path: Pat
     with pytest.raises(InputError, match="batch_size"):
         Settings(batch_size=2.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="different names"):
-        run(toys, [Planned("a", fgsm()), Planned("a", pgd())])
+        run(toys, [AttackSpec("a", fgsm()), AttackSpec("a", pgd())])
     with pytest.raises(InputError, match="different names"):
-        run(toys, [Planned("clean", fgsm())])
+        run(toys, [AttackSpec("clean", fgsm())])
     with pytest.raises(InputError, match="pass one"):
         run(toys, {}, images=tmp_path / "images.safetensors")
     with pytest.raises(InputError, match="no name"):
@@ -298,7 +301,7 @@ def test_model_and_process_are_left_as_they_were(toys: ModuleType) -> None:
     name, state = model_fingerprint(model), torch.get_rng_state()
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    evaluate(model, toys.noise_images(), THREAT, [Planned("PGD", pgd(2)), Planned("noise", uniform_noise())])
+    evaluate(model, toys.noise_images(), THREAT, [AttackSpec("PGD", pgd(2)), AttackSpec("noise", uniform_noise())])
     assert model_fingerprint(model) == name
     assert model.training
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
@@ -314,7 +317,7 @@ def uses_global_randomness(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(toys: ModuleType) -> None:
     data = toys.pairs(list(range(-20, 20)), [0] * 40)
-    plan = [Planned("noise", uniform_noise()), Planned("global", Does(uses_global_randomness))]
+    plan = [AttackSpec("noise", uniform_noise()), AttackSpec("global", Does(uses_global_randomness))]
 
     def column(seed: int) -> Any:
         settings = Settings(seed=seed, shard_size=16)
@@ -330,7 +333,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(toys: ModuleT
 
 
 def test_columns_do_not_know_of_each_other(toys: ModuleType) -> None:
-    plan = [Planned("noise", uniform_noise()), Planned("FGSM", fgsm()), Planned("PGD", pgd(4))]
+    plan = [AttackSpec("noise", uniform_noise()), AttackSpec("FGSM", fgsm()), AttackSpec("PGD", pgd(4))]
     data = toys.noise_images()
     together = evaluate(toys.network(), data, THREAT, plan)
     backwards = evaluate(toys.network(), data, THREAT, plan[::-1])
@@ -343,7 +346,7 @@ def test_columns_do_not_know_of_each_other(toys: ModuleType) -> None:
 @pytest.mark.parametrize(("shard_size", "batch_size"), [(40, 40), (1, 1), (7, 3), (100, 250)])
 def test_verdicts_do_not_depend_on_how_images_are_cut(toys: ModuleType, shard_size: int, batch_size: int) -> None:
     data = toys.pairs(list(range(-20, 20)), [0] * 40)
-    plan = [Planned("noise", uniform_noise(2)), Planned("PGD", pgd(4))]
+    plan = [AttackSpec("noise", uniform_noise(2)), AttackSpec("PGD", pgd(4))]
     cut = Settings(shard_size=shard_size, batch_size=batch_size)
     assert verdicts(evaluate(toys.Compare(), data, THREAT, plan, settings=cut)) == verdicts(
         evaluate(toys.Compare(), data, THREAT, plan)
@@ -353,10 +356,10 @@ def test_verdicts_do_not_depend_on_how_images_are_cut(toys: ModuleType, shard_si
 def test_a_cascade_has_the_same_worst_case(toys: ModuleType) -> None:
     data = toys.noise_images()
     plan = [
-        Planned("noise", uniform_noise(5)),
-        Planned("all", bim(1), attack_all=True),
-        Planned("FGSM", fgsm()),
-        Planned("PGD", pgd(10)),
+        AttackSpec("noise", uniform_noise(5)),
+        AttackSpec("all", bim(1), attack_all=True),
+        AttackSpec("FGSM", fgsm()),
+        AttackSpec("PGD", pgd(10)),
     ]
     independent = evaluate(toys.network(), data, THREAT, plan, settings=Settings(shard_size=16))
     cascade = evaluate(toys.network(), data, THREAT, plan, settings=Settings(shard_size=16, cascade=True))
@@ -399,7 +402,7 @@ def test_a_record_names_model_data_and_how_it_was_run(toys: ModuleType) -> None:
 
 def test_the_adversarial_images_are_those_that_break_the_model(toys: ModuleType, tmp_path: Path) -> None:
     path, data, model = tmp_path / "out" / "images.safetensors", toys.noise_images(), toys.network()
-    plan = [Planned("noise", uniform_noise()), Planned("PGD", pgd(10))]
+    plan = [AttackSpec("noise", uniform_noise()), AttackSpec("PGD", pgd(10))]
     for _ in range(2):  # computed, then from the store
         record = evaluate(model, data, THREAT, plan, settings=SHARDED, store=tmp_path / "store", images=path)
     tensors = safetensors.torch.load_file(path)
@@ -418,9 +421,9 @@ def test_the_adversarial_images_are_those_that_break_the_model(toys: ModuleType,
 
 
 ASKING = [
-    Planned("noise", uniform_noise(5)),
-    Planned("PGD", pgd(4)),
-    Planned("Square", AutoAttackSuite(attacks=("square",), queries=20)),
+    AttackSpec("noise", uniform_noise(5)),
+    AttackSpec("PGD", pgd(4)),
+    AttackSpec("Square", AutoAttackSuite(attacks=("square",), queries=20)),
 ]
 
 
@@ -523,7 +526,7 @@ class Meddling:
 @pytest.mark.usefixtures("everywhere")
 def test_the_copy_may_not_be_changed_either(quantized: nn.Module, images: ImageSet) -> None:
     with pytest.raises(EvaluationError, match="changed the model"):
-        evaluate(quantized, images, WEAK, [Planned("meddling", Meddling())], settings=INT8)
+        evaluate(quantized, images, WEAK, [AttackSpec("meddling", Meddling())], settings=INT8)
 
 
 def test_what_returns_no_logits_is_told_as_ever(images: ImageSet) -> None:
@@ -591,7 +594,6 @@ def test_a_kill_at_any_write_costs_only_the_shard_at_hand(
     assert len(log.read_text().split()) == 10 - max(0, stored - 5)
     assert len(list(tmp_path.glob("*/*.json"))) == 15
     assert not list(tmp_path.glob("*/.*"))
-    assert not list(tmp_path.glob("*/lock*"))
 
 
 @needs_fork
@@ -607,7 +609,7 @@ def test_kill_9_from_outside_and_two_processes_on_one_store(
     try:
         wait_for(lambda: len(log.read_text().split()) == 7)
         monkeypatch.delenv("TOY_STALL")
-        with pytest.raises(EvaluationError, match=f"process {pid} is evaluating this model"):
+        with pytest.raises(EvaluationError, match="another evaluation of this model on this data"):
             evaluated(toys, tmp_path)
         other = toys.network(seed=1)
         evaluate(other, toys.noise_images(), THREAT, [], settings=toys.SETTINGS, store=tmp_path)
@@ -733,7 +735,7 @@ def test_ten_thousand_cifar_images_stay_under_two_gigabytes(tmp_path: Path) -> N
     images = torch.randint(0, 256, (10_000, 3, 32, 32), generator=generator, dtype=torch.uint8)
     data = ImageSet("toy", "test", images, torch.randint(0, 10, (10_000,), generator=generator), tuple("abcdefghij"))
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 225, 10))
-    plan = [Planned("FGSM", fgsm(), attack_all=True), Planned("PGD", pgd(2), attack_all=True)]
+    plan = [AttackSpec("FGSM", fgsm(), attack_all=True), AttackSpec("PGD", pgd(2), attack_all=True)]
 
     def child() -> None:
         evaluate(model, data, THREAT, plan, store=tmp_path / "store", images=tmp_path / "images.safetensors")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import Attack, Threat, pgd, uniform_noise
 from empir_plugin.data.image_set import ImageSet
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.distributed import torchrun_team
-from empir_plugin.evaluation.run import Settings, evaluate
+from empir_plugin.evaluation.evaluator import Settings
+from empir_plugin.evaluation.run import evaluate
 
 THREAT = Threat.parse("Linf:8/255")
 NAMES = ("left", "right", "neither")
@@ -73,8 +74,8 @@ class Logged:
 
 
 PLAN = (
-    Planned("noise", Logged(uniform_noise(3))),
-    Planned("PGD", Logged(pgd(3))),
+    AttackSpec("noise", Logged(uniform_noise(3))),
+    AttackSpec("PGD", Logged(pgd(3))),
 )
 SETTINGS = Settings(seed=3, batch_size=4, shard_size=8)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks import Threat, fgsm
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate, write_images
 from empir_plugin.leaderboard.tensor import export
@@ -30,7 +30,7 @@ MODEL = nn.Flatten()
 def images(tmp_path: Path) -> tuple[Path, Record]:
     """What ``evaluate`` writes, and its record: 2 of 6 are left."""
     path = tmp_path / "images.safetensors"
-    attacks = [Planned("FGSM", fgsm())]
+    attacks = [AttackSpec("FGSM", fgsm())]
     threat = Threat.parse("Linf:8/255")
     record = evaluate(MODEL, DATA, threat, attacks, store=tmp_path / "store", images=path)
     return path, record

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.run import Settings
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.reproduce.context import Desk
 from empir_plugin.reproduce.parts import Confusion, Matrix
 from empir_plugin.reproduce.workspace import Workspace

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from empir_plugin.evaluation.run import Settings
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.reproduce.context import Desk
 from empir_plugin.reproduce.parts import Cost
 from empir_plugin.reproduce.report import Found, Line, ledger, ledger_table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks import Model, Threat, fgsm
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.protocols import Protocol
 from empir_plugin.reproduce.document import Block, Table
 from empir_plugin.reproduce.parts import Evaluation
@@ -84,8 +84,8 @@ class Counted:
 class Plan:
     attack: Counted
 
-    def __call__(self, model: nn.Module, dataset: str) -> tuple[Planned, ...]:
-        return (Planned("FGSM", self.attack, attack_all=True),)
+    def __call__(self, model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+        return (AttackSpec("FGSM", self.attack, attack_all=True),)
 
 
 def protocol(attack: Counted) -> Protocol:

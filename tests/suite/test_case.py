@@ -12,7 +12,7 @@ from torch import nn
 
 from empir_plugin.attacks import AutoAttackSuite, fgsm, mean_probability, pgd, plain
 from empir_plugin.errors import EmpirError, InputError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.suite.case import Case, name_of, named_attacks
 
@@ -81,7 +81,7 @@ def test_attacks_or_a_protocol() -> None:
 
 
 def test_attacks_are_names_plans_or_attacks() -> None:
-    mine = Planned("mine", fgsm())
+    mine = AttackSpec("mine", fgsm())
     planned = Case(attack=("fgsm", mine, fgsm())).planned(nn.Flatten())
     assert planned is not None
     assert [each.name for each in planned] == ["fgsm", "mine", "GradientAttack"]
@@ -127,6 +127,6 @@ def test_attacks_of_one_class_are_told_apart() -> None:
 
 
 def test_a_case_is_described_in_json_words() -> None:
-    described = Case(model="m", eps=0.1, attack=("fgsm", Planned("mine", fgsm())), min_clean=5).describe()
+    described = Case(model="m", eps=0.1, attack=("fgsm", AttackSpec("mine", fgsm())), min_clean=5).describe()
     assert described["attack"] == ["fgsm", "mine"]
     assert (described["eps"], described["label"], described["min_clean"]) == ("0.1", "fgsm, mine", 5)

@@ -12,7 +12,7 @@ from empir_plugin.data.image_set import load_images
 from empir_plugin.errors import WeightsError
 from empir_plugin.evaluation.identity import model_fingerprint
 from empir_plugin.evaluation.judge import correct
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.evaluation.record import Record, bits
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import quantized_layers
@@ -62,7 +62,7 @@ def test_built_models_are_ready_to_evaluate() -> None:
 @pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
 def test_the_published_verdicts_are_recomputed_on_the_bundled_images(card: ModelCard) -> None:
     record = Record.read(RUNS / card.record)
-    model = prepared(build_model(card), torch.device("cpu"))
+    model = prepare(build_model(card), torch.device("cpu"))
     data = load_images(card.dataset)
     again = bits(correct(model, data.as_float(), data.labels))
     assert record.model["sha256"] == model_fingerprint(model)
@@ -88,7 +88,7 @@ def test_quantization_costs_few_points_of_accuracy(name: str, most: float) -> No
 @pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
 def test_clean_accuracy_on_the_full_test_set(card: ModelCard, data_dir: Path) -> None:
     data = load_images(card.dataset, data_dir=data_dir)
-    found = correct(prepared(build_model(card), torch.device("cpu")), data.as_float(), data.labels)
+    found = correct(prepare(build_model(card), torch.device("cpu")), data.as_float(), data.labels)
     assert 100 * found.double().mean().item() == pytest.approx(card.clean_accuracy, abs=0.05)
 
 

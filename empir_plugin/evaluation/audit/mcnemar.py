@@ -1,100 +1,89 @@
-"""Two attacks on the same images, of which it is known beforehand which ought to be the stronger."""
+"""The significance test between two attacks on the same images: the exact McNemar test.
+
+Only images that exactly one of the two attacks breaks tell them apart. If neither were the stronger, each of those
+would be a fair coin toss, so the p-value is a tail of the binomial distribution
+(https://en.wikipedia.org/wiki/McNemar%27s_test#Variations).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from empir_plugin.evaluation.audit.measurements import Columns, Evidence
-from empir_plugin.evaluation.audit.report import Finding, follows, found, tail
-
 
 @dataclass(frozen=True)
-class Beats:
-    """Fails if one of several attacks breaks images that a reference, which has to be no weaker, leaves.
-
-    The value is the share of images that only the challenger breaks, less the share that only the reference breaks.
-    Several challengers divide the allowed chance between them.
+class McNemarTest:
+    """A one-sided exact McNemar test: does the first attack break more of the same images than the second?
 
     Args:
-        name: The sign of masking it looks for.
-        challengers: Picks the attacks out of the evidence.
-        reference: Picks what they are compared with.
-        slack: By which share of the images a challenger may win.
-        reason: Why that much.
+        first: Name of the first attack.
+        second: Name of the second attack.
+        broken_by_first: Images it breaks.
+        broken_by_second: Images it breaks.
+        only_first: Images that only the first attack breaks.
+        only_second: Images that only the second attack breaks.
+        images: How many there are.
+        comparisons: How many tests are made at once: the p-value is multiplied by it (Bonferroni).
+
+    Example:
+        >>> import math, torch
+        >>> one, other = torch.tensor([True] * 7 + [False]), torch.zeros(8, dtype=torch.bool)
+        >>> math.isclose(McNemarTest.of("FGSM", one, "PGD", other).p_value, 0.5**7)
+        True
     """
 
-    name: str
-    challengers: Callable[[Evidence], Columns]
-    reference: Callable[[Evidence], Columns]
-    slack: float
-    reason: str
-
-    def __call__(self, evidence: Evidence) -> Finding:
-        """Compare each challenger with the reference."""
-        challengers, (against, reference) = self.challengers(evidence), first(self.reference(evidence))
-        duels = [Duel.of(name, column, against, reference, len(challengers)) for name, column in challengers.items()]
-        if not duels:
-            return Finding(self.name, "Does not apply to this model.", 0.0, self.slack, 1.0, self.reason, passed=True)
-        worst = max(duels, key=lambda duel: (not follows(duel.gap, self.slack, duel.chance), duel.gap))
-        numbers = worst.gap, self.slack, worst.chance
-        broken = counts({**challengers, against: reference})
-        return found(self.name, worst.measured, numbers, self.reason, images_broken=broken, images=worst.images)
-
-
-@dataclass(frozen=True)
-class Duel:
-    """Two attacks on the same images: which of them fell to one alone."""
-
-    name: str
-    against: str
-    broken: int
-    broken_by_reference: int
-    wins: int
-    losses: int
+    first: str
+    second: str
+    broken_by_first: int
+    broken_by_second: int
+    only_first: int
+    only_second: int
     images: int
-    duels: int
+    comparisons: int = 1
 
     @classmethod
-    def of(cls, name: str, challenger: Tensor, against: str, reference: Tensor, duels: int = 1) -> Duel:
-        """Count what fell, from who broke which images ``(N,)``; ``duels`` share the chance of one of them failing."""
-        wins, losses = int((challenger & ~reference).sum()), int((reference & ~challenger).sum())
-        broken = int(challenger.sum()), int(reference.sum())
-        return cls(name, against, *broken, wins, losses, len(reference), duels)
+    def of(cls, first: str, broken: Tensor, second: str, broken_by_second: Tensor, comparisons: int = 1) -> McNemarTest:
+        """Count from which images ``(N,)`` each attack broke."""
+        only_first = int((broken & ~broken_by_second).sum())
+        only_second = int((broken_by_second & ~broken).sum())
+        counts = int(broken.sum()), int(broken_by_second.sum()), only_first, only_second
+        return cls(first, second, *counts, len(broken), comparisons)
 
     @property
-    def gap(self) -> float:
-        """Share of the images only the challenger breaks, less the share only the reference does."""
-        return (self.wins - self.losses) / self.images
+    def difference(self) -> float:
+        """Share of the images only the first attack breaks, minus the share only the second does."""
+        return (self.only_first - self.only_second) / self.images
 
     @property
-    def chance(self) -> float:
-        """Probability of as many wins or more if every image in question were a coin toss, for any of the duels."""
-        return min(1.0, self.duels * tail(self.wins, self.wins + self.losses, 0.5))
+    def p_value(self) -> float:
+        """Probability of as many images broken by the first attack alone, or more, if neither were the stronger."""
+        discordant = self.only_first + self.only_second
+        return min(1.0, self.comparisons * binomial_tail(self.only_first, discordant, 0.5))
 
-    @property
-    def measured(self) -> str:
+    def describe(self) -> str:
         """The counts as a sentence."""
-        name = f"{self.name[:1].upper()}{self.name[1:]}"
-        alone = f"{self.wins} fall to the first alone, {self.losses} to the second"
+        name = f"{self.first[:1].upper()}{self.first[1:]}"
         return (
-            f"{name} breaks {self.broken} of {self.images} images, {self.against} {self.broken_by_reference}; {alone}."
+            f"{name} breaks {self.broken_by_first} of {self.images} images, {self.second} {self.broken_by_second}; "
+            f"{self.only_first} are broken by the first alone, {self.only_second} by the second alone."
         )
 
 
-def counts(columns: Columns) -> dict[str, int]:
-    """How many images each attack broke.
+def binomial_tail(count: int, trials: int, probability: float) -> float:
+    """Probability of ``count`` or more successes in ``trials`` independent trials.
 
     Example:
-        >>> import torch
-        >>> counts({"FGSM": torch.tensor([True, False, True])})
-        {'FGSM': 2}
+        >>> round(binomial_tail(7, 7, 0.5), 7), binomial_tail(0, 5, 0.5)
+        (0.0078125, 1.0)
     """
-    return {name: int(column.sum()) for name, column in columns.items()}
+    if count <= 0:
+        return 1.0
+    logs = (_log_choose(trials, k) + k * math.log(probability) for k in range(count, trials + 1))
+    rest = (math.log1p(-probability) * (trials - k) for k in range(count, trials + 1))
+    return min(1.0, math.fsum(math.exp(log + other) for log, other in zip(logs, rest, strict=True)))
 
 
-def first(columns: Columns) -> tuple[str, Tensor]:
-    """The name and the column ``(N,)`` of the first attack."""
-    return next(iter(columns.items()))
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

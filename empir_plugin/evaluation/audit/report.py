@@ -1,4 +1,4 @@
-"""Audit reports: what every check measured, what it allows and why, and the verdict that follows.
+"""Audit reports: what every check measured, its threshold and the reason for it, and the verdict that follows.
 
 A report is a JSON object with the fields of :class:`AuditReport`, in UTF-8. A report whose verdicts do not follow from
 its numbers is refused. Numbers are finite, and no key occurs twice. ``schema`` is raised when the form changes.
@@ -16,7 +16,7 @@ from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EvaluationError
 
 SIGNIFICANCE = 0.01
-"""How improbable chance must make a measurement beyond its threshold before it counts."""
+"""A measurement beyond its threshold counts only if its p-value is below this."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Finding:
         measured: What was measured, as a sentence.
         value: The number that was compared: a share, or a count of warnings.
         threshold: What it may be at most.
-        chance: How probable a value this high is, on that many images, for a model at the threshold.
+        p_value: Probability of a value this high, on that many images, for a model at the threshold.
         reason: Why that threshold.
-        passed: Whether the value is not above the threshold, or is so by chance.
-        evidence: The numbers behind it, such as how many images fell to which attack.
+        passed: Whether the value is at most the threshold, or above it by chance.
+        evidence: The numbers behind it, such as how many images each attack broke.
 
     Raises:
         EvaluationError: If a field is not of its form, or ``passed`` does not follow from the numbers.
 
     Example:
-        >>> Finding("noise", "Noise broke 3 of 4 images.", 0.75, 0.5, 0.31, "noise is blind", True).passed
+        >>> Finding("noise", "Noise broke 3 of 4 images.", 0.75, 0.5, 0.31, "noise is random", True).passed
         True
     """
 
@@ -45,58 +45,30 @@ class Finding:
     measured: str
     value: float
     threshold: float
-    chance: float
+    p_value: float
     reason: str
     passed: bool
     evidence: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_texts("a check", {"name": self.name, "measured": self.measured, "reason": self.reason})
-        numbers = self.value, self.threshold, self.chance
+        numbers = self.value, self.threshold, self.p_value
         if any(type(number) not in (int, float) or not math.isfinite(number) for number in numbers):
-            raise EvaluationError(f"{self.name}: value, threshold and chance must be numbers, got {numbers}")
-        if not (0 <= self.chance <= 1 and isinstance(self.evidence, dict)):
-            raise EvaluationError(f"{self.name}: chance lies in 0..1 and evidence is a table, got {self.chance}")
-        if self.passed is not follows(self.value, self.threshold, self.chance):
+            raise EvaluationError(f"{self.name}: value, threshold and p-value must be numbers, got {numbers}")
+        if not (0 <= self.p_value <= 1 and isinstance(self.evidence, dict)):
+            raise EvaluationError(f"{self.name}: the p-value lies in 0..1 and evidence is a table, got {self.p_value}")
+        if self.passed is not passes(self.value, self.threshold, self.p_value):
             raise EvaluationError(f"{self.name}: passed is {self.passed}, which does not follow from its numbers")
 
 
-def follows(value: float, threshold: float, chance: float) -> bool:
-    """Whether a check passes: not above its threshold, or so close that chance explains it.
+def passes(value: float, threshold: float, p_value: float) -> bool:
+    """Whether a check passes: at most its threshold, or not significantly above it.
 
     Example:
-        >>> follows(0.1, 0.02, 0.5), follows(0.1, 0.02, 0.001)
+        >>> passes(0.1, 0.02, 0.5), passes(0.1, 0.02, 0.001)
         (True, False)
     """
-    return not (value > threshold and chance < SIGNIFICANCE)
-
-
-def found(name: str, measured: str, numbers: tuple[float, float, float], reason: str, **evidence: Any) -> Finding:
-    """A finding from value, threshold and chance; whether it passed follows.
-
-    Example:
-        >>> found("eps to 1", "9 of 64 images survive.", (9 / 64, 0.01, 1e-8), "a budget of 1 always wins").passed
-        False
-    """
-    return Finding(name, measured, *numbers, reason, follows(*numbers), evidence)
-
-
-def tail(count: int, trials: int, probability: float) -> float:
-    """Probability of ``count`` or more successes in independent trials: the exact binomial tail.
-
-    Example:
-        >>> round(tail(7, 7, 0.5), 7), tail(0, 5, 0.5)
-        (0.0078125, 1.0)
-    """
-    if count <= 0:
-        return 1.0
-    logs = (_log_choose(trials, k) + k * math.log(probability) for k in range(count, trials + 1))
-    rest = (math.log1p(-probability) * (trials - k) for k in range(count, trials + 1))
-    return min(1.0, math.fsum(math.exp(log + left) for log, left in zip(logs, rest, strict=True)))
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return not (value > threshold and p_value < SIGNIFICANCE)
 
 
 def check_texts(what: str, texts: Mapping[str, object]) -> None:
@@ -110,21 +82,29 @@ def check_texts(what: str, texts: Mapping[str, object]) -> None:
             raise EvaluationError(f"{name} of {what} must be a text, got {text!r}")
 
 
-SCHEMA = 1
-_KIND = JsonKind("an audit report", EvaluationError, SCHEMA)
+SCHEMA = 2
 PASSED = "passed"
 MASKED = "masked"
 
 
+def _from_schema_1(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Schema 1 called the p-value ``chance``."""
+    checks = [{"p_value" if key == "chance" else key: item for key, item in row.items()} for row in table["checks"]]
+    return {**table, "checks": checks, "schema": SCHEMA}
+
+
+_KIND = JsonKind("an audit report", EvaluationError, SCHEMA, upgrades={1: _from_schema_1})
+
+
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found.
+    """The result of a masking audit.
 
     Args:
         model: ``name`` and ``sha256``.
         data: ``name``, ``split``, ``source``, number of images ``n`` and ``sha256``.
         threat: The budget of the evaluation in question, as text such as ``"Linf:8/255"``.
-        compared_at: The budget under which attacks were compared: a smaller one, where the threat lets all of them win.
+        compared_at: The budget under which attacks were compared: smaller than the threat if that lets all of them win.
         images: How many of the images the model classifies correctly; all measurements are on these.
         checks: One finding per check.
         flags: AutoAttack's warnings, all of them.
@@ -156,7 +136,7 @@ class AuditReport:
         if type(self.images) is not int or type(self.data.get("n")) is not int or not 0 < self.images <= self.data["n"]:
             raise EvaluationError(f"an audit is on 1 to {self.data.get('n')} images, got {self.images!r}")
         if not self.checks or len({finding.name for finding in self.checks}) < len(self.checks):
-            raise EvaluationError("an audit has checks, each of another name")
+            raise EvaluationError("an audit has checks with different names")
         if self.verdict != verdict_on(self.checks):
             raise EvaluationError(f"the verdict {self.verdict!r} does not follow from the checks")
 
@@ -184,7 +164,7 @@ class AuditReport:
         )
 
     def to_table(self) -> dict[str, Any]:
-        """As what JSON can hold."""
+        """As a mapping that JSON can hold."""
         return asdict(self)
 
     def to_json(self) -> str:
@@ -196,7 +176,7 @@ class AuditReport:
         return _KIND.text(self.to_table())
 
     def write(self, path: Path) -> None:
-        """Write the report; a kill leaves no half of one.
+        """Write the report atomically.
 
         Raises:
             EvaluationError: If it cannot be written.
@@ -208,16 +188,16 @@ class AuditReport:
         """Read a report back.
 
         Raises:
-            EvaluationError: If the file is missing, no report, of another version of the format, or contradicts itself.
+            EvaluationError: If the file is missing, is not a report, has an unknown schema, or contradicts itself.
         """
         return _KIND.read(path, cls.from_table)
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> AuditReport:
-        """Back from what JSON held.
+        """Read back what :meth:`to_table` returned.
 
         Raises:
-            EvaluationError: If a field is not of its form, or the verdict does not follow.
+            EvaluationError: If a field has another form, or the verdict does not follow.
             TypeError: If fields are missing or unknown.
         """
         checks = tuple(Finding(**row) for row in table["checks"])

@@ -1,9 +1,9 @@
-"""What decides the outcome of a shard, as the key it is stored under.
+"""Cache keys: everything the outcome of a shard depends on.
 
-A stored outcome is used again only if nothing changed of: the network's text, weights, settings and source files; the
-images and labels of the shard, and what their set is called; the attack's settings and source files, its labels and its
-threat; which images it is given, and how many at once; the seed; number and size of the shard; the kind of device; what
-answers queries (float32, or int8 and the kernel); the releases of torch, torchvision and pyautoattack; and the
+A cached outcome is used again only if none of this changed: the network's text, weights, settings and source files; the
+images and labels of the shard, and the name of their data set; the attack's settings and source files, its labels and
+its threat; which images it is given, and how many at once; the seed; number and size of the shard; the kind of device;
+what answers queries (float32, or int8 and the kernel); the releases of torch, torchvision and pyautoattack; and the
 statements (not comments, docstrings or layout) of this package's attacks, models, AutoAttack adapter and judge.
 
 The number of threads and the processor are left out, so that an evaluation can be finished with other ones, though they
@@ -18,47 +18,50 @@ from torch import Tensor, nn
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import ImageSet, fingerprint
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.cache.code_hash import foreign_code_sha256, sources_sha256
 from empir_plugin.evaluation.cache.store import Key
+from empir_plugin.evaluation.evaluator import Evaluator
 from empir_plugin.evaluation.identity import describe, model_fingerprint, settings_fingerprint, versions
+from empir_plugin.evaluation.outcome import Shard
 from empir_plugin.evaluation.record import bits
-from empir_plugin.evaluation.shards import Bench, Shard
 
-_DECIDING = ("judge", "queries", "shards", "prepare")
+_DECIDING = ("judge", "queries", "evaluator", "prepare")
 _CODE = ("attacks", "models", "data", "_compat", *(f"evaluation/{name}.py" for name in _DECIDING))
 
 
-def subject_of(model: nn.Module, data: ImageSet) -> str:
+def subject_key(model: nn.Module, data: ImageSet) -> str:
     """Text that names a model and a data set, however many of its images are used.
 
     Raises:
-        InputError: If the network's code has no source file, or one of its settings no name.
+        InputError: If the network's code has no source file, or one of its settings cannot be described.
     """
     try:
         settings = settings_fingerprint(model)
     except InputError as error:
-        raise InputError(f"the network cannot be told from others in a store ({error}), or evaluate without") from error
+        raise InputError(
+            f"results of this network cannot be stored, another network could have the same key ({error}), "
+            "or evaluate without a store"
+        ) from error
     parts = model_fingerprint(model), settings, foreign_code_sha256(model)
     return "|".join((*parts, data.name, data.split, str(data.num_classes)))
 
 
-def common_key(subject: str, bench: Bench, shard_size: int) -> Key:
-    """What all shards of an evaluation share.
+def common_key(subject: str, evaluator: Evaluator) -> Key:
+    """The part of the key that all shards of an evaluation share.
 
     Args:
-        subject: Text that names model and data.
-        bench: Where it runs.
-        shard_size: Images per shard.
+        subject: Text that names model and data: see :func:`subject_key`.
+        evaluator: Model, data and settings.
     """
-    releases = versions()
+    releases, settings = versions(), evaluator.settings
     return {
         "subject": subject,
-        "seed": bench.seed,
-        "shard_size": shard_size,
-        "batch_size": bench.batch_size,
-        "device": bench.device.type,
-        "queries": bench.queries.backend,
+        "seed": settings.seed,
+        "shard_size": settings.shard_size,
+        "batch_size": settings.batch_size,
+        "device": settings.device.type,
+        "queries": evaluator.queries.backend,
         "torch": releases["torch"],
         "torchvision": releases["torchvision"],
         "pyautoattack": releases.get("pyautoattack", ""),
@@ -71,31 +74,31 @@ def clean_key(common: Key, shard: Shard, data: ImageSet) -> Key:
     return {**common, "attack": "", "shard": shard.number, "images": _content(shard, data)}
 
 
-def attack_key(common: Key, planned: Planned, threat: Threat) -> Key:
-    """What the shards under one attack share.
+def attack_key(common: Key, spec: AttackSpec, threat: Threat) -> Key:
+    """The part of the key that all shards under one attack share.
 
     Args:
         common: What all shards share.
-        planned: The attack.
-        threat: The run's; the attack's own goes before it.
+        spec: The attack.
+        threat: Of the evaluation; replaced by the attack's own threat if it has one.
 
     Raises:
         InputError: If the attack holds something that cannot be described, or has no source file.
     """
-    budget = planned.threat or threat
+    budget = spec.threat or threat
     return {
         **common,
-        "attack": describe(planned.attack),
-        "attack_code": foreign_code_sha256(planned.attack),
-        "labels": planned.labels.name,
+        "attack": describe(spec.attack),
+        "attack_code": foreign_code_sha256(spec.attack),
+        "labels": spec.labels.name,
         "threat": f"{budget.norm}:{budget.eps!r}",
-        "together": planned.batch_size or 0,
+        "together": spec.batch_size or 0,
     }
 
 
-def shard_key(attack: Key, shard: Shard, data: ImageSet, wanted: Tensor) -> Key:
-    """The key of one shard under an attack, of which the images where ``wanted`` ``(n,)`` is true are attacked."""
-    return {**attack, "shard": shard.number, "images": _content(shard, data), "attacked": bits(wanted)}
+def shard_key(attack: Key, shard: Shard, data: ImageSet, attacked: Tensor) -> Key:
+    """The key of one shard under an attack that is given the images where ``attacked`` ``(n,)`` is true."""
+    return {**attack, "shard": shard.number, "images": _content(shard, data), "attacked": bits(attacked)}
 
 
 def _content(shard: Shard, data: ImageSet) -> str:

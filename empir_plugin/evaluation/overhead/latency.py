@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.prepare import exact_float32, prepared
+from empir_plugin.evaluation.prepare import exact_float32, prepare
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def measure_latency(
     The networks take turns, so that what else the machine does hits all of them; the ratio is taken within each round.
 
     Args:
-        model: Measured as :func:`~empir_plugin.evaluation.prepare.prepared` makes it: weights quantized once.
+        model: Measured as :func:`~empir_plugin.evaluation.prepare.prepare` makes it: weights quantized once.
         baseline: The full-precision network.
         image_shape: ``(C, H, W)``.
         settings: How to measure.
@@ -163,9 +163,9 @@ def measure_latency(
     """
     how = settings or LatencySettings()
     images = torch.rand(how.batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(how.device)
-    runs = {backend: _pass(prepared(model, how.device), images)}
+    runs = {backend: _pass(prepare(model, how.device), images)}
     for name, layout in _LAYOUTS.items():
-        runs[name] = _pass(prepared(baseline, how.device).to(memory_format=layout), images)  # type: ignore[call-overload]
+        runs[name] = _pass(prepare(baseline, how.device).to(memory_format=layout), images)  # type: ignore[call-overload]
     runs |= {other.backend: _pass(other.network, images) for other in others if other.network is not None}
     with _threads(how.threads), exact_float32(), torch.no_grad():
         threads, times = torch.get_num_threads(), take_turns(runs, how.repeats, clock)

@@ -23,7 +23,7 @@ from empir_plugin.evaluation.overhead.equation6 import (
     equation6,
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.evaluation.queries import integer_queries
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
@@ -144,7 +144,7 @@ def overhead(
         '0.365 0.062 0.364'
     """
     device = torch.device("cpu") if latency is None else latency.device
-    subject = prepared(model, device)
+    subject = prepare(model, device)
     image = torch.zeros(1, *image_shape, device=device)
     reference = baseline_of(subject)
     members = members_of(subject)

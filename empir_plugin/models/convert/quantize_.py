@@ -129,32 +129,32 @@ def quantize_(
     bits = Precision.parse(precision) if isinstance(precision, str) else precision
     settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
     images = noise(model) if calibration is None else checked_images(model, calibration)
-    planned = plan(model, layers)
-    negative = _look(model, planned, images, settings)
+    selected = plan(model, layers)
+    negative = _look(model, selected, images, settings)
     if negative is not None:
-        planned = without_uncalled(planned, negative)
-    _check(model, planned, allow_unsupported)
-    converted = _convert(planned.chosen, settings, negative or {})
+        selected = without_uncalled(selected, negative)
+    _check(model, selected, allow_unsupported)
+    converted = _convert(selected.chosen, settings, negative or {})
     renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
     if calibration is not None:
-        converted = _with_bounds(converted, planned.chosen)
+        converted = _with_bounds(converted, selected.chosen)
     return ConversionReport(
         type(model).__name__,
         bits,
         scale if settings.one_bit is OneBit.DOREFA else settings.one_bit.value,
         converted,
-        (*planned.kept, *planned.refused),
-        _other_parameters(model, planned),
+        (*selected.kept, *selected.refused),
+        _other_parameters(model, selected),
         _attention(model),
         "" if images is None else ("noise" if calibration is None else "calibration"),
         renewed,
     )
 
 
-def _look(model: nn.Module, planned: Plan, images: Tensor | None, settings: _Settings) -> dict[str, float] | None:
+def _look(model: nn.Module, selected: Plan, images: Tensor | None, settings: _Settings) -> dict[str, float] | None:
     """Shares of negative inputs by layer, of the called ones; None if there is nothing to look with."""
     if images is not None:
-        return negative_shares(model, planned.chosen, images)
+        return negative_shares(model, selected.chosen, images)
     if settings.needs_a_look:
         mode = settings.activations.value
         raise InputError(
@@ -164,15 +164,15 @@ def _look(model: nn.Module, planned: Plan, images: Tensor | None, settings: _Set
     return None
 
 
-def _check(model: nn.Module, planned: Plan, allow_unsupported: bool) -> None:
+def _check(model: nn.Module, selected: Plan, allow_unsupported: bool) -> None:
     name = type(model).__name__
-    if planned.refused and not allow_unsupported:
-        shown = "; ".join(f"{layer.name or name} ({layer.reason})" for layer in planned.refused[:3])
-        more = f" and {len(planned.refused) - 3} more" if len(planned.refused) > 3 else ""
+    if selected.refused and not allow_unsupported:
+        shown = "; ".join(f"{layer.name or name} ({layer.reason})" for layer in selected.refused[:3])
+        more = f" and {len(selected.refused) - 3} more" if len(selected.refused) > 3 else ""
         advice = "leave them in full precision with allow_unsupported=True, or name others with layers="
         raise InputError(f"{name} has layers that cannot be quantized: {shown}{more}: {advice}")
-    if not planned.chosen:
-        reasons = ", ".join(sorted({layer.reason for layer in planned.kept})) or "it has no layers"
+    if not selected.chosen:
+        reasons = ", ".join(sorted({layer.reason for layer in selected.kept})) or "it has no layers"
         raise InputError(f"nothing to quantize in {name} ({reasons}): name layers with layers=, or pass layers='all'")
 
 
@@ -200,9 +200,9 @@ def _with_bounds(lines: tuple[ConvertedLayer, ...], layers: Mapping[str, nn.Modu
     return tuple(line if (b := bounds[line.name]) is None else replace(line, bound=b.item()) for line in lines)
 
 
-def _other_parameters(model: nn.Module, planned: Plan) -> int:
-    counted = sum(layer.get_parameter("weight").numel() for layer in planned.chosen.values())
-    counted += sum(layer.weights for layer in (*planned.kept, *planned.refused))
+def _other_parameters(model: nn.Module, selected: Plan) -> int:
+    counted = sum(layer.get_parameter("weight").numel() for layer in selected.chosen.values())
+    counted += sum(layer.weights for layer in (*selected.kept, *selected.refused))
     return sum(parameter.numel() for parameter in model.parameters()) - counted
 
 

@@ -76,12 +76,12 @@ def plan(model: nn.Module, layers: Layers | str) -> Plan:
     return Plan(chosen, *(tuple(left(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
 
 
-def without_uncalled(planned: Plan, called: Collection[str]) -> Plan:
+def without_uncalled(selected: Plan, called: Collection[str]) -> Plan:
     """A plan that refuses the layers it had chosen and the network does not call."""
     reason = "the network never calls it, and may apply its weights by itself"
-    uncalled = tuple(left(name, layer, reason) for name, layer in planned.chosen.items() if name not in called)
-    chosen = {name: layer for name, layer in planned.chosen.items() if name in called}
-    return replace(planned, chosen=chosen, refused=(*planned.refused, *uncalled))
+    uncalled = tuple(left(name, layer, reason) for name, layer in selected.chosen.items() if name not in called)
+    chosen = {name: layer for name, layer in selected.chosen.items() if name in called}
+    return replace(selected, chosen=chosen, refused=(*selected.refused, *uncalled))
 
 
 def left(name: str, layer: nn.Module, reason: str) -> KeptLayer:

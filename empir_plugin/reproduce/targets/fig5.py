@@ -14,7 +14,7 @@ from empir_plugin.attacks.carlini_wagner import CarliniWagner
 from empir_plugin.attacks.threat import Linf, Threat
 from empir_plugin.attacks.transfer import OnMember
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.protocols import Protocol, paper, released
 from empir_plugin.reproduce.attacks import TOLD, strong
 from empir_plugin.reproduce.document import Block, Picture, Table, Text, points
@@ -33,10 +33,10 @@ _CW = Threat(Linf(), 0.3)
 """CW itself has no budget; a run needs one all the same."""
 
 
-def _iterations(protocol: Protocol, counts: Sequence[int], model: nn.Module, dataset: str) -> tuple[Planned, ...]:
+def _iterations(protocol: Protocol, counts: Sequence[int], model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     """CW of a protocol, once for every number of iterations."""
-    (planned,) = (each for each in protocol.attacks(model, dataset) if each.name == "CW")
-    return tuple(replace(planned, name=f"CW-{count}", attack=_with(planned.attack, count)) for count in counts)
+    (spec,) = (each for each in protocol.attacks(model, dataset) if each.name == "CW")
+    return tuple(replace(spec, name=f"CW-{count}", attack=_with(spec.attack, count)) for count in counts)
 
 
 def _with(attack: object, iterations: int) -> CarliniWagner | OnMember:
@@ -51,7 +51,7 @@ def sweep(protocol: Protocol) -> Protocol:
     """A protocol's CW with 10 to 90 iterations, in place of its attacks.
 
     Example:
-        >>> [planned.name for planned in sweep(paper).attacks(nn.Flatten())][:2]
+        >>> [spec.name for spec in sweep(paper).attacks(nn.Flatten())][:2]
         ['CW-10', 'CW-20']
     """
     name = f"{protocol.name}: CW with {ITERATIONS[0]} to {ITERATIONS[-1]} iterations"

@@ -44,19 +44,20 @@ def audit(
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.audit.run import audit as run_audit
+    from empir_plugin.evaluation.evaluator import Settings
     from empir_plugin.evaluation.prepare import parse_device, require_weights
     from empir_plugin.zoo.registry import load_model
     from empir_plugin.zoo.show import dataset_of, default_threat
 
     if target is not None:
         check_output_file("--json", target)
-    place, dataset = parse_device(device), dataset_of(model)
+    settings, dataset = Settings(seed=seed, device=parse_device(device)), dataset_of(model)
     budget = Threat.parse(default_threat(model, dataset) if threat is None else threat)
     network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
     require_weights(network, model)
     data = load_images(dataset, data_dir=data_dir, n_examples=n_examples)
     with _AuditProgress() as progress:
-        report = run_audit(network, data, budget, seed=seed, device=place, on_progress=progress.show, name=model)
+        report = run_audit(network, data, budget, settings=settings, name=model, on_progress=progress.show)
     _show(report)
     if target is not None:
         report.write(target)

@@ -14,7 +14,7 @@ from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
 from empir_cli.subject import MEMBER, RULE, TRAINED, parse_subject
 
 if TYPE_CHECKING:
-    from empir_plugin.evaluation.attack_spec import Planned
+    from empir_plugin.evaluation.attack_spec import AttackSpec
     from empir_plugin.evaluation.record import Record
 
 
@@ -92,9 +92,9 @@ def evaluate(
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.distributed import torchrun_team
+    from empir_plugin.evaluation.evaluator import Settings
     from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.evaluation.protocols import parse_protocol
-    from empir_plugin.evaluation.run import Settings
     from empir_plugin.evaluation.run import evaluate as run_evaluation
 
     set_threads(threads)
@@ -133,9 +133,9 @@ _QUICK = 100
 """Images of the bundled sample that take about two minutes on two cores."""
 
 
-def _chosen(attacks: tuple[Planned, ...], names: tuple[str, ...]) -> tuple[Planned, ...] | None:
+def _chosen(attacks: tuple[AttackSpec, ...], names: tuple[str, ...]) -> tuple[AttackSpec, ...] | None:
     """The attacks of those names; None, for all of the protocol, where none is named."""
-    known = {planned.name: planned for planned in attacks}
+    known = {spec.name: spec for spec in attacks}
     for name in names:
         if name not in known:
             raise Refusal(f"--attack must be one of {', '.join(map(repr, known))}, got {name!r}")

@@ -45,8 +45,8 @@ def reproduce(
     and do not come with this package are trained on demand, from --data-dir; without it, evaluation runs on the bundled
     sample of the test sets.
     """
+    from empir_plugin.evaluation.evaluator import Settings
     from empir_plugin.evaluation.prepare import parse_device
-    from empir_plugin.evaluation.run import Settings
     from empir_plugin.reproduce.context import Images
     from empir_plugin.reproduce.run import parse_targets
     from empir_plugin.reproduce.run import reproduce as run_reproduction

@@ -13,7 +13,7 @@ from empir_plugin.evaluation.record import AttackRecord, Record
 from empir_plugin.leaderboard.eligibility import shipped_fingerprint
 
 AUTOATTACK = "AutoAttackSuite(version='standard', attacks=(), surrogate=Plain(), batch_size=250, queries=5000)"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def run(*arguments: str) -> Result:

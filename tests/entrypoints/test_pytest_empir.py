@@ -115,7 +115,7 @@ def _suite(toys: pytest.Pytester, *arguments: str) -> pytest.RunResult:
 
 
 def _own(toys: pytest.Pytester, body: str, *arguments: str) -> pytest.RunResult:
-    head = "import pytest\nimport toy_rb\nfrom empir_plugin.evaluation.attack_spec import Planned\n"
+    head = "import pytest\nimport toy_rb\nfrom empir_plugin.evaluation.attack_spec import AttackSpec\n"
     fixture = "@pytest.fixture\ndef rb_model():\n    return toy_rb.Compare()\n"
     toys.makepyfile(test_own=head + fixture + body)
     shared = ("-p", "no:cacheprovider", "--rb-data", "data", "--rb-dataset", "mnist", "--rb-json", "out.json")
@@ -280,7 +280,7 @@ def test_the_marker_goes_before_the_command_line(toys: pytest.Pytester) -> None:
 
 
 def test_the_reports_worst_case_is_per_image_and_no_minimum_of_columns(toys: pytest.Pytester) -> None:
-    front, back = 'Planned("front", toy_rb.Logged((0, 1, 3)))', 'Planned("back", toy_rb.Logged((2, 5, 6)))'
+    front, back = 'AttackSpec("front", toy_rb.Logged((0, 1, 3)))', 'AttackSpec("back", toy_rb.Logged((2, 5, 6)))'
     test = '@pytest.mark.robustness(eps="8/255", attack={}, min_robust=50)\ndef test_{}(rb_record):\n    pass\n'
     result = _own(toys, test.format(front, "front") + test.format(back, "back"))
     result.assert_outcomes(passed=2)
@@ -294,7 +294,7 @@ def test_an_attack_without_a_budget_keeps_no_threshold(toys: pytest.Pytester) ->
     body = (
         "from empir_plugin import Threat\n"
         "from empir_plugin.attacks import carlini_wagner_of_empir\n"
-        'far = Planned("far", carlini_wagner_of_empir(), threat=Threat.parse("L2:inf"))\n'
+        'far = AttackSpec("far", carlini_wagner_of_empir(), threat=Threat.parse("L2:inf"))\n'
         '@pytest.mark.robustness(eps="8/255", attack=far, min_robust={})\n'
         "def test_mine(rb_record):\n    pass\n"
     )

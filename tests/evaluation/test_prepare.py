@@ -17,7 +17,7 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.cache.code_hash import foreign_code_sha256, sources_sha256
 from empir_plugin.evaluation.cache.keys import subject_of
 from empir_plugin.evaluation.identity import describe, model_fingerprint, settings_fingerprint, state_fingerprint
-from empir_plugin.evaluation.prepare import exact_float32, parse_device, prepared, require_weights
+from empir_plugin.evaluation.prepare import exact_float32, parse_device, prepare, require_weights
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.layers import QuantLinear, bake_
 from empir_plugin.models.precision import Precision
@@ -34,7 +34,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model = quantized().train()
     model[0].weight.requires_grad_(False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    subject = prepared(model, CPU)
+    subject = prepare(model, CPU)
     assert not subject.training
     assert subject[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index]
     assert model.training
@@ -47,16 +47,16 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_the_copy_computes_the_same() -> None:
     model, x = quantized().eval(), torch.rand(6, 3, 4, 4)
-    assert torch.equal(prepared(model, CPU)(x).argmax(1), model(x).argmax(1))
+    assert torch.equal(prepare(model, CPU)(x).argmax(1), model(x).argmax(1))
 
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
-        prepared(lambda x: x, CPU)  # type: ignore[arg-type]
+        prepare(lambda x: x, CPU)  # type: ignore[arg-type]
     model = nn.Linear(2, 2)
     model.kept = model(torch.rand(1, 2))  # type: ignore[assignment]
     with pytest.raises(EvaluationError, match="cannot be copied"):
-        prepared(model, CPU)
+        prepare(model, CPU)
 
 
 def test_a_model_without_weights_is_refused() -> None:
@@ -93,7 +93,7 @@ def test_a_fingerprint_survives_baking_and_mode_but_no_other_weight() -> None:
     name = model_fingerprint(model)
     bake_(model)
     assert model_fingerprint(model.eval()) == name
-    assert model_fingerprint(prepared(model, CPU)) == name
+    assert model_fingerprint(prepare(model, CPU)) == name
     with torch.no_grad():
         model[0].bias[0] += 1e-6  # type: ignore[index]
     assert model_fingerprint(model) != name

@@ -15,7 +15,7 @@ from empir_plugin.attacks.gradient import fgsm
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError, WeightsError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.ensemble import MaxVote, MeanProbability
 from empir_plugin.models.layers import bake_
@@ -50,7 +50,7 @@ def test_what_comes_back_computes_what_was_trained(folder: Path, tiny_mnist: Ima
 
 
 def test_vote_and_mean_probability_of_the_same_weights_give_a_record_each(folder: Path, tiny_mnist: ImageSet) -> None:
-    data, threat, attacks = tiny_mnist.first(4), Threat.parse("Linf:0.3"), [Planned("FGSM", fgsm())]
+    data, threat, attacks = tiny_mnist.first(4), Threat.parse("Linf:0.3"), [AttackSpec("FGSM", fgsm())]
     models = [load_trained(RECIPE, folder, rule) for rule in (MaxVote(), MeanProbability())]
     records = [evaluate(model, data, threat, attacks, name="both") for model in models]
     assert records[0].model["sha256"] != records[1].model["sha256"], "another rule is another model"

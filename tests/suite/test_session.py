@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks import fgsm
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EmpirError, InputError
-from empir_plugin.evaluation.attack_spec import Planned
+from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.record import Record
 from empir_plugin.suite import session as bench_module
 from empir_plugin.suite.case import Case
@@ -88,7 +88,7 @@ def test_a_model_changed_in_place_is_another_model(counted: list[Case]) -> None:
 
 def test_objects_and_protocols_are_evaluated_as_they_come(counted: list[Case]) -> None:
     bench, model, data = Bench(), Brighter(), _data([0, 0])
-    case = Case(eps="8/255", attack=(Planned("mine", fgsm()),))
+    case = Case(eps="8/255", attack=(AttackSpec("mine", fgsm()),))
     assert [bench.record(case, model, data).attacks[0].name for _ in range(2)] == ["mine"] * 2
     assert bench.record(Case(eps="8/255", protocol="paper"), model, data).protocol["name"] == "paper"
     assert len(counted) == 3

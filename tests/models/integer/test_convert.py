@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import empir_plugin
 from empir_plugin.data.image_set import load_images
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.prepare import prepared
+from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.activations import SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.ensemble import Ensemble
@@ -581,7 +581,7 @@ def pooled_flat(text: str, seed: int) -> nn.Sequential:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_models_agree_on_bundled_images(name: str) -> None:
     dataset = "mnist" if "mnist" in name else "cifar10"
-    model = prepared(empir_plugin.load_model(name, dataset=dataset), CPU)
+    model = prepare(empir_plugin.load_model(name, dataset=dataset), CPU)
     integer = to_integer(model)
     convolutions = [f"conv{number}" for number in (1, 2, 3)]
     assert {layer.rpartition(".")[2] for layer in integer.report.on_integers} == set(convolutions)
@@ -594,7 +594,7 @@ def test_shipped_models_agree_on_bundled_images(name: str) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["cifarconv-w2a2", "cifarconv-w4a2", "empir-cifar"])
 def test_every_decision_on_the_full_test_set_agrees(name: str, data_dir: Path) -> None:
-    model = prepared(empir_plugin.load_model(name, dataset="cifar10"), CPU)
+    model = prepare(empir_plugin.load_model(name, dataset="cifar10"), CPU)
     images = load_images("cifar10", data_dir=data_dir).as_float()
     agreement = agree(model, to_integer(model), images, batch_size=200)
     assert (agreement.images, agreement.differing_decisions) == (10_000, 0)
@@ -706,7 +706,7 @@ def test_integer_models_can_be_copied(name: str, duplicate: Callable[[nn.Module]
 
 def test_integer_models_can_be_prepared_for_an_evaluation() -> None:
     integer, x = to_integer(block()), torch.rand(3, 3, 8, 8)
-    assert torch.allclose(prepared(integer, CPU)(x), integer(x), atol=1e-6)
+    assert torch.allclose(prepare(integer, CPU)(x), integer(x), atol=1e-6)
 
 
 def test_agreement_counts_and_measures() -> None:

@@ -1,0 +1,214 @@
+"""The evaluator: attacks the images of a shard with one attack and judges what the attack returned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.attacks.autoattack import AutoAttackSuite, square_flags
+from empir_plugin.attacks.randomness import Draw
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import ImageSet, check_images
+from empir_plugin.errors import EmpirError, EvaluationError, InputError
+from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
+from empir_plugin.evaluation.identity import state_fingerprint
+from empir_plugin.evaluation.judge import check_attack_result, decisions
+from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
+from empir_plugin.evaluation.queries import Attacked, Queries, confirmed, never_differentiates, run_suite
+
+Tick = Callable[[int], None]
+"""Called with the number of images that were finished."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an evaluation runs.
+
+    Args:
+        seed: Seed of every random number in the attacks.
+        batch_size: Images per forward pass of an attack.
+        shard_size: Images per shard. A shard is stored as a whole, belongs to one process, and is given to AutoAttack
+            at once, whose random numbers belong to a batch.
+        device: Where to compute.
+        cascade: Attack only images that are robust under the attacks before. The worst case is the same wherever
+            nothing of an attack depends on the images beside it; each attack's own accuracy is then that of all attacks
+            up to it.
+        int8: Let a copy of the model on int8 kernels answer clean images and attacks that never ask for a gradient, if
+            it decides as the model does on the first images. Every broken image is judged by the model itself.
+
+    Raises:
+        InputError: If a size is not a whole number above 0.
+    """
+
+    seed: int = 0
+    batch_size: int = 250
+    shard_size: int = 500
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cascade: bool = False
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        for name, size in (("batch_size", self.batch_size), ("shard_size", self.shard_size)):
+            if type(size) is not int or size < 1:
+                raise InputError(f"{name} must be a whole number, 1 or more, got {size!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """A model with the images it is attacked on.
+
+    Args:
+        model: A private copy, prepared for evaluation.
+        data: Images and true labels.
+        threat: The budget of attacks that have none of their own.
+        settings: Seed, batch size and device.
+        queries: What answers attacks that ask for no gradient.
+    """
+
+    model: nn.Module
+    data: ImageSet
+    threat: Threat
+    settings: Settings = field(default_factory=Settings)
+    queries: Queries = field(default_factory=Queries)
+
+    def clean(self, shard: Shard) -> Outcome:
+        """Decide on the clean images of a shard.
+
+        Raises:
+            EvaluationError: If the model does not return logits with a column for each class.
+        """
+        start = time.perf_counter()
+        with _error_context("the clean images", shard), self._seeded(shard):
+            x, y = self._images(shard)
+            check_images(x, y, self.data.num_classes)
+            decided = self._clean_decisions(x, y)
+        return self._outcome(decided, start)
+
+    def attack(
+        self, spec: AttackSpec, shard: Shard, attacked: Tensor, own: Tensor, tick: Tick
+    ) -> tuple[Outcome, BrokenImages]:
+        """Attack images of a shard and judge what the attack returns.
+
+        Args:
+            spec: The attack.
+            shard: The images.
+            attacked: Which of them ``(n,)`` to attack.
+            own: The model's decisions ``(n,)`` on the clean images.
+            tick: Called as images are finished.
+
+        Raises:
+            EvaluationError: If the attack fails, breaks a rule, or changes the model.
+        """
+        start = time.perf_counter()
+        with _error_context(spec.name, shard), self._seeded(shard), self._model_unchanged():
+            x, y = self._images(shard)
+            rows = attacked.to(self.settings.device).nonzero().squeeze(1)
+            labels = own.to(self.settings.device) if spec.labels is Labels.OWN else y
+            adversarial, details, done = x[rows], {}, 0
+            if isinstance(spec.attack, AutoAttackSuite) and len(rows):
+                adversarial, details = self._autoattack(spec, spec.attack, x, labels, rows)
+            elif len(rows):  # split() would give an attack one empty batch
+                for places in torch.arange(len(rows), device=rows.device).split(self._batch_size(spec)):
+                    adversarial[places] = self._attack_batch(spec, shard, x, labels, rows[places])
+                    reached = int(rows[places[-1]]) + 1
+                    tick(reached - done)
+                    done = reached
+            tick(len(x) - done)
+            decided = torch.full_like(y, NOT_ATTACKED)
+            decided[rows] = self._decisions(self.model, adversarial)
+            broken = decided[rows] != y[rows]
+        return self._outcome(decided, start, **details), BrokenImages(rows[broken].cpu(), adversarial[broken].cpu())
+
+    def _batch_size(self, spec: AttackSpec) -> int:
+        return spec.batch_size or self.settings.batch_size
+
+    def _attack_batch(
+        self, spec: AttackSpec, shard: Shard, x: Tensor, labels: Tensor, rows: Tensor, on: nn.Module | None = None
+    ) -> Tensor:
+        """Adversarial images for some rows of a shard, made on the model or, for queries, on its copy, and checked."""
+        copy, threat, seed = self.queries.copy, spec.threat or self.threat, self.settings.seed
+        if on is None and copy is not None and never_differentiates(spec.attack):
+
+            def run(network: nn.Module, chosen: Tensor) -> Tensor:
+                return self._attack_batch(spec, shard, x, labels, chosen, network)
+
+            return confirmed(run, self.model, copy, rows, labels[rows], batch_size=self.settings.batch_size)
+        # x[rows] is a copy: whatever the attack does to it, the judge compares with the original images.
+        found = spec.attack(on or self.model, x[rows], labels[rows], threat, seed=seed, indices=rows + shard.start)
+        return check_attack_result(x[rows], found, threat)
+
+    def _autoattack(
+        self, spec: AttackSpec, suite: AutoAttackSuite, x: Tensor, labels: Tensor, rows: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The adversarial images, and the flags and parts of the outcome."""
+        threat = spec.threat or self.threat
+        given = Attacked(self.model, self.queries.copy, x[rows], labels[rows], threat, self.settings.seed)
+        result = run_suite(suite, given)
+        of_all_images = square_flags(result.accuracy)  # A share of all images, which a shard alone cannot know.
+        details = {
+            "flags": tuple(flag for flag in result.flags if flag not in of_all_images),
+            "parts": tuple((part, _bits(robust, rows, len(x))) for part, robust in result.robust.items()),
+        }
+        return check_attack_result(x[rows], result.images, threat), details
+
+    def _outcome(self, decided: Tensor, start: float, **details: Any) -> Outcome:
+        seconds = round(time.perf_counter() - start, 3)
+        return Outcome(tuple(decided.tolist()), seconds, torch.get_num_threads(), **details)
+
+    def _images(self, shard: Shard) -> tuple[Tensor, Tensor]:
+        x, y = self.data.batch(shard.start, shard.stop)
+        return x.to(self.settings.device, memory_format=torch.channels_last), y.to(self.settings.device)
+
+    def _clean_decisions(self, x: Tensor, y: Tensor) -> Tensor:
+        copy = self.queries.copy
+        decided = self._decisions(self.model if copy is None else copy, x, clean=True)
+        wrong = decided != y
+        if copy is not None:  # An image counts as misclassified only if the model itself misclassifies it.
+            decided[wrong] = self._decisions(self.model, x[wrong])
+        return decided
+
+    def _decisions(self, model: nn.Module, x: Tensor, *, clean: bool = False) -> Tensor:
+        if not len(x):
+            return torch.empty(0, dtype=torch.int64, device=x.device)
+        size, classes = self.settings.batch_size, self.data.num_classes
+        return decisions(model, x, num_classes=classes, batch_size=size, refuse_probabilities=clean)
+
+    @contextmanager
+    def _seeded(self, shard: Shard) -> Iterator[None]:
+        """Torch's random numbers set by seed and shard, for models and foreign attacks that use them."""
+        device, seed = self.settings.device, self.settings.seed
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            key = Draw(seed, torch.tensor([shard.number])).uniform(torch.empty(1, 1, dtype=torch.float64))
+            torch.manual_seed(int(key.item() * 2**24))
+            yield
+
+    @contextmanager
+    def _model_unchanged(self) -> Iterator[None]:
+        models = [model for model in (self.model, self.queries.copy) if model is not None]
+        before = [state_fingerprint(model) for model in models]
+        yield
+        if [state_fingerprint(model) for model in models] != before:
+            raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is void")
+
+
+def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:
+    robust = set(rows[verdicts].tolist())
+    return "".join("1" if row in robust else "0" for row in range(n))
+
+
+@contextmanager
+def _error_context(what: str, shard: Shard) -> Iterator[None]:
+    """Say of any error which attack and which images it came from."""
+    try:
+        yield
+    except EmpirError as error:
+        raise EvaluationError(f"{what}, {shard}: {error}") from error
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise EvaluationError(f"{what} failed on {shard} with {type(error).__name__}: {first}") from error
