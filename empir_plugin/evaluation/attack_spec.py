@@ -61,7 +61,8 @@ class AttackSpec:
         Example:
             >>> from empir_plugin.attacks import fgsm
             >>> small, large = Threat.parse("Linf:2/255"), Threat.parse("Linf:8/255")
-            >>> AttackSpec("FGSM", fgsm()).counts_under(large), AttackSpec("FGSM", fgsm(), threat=small).counts_under(large)
+            >>> spec = AttackSpec("FGSM", fgsm(), threat=small)
+            >>> spec.counts_under(large), AttackSpec("FGSM", fgsm()).counts_under(large)
             (True, True)
             >>> AttackSpec("FGSM", fgsm(), threat=large).counts_under(small)
             False
