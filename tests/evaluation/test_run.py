@@ -24,7 +24,7 @@ from empir_plugin.evaluation import run as run_module
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.identity import model_fingerprint
-from empir_plugin.evaluation.queries import Queries
+from empir_plugin.evaluation.int8_queries import Queries
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.integer import convert as integer
