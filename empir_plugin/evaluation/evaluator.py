@@ -200,7 +200,7 @@ class Evaluator:
         before = [state_fingerprint(model) for model in models]
         yield
         if [state_fingerprint(model) for model in models] != before:
-            raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is void")
+            raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is discarded")
 
 
 def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:

@@ -118,7 +118,7 @@ def test_labels_are_the_judges_own(toys: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        (nn.Softmax(1), "leave its softmax out"),
+        (nn.Softmax(1), "remove its softmax"),
         (nn.Linear(3, 7), "another data set"),
         (nn.Threshold(1e9, math.nan), "NaN"),
         (nn.Unflatten(1, (3, 1)), "one row per image"),

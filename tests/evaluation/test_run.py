@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -321,3 +322,19 @@ def test_the_adversarial_images_are_those_that_break_the_model(toys: ModuleType,
     assert changed.max() <= 8 / 255 + 1e-7
     untouched = [i for i in range(len(data)) if record.clean[i] == record.worst_case[i]]
     assert changed[untouched].max() == 0
+
+
+def test_few_frames_lie_between_evaluate_and_an_attack(toys: ModuleType) -> None:
+    """`empir evaluate` is one frame more: 7 in all, including the attack itself."""
+    stacks: list[list[str]] = []
+
+    def look(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        stack = inspect.stack()
+        first = next(i for i, frame in enumerate(stack) if frame.function == "evaluate")
+        stacks.append([frame.function for frame in stack[1 : first + 1]])
+        return x
+
+    run(toys, {"look": Does(look)})
+    assert set(map(len, stacks)) == {6}, stacks[0]
+    assert stacks[0][0] == "__call__"
+    assert stacks[0][-1] == "evaluate"
