@@ -13,7 +13,6 @@ from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.reproduce.context import Desk, Source
 from empir_plugin.reproduce.document import Document
 from empir_plugin.reproduce.figures import require_matplotlib
-from empir_plugin.reproduce.page import html
 from empir_plugin.reproduce.parts import Part, lacking
 from empir_plugin.reproduce.report import markdown, report
 from empir_plugin.reproduce.results import Target
@@ -76,12 +75,10 @@ class Outcome:
 
     Args:
         report: The report in Markdown.
-        page: The report as one file of HTML, if that was asked for.
         skipped: Parts that could not run, each with the reason.
     """
 
     report: Path
-    page: Path | None
     skipped: tuple[tuple[str, str], ...]
 
 
@@ -91,7 +88,6 @@ def reproduce(
     images: Source,
     *,
     settings: Settings | None = None,
-    page: bool = False,
     publish: Path | None = None,
     known: Sequence[Target] | None = None,
     on_progress: Callable[[Standing], None] | None = None,
@@ -106,8 +102,7 @@ def reproduce(
         workspace: Where everything goes.
         images: Where images come from.
         settings: How evaluations run.
-        page: Whether to write the report as HTML too.
-        publish: A second place for the report in Markdown, with records and figures beside it.
+        publish: A second place for the report, with records and figures beside it.
         known: The targets a report speaks of; all of this package by default.
         on_progress: Told what is being done.
 
@@ -126,10 +121,10 @@ def reproduce(
     with workspace.opened():
         skipped = [skip for target in targets for skip in _measure(target, desk, on_progress)]
         told = tuple(known or TARGETS.values())
-        _write(report(workspace, told), workspace, page=page)
+        _write(report(workspace, told), workspace)
         if publish is not None:
             workspace.publish(publish)
-    return Outcome(publish or workspace.report, workspace.page if page else None, tuple(skipped))
+    return Outcome(publish or workspace.report, tuple(skipped))
 
 
 def _check_images(targets: Sequence[Target], desk: Desk) -> None:
@@ -173,8 +168,6 @@ def _telling(
     return replace(desk, tell=lambda text: told(Standing(target.name, index, count, f"{part.slug}: {text}")))
 
 
-def _write(document: Document, workspace: Workspace, *, page: bool) -> None:
+def _write(document: Document, workspace: Workspace) -> None:
     figures = workspace.figures.relative_to(workspace.root).as_posix()
     write_atomically(workspace.report, markdown(document, figures).encode())
-    if page:
-        write_atomically(workspace.page, html(document, workspace.figures).encode())

@@ -9,7 +9,6 @@
       reproduction/records/  one JSON file for each evaluation, cost, matrix and trained network
       reproduction/figures/  each figure as SVG and PNG
       reproduction.md        the report
-      reproduction.html      the same as one file
 """
 
 from __future__ import annotations
@@ -87,11 +86,6 @@ class Workspace:
     def report(self) -> Path:
         """The report in Markdown."""
         return self.root / "reproduction.md"
-
-    @property
-    def page(self) -> Path:
-        """The report as one file of HTML."""
-        return self.root / "reproduction.html"
 
     def check(self) -> None:
         """Refuse a folder that holds anything but a reproduction of this version.

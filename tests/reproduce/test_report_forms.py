@@ -1,19 +1,15 @@
-"""One document as Markdown and as HTML: nothing of it is lost, and nothing in it becomes markup."""
+"""A document as Markdown, and its figures."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.text import Text as Label
 
-from empir_plugin.errors import EvaluationError
 from empir_plugin.reproduce.document import Code, Document, Link, Picture, Section, Table, Text
 from empir_plugin.reproduce.figures import LOOKS, bars, draw, lines, panels, write_names
-from empir_plugin.reproduce.page import html
 from empir_plugin.reproduce.report import markdown
 
 TABLE = Table(
@@ -47,24 +43,6 @@ def test_a_bar_too_low_to_be_seen_is_told_from_a_missing_one() -> None:
     bars(axis, ["x", "y"], [("first", [0.0, None]), ("second", [60.0, 0.07])])
     told = [text for text in axis.texts if isinstance(text, Annotation) and text.get_text()]
     assert [(round(text.xy[0], 1), text.get_text()) for text in told] == [(-0.2, "0"), (1.2, ".07")]
-
-
-def test_html_needs_nothing_else_and_escapes_everything(tmp_path: Path) -> None:
-    draw(tmp_path, "p", (2, 2), _paint)
-    text = html(DOCUMENT, tmp_path)
-    assert "<h1>Title</h1>" in text
-    assert "Words &amp; &lt;b&gt;more&lt;/b&gt;." in text
-    assert '<code title="x/r.json">r</code>' in text
-    assert 'alt="Alt"' in text
-    assert "<script" not in text
-    addresses = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert addresses
-    assert all(address.startswith(("data:", "#")) for address in addresses)
-
-
-def test_html_without_its_figure_says_so(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"the figure .*p\.svg cannot be read"):
-        html(DOCUMENT, tmp_path)
 
 
 def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:

@@ -24,21 +24,20 @@ def _images(toys: ModuleType) -> Any:
     return toys.Fixed(toys.pairs(DIFFERENCES, LABELS))
 
 
-def test_numbers_records_report_and_page(workspace: Workspace, toys: ModuleType, tmp_path: Path) -> None:
+def test_numbers_records_and_report(workspace: Workspace, toys: ModuleType, tmp_path: Path) -> None:
     target = toys.target(toys.part("small", toys.Counted(str(tmp_path / "log"))))
     seen: list[Standing] = []
-    outcome = reproduce(
-        [target], workspace, _images(toys), page=True, publish=tmp_path / "paper.md", known=[target],
+    reproduction = reproduce(
+        [target], workspace, _images(toys), publish=tmp_path / "paper.md", known=[target],
         on_progress=seen.append,
     )  # fmt: skip
+    assert reproduction.report == tmp_path / "paper.md"
     record = Results(workspace.records).record("small")
     assert (record.clean, record.attacks[0].robust) == ("1110", "1010")
     text = workspace.report.read_text()
     assert "| small | 50.00 |" in text
     assert "[small](reproduction/records/small.json)" in text
     assert "empir reproduce toys --n-examples 4" in text
-    assert outcome.page is not None
-    assert "50.00" in outcome.page.read_text()
     assert "[small](paper/records/small.json)" in (tmp_path / "paper.md").read_text()
     assert seen[-1] == Standing("toys", 1, 1, "done")
     assert any("FGSM 4/4" in standing.note for standing in seen)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--n-examples", type=int, default=1000, show_default=True, help="How many test images, from the first.")
 @DATA_DIR
-@click.option("--html", "page", is_flag=True, help="Write the report as one file of HTML, too.")
 @click.option(
     "--report", type=click.Path(path_type=Path),
     help="Copy the report there, such as docs/reproduction.md, with records and figures beside it.",
@@ -34,7 +33,6 @@ def reproduce(
     out: Path,
     n_examples: int | None,
     data_dir: Path | None,
-    page: bool,
     report: Path | None,
     device: str,
     threads: int | None,
@@ -57,13 +55,11 @@ def reproduce(
     images, workspace = Images(data_dir, n_examples), Workspace(out)
     with _ReproductionProgress() as progress:
         outcome = run_reproduction(
-            targets, workspace, images, settings=settings, page=page, publish=report, on_progress=progress.show
+            targets, workspace, images, settings=settings, publish=report, on_progress=progress.show
         )
     for slug, reason in outcome.skipped:
         click.echo(f"Not run: {slug} ({reason})")
     click.echo(f"Report: {outcome.report}")
-    if outcome.page is not None:
-        click.echo(f"Page: {outcome.page}")
 
 
 class _ReproductionProgress(Progress):

@@ -28,7 +28,7 @@ def run(*arguments: str | Path) -> Result:
 
 def test_figure_3b_from_the_bundled_sample(tmp_path: Path) -> None:
     out, docs = tmp_path / "out", tmp_path / "docs" / "reproduction.md"
-    done = run("fig3b", "--out", out, "--n-examples", "2", "--html", "--report", docs)
+    done = run("fig3b", "--out", out, "--n-examples", "2", "--report", docs)
     assert done.exit_code == 0, done.output
     assert f"Report: {docs}" in done.output
     text = docs.read_text()
@@ -37,7 +37,7 @@ def test_figure_3b_from_the_bundled_sample(tmp_path: Path) -> None:
     assert (docs.parent / "reproduction" / "figures" / "fig3b.svg").is_file()
     record = docs.parent / "reproduction" / "records" / "mnist-empir-confusion-released.json"
     assert json.loads(record.read_text())["data"]["n"] == 2
-    assert "Confusion matrices" in (out / "reproduction.html").read_text()
+    assert not list(out.glob("*.html"))
 
 
 REFUSED = {
