@@ -12,8 +12,8 @@ import pytest
 
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.reproduce.context import Context
-from empir_plugin.reproduce.parts import Cost
 from empir_plugin.reproduce.document import markdown
+from empir_plugin.reproduce.parts import Cost
 from empir_plugin.reproduce.report import ClaimCheck, Measurement, build_report, check_claims, claims_table
 from empir_plugin.reproduce.results import Results
 from empir_plugin.reproduce.run import TARGETS
