@@ -145,13 +145,13 @@ class Case:
             return Threat.parse(self.threat)
         if self.eps != "":
             return _threat(self.threat or "Linf", self.eps)
-        found = self.plan.threat(self._dataset)
-        if found is None and self.model:
-            found = Threat.parse(default_threat(self.model, self._dataset))
-        if found is None or self.threat not in ("", str(found.norm)):
+        threat = self.plan.threat(self._dataset)
+        if threat is None and self.model:
+            threat = Threat.parse(default_threat(self.model, self._dataset))
+        if threat is None or self.threat not in ("", str(threat.norm)):
             whose = f"there is no default under {self.threat}" if self.threat else "a model of your own has no default"
             raise InputError(f"an evaluation needs a radius, {whose}: pass eps, such as '8/255' (--rb-eps)")
-        return found
+        return threat
 
     @property
     def _dataset(self) -> str:

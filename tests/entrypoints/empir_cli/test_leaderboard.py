@@ -22,7 +22,7 @@ def run(*arguments: str) -> Result:
 
 def write_record(path: Path, n: int = 10_000, model: str = "cifarconv-fp") -> str:
     dataset, threat = ("mnist", "Linf:0.3") if "mnist" in model else ("cifar10", "Linf:8/255")
-    clean, left = "1" * (n // 2) + "0" * (n - n // 2), "1" * (n // 100) + "0" * (n - n // 100)
+    clean, robust = "1" * (n // 2) + "0" * (n - n // 2), "1" * (n // 100) + "0" * (n - n // 100)
     Record(
         model={"name": model, "sha256": shipped_fingerprint(model), "weights_loaded": True},
         data={
@@ -30,8 +30,8 @@ def write_record(path: Path, n: int = 10_000, model: str = "cifarconv-fp") -> st
             "sha256": OFFICIAL_FINGERPRINTS[dataset, "test"],
         },
         threat=threat, clean=clean, clean_accuracy=50.0,
-        attacks=(AttackRecord("AutoAttack", AUTOATTACK, left, 1.0, 1.0, threat=threat),),
-        worst_case=left, worst_case_accuracy=1.0, run={"seed": 0},
+        attacks=(AttackRecord("AutoAttack", AUTOATTACK, robust, 1.0, 1.0, threat=threat),),
+        worst_case=robust, worst_case_accuracy=1.0, run={"seed": 0},
     ).write(path)  # fmt: skip
     return str(path)
 

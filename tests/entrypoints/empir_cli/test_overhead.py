@@ -67,10 +67,10 @@ def test_without_latency_nothing_is_measured() -> None:
 def test_json_holds_every_number(tmp_path: Path) -> None:
     target = tmp_path / "new" / "overhead.json"
     assert _run("cifarconv-w4a2", "--json", str(target), *FAST).exit_code == 0
-    found = json.loads(target.read_text())
-    assert found["eq6"]["storage"]["ideal"] == 0.125
-    assert found["measured"]["repeats"] == 2
-    assert found["baseline"] == "the same network in full precision"
+    report = json.loads(target.read_text())
+    assert report["eq6"]["storage"]["ideal"] == 0.125
+    assert report["measured"]["repeats"] == 2
+    assert report["baseline"] == "the same network in full precision"
 
 
 def test_layers_of_packed_weights_explain_the_missing_error() -> None:

@@ -235,7 +235,7 @@ def test_printing_opens_everything(browser: Browser) -> None:
 
 
 TEXTS = """
-const found = [];
+const texts = [];
 const opaque = colour => !/^rgba\\(.*, 0\\)$/.test(colour);
 for (const element of document.body.querySelectorAll("*")) {
   const own = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
@@ -244,9 +244,9 @@ for (const element of document.body.querySelectorAll("*")) {
   let behind = element;
   while (behind.parentElement && !opaque(getComputedStyle(behind).backgroundColor)) behind = behind.parentElement;
   const colour = element instanceof SVGElement ? style.fill : style.color;
-  found.push([element.textContent.trim().slice(0, 40), colour, getComputedStyle(behind).backgroundColor]);
+  texts.push([element.textContent.trim().slice(0, 40), colour, getComputedStyle(behind).backgroundColor]);
 }
-return found;
+return texts;
 """
 
 

@@ -203,8 +203,8 @@ def test_a_missing_measurement_is_neither_blank_nor_zero(tree: Tree, tmp_path: P
 
 
 def test_boards_and_ranks(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
-    for model, left in (("cifarconv-fp", 0), ("cifarconv-w2a2", 95)):
-        made.record(made.autoattack(0, left), model=model).write(tmp_path / f"{model}.json")
+    for model, robust in (("cifarconv-fp", 0), ("cifarconv-w2a2", 95)):
+        made.record(made.autoattack(0, robust), model=model).write(tmp_path / f"{model}.json")
         add(tree, model, Files((tmp_path / f"{model}.json",)))
     about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
     made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about).write(tmp_path / "mnist.json")
