@@ -1,4 +1,4 @@
-"""The example package, installed without a network, is found by everything that looks for models and attacks."""
+"""The example package, installed offline: every way to load a model or an attack by name finds it."""
 
 from __future__ import annotations
 
@@ -34,27 +34,28 @@ class Passed:
         self.count += report.when == "call" and report.passed
 
 out, example = map(Path, sys.argv[1:])
-found = {
+results = {
     "list": empir("list"),
     "evaluate": empir("evaluate", "blurred-cifarconv", "--n-examples", "4", "--record", str(out / "record.json")),
 }
 from empir_plugin import load_attack
 from robustbench.utils import load_model
 
-found["attack"] = repr(load_attack("Corners", tries=2))
-found["model"] = type(load_model("blurred-cifarconv", dataset="cifar10", threat_model="Linf")).__module__
+results["attack"] = repr(load_attack("Corners", tries=2))
+results["model"] = type(load_model("blurred-cifarconv", dataset="cifar10", threat_model="Linf")).__module__
 passed = Passed()
-found["own tests"] = int(pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={example}", str(example)], [passed]))
-found["passed"] = passed.count
-(out / "found.json").write_text(json.dumps(found))
+own_tests = ["-q", "-p", "no:cacheprovider", f"--rootdir={example}", str(example)]
+results["own tests"] = int(pytest.main(own_tests, [passed]))
+results["passed"] = passed.count
+(out / "results.json").write_text(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what a process with the example package found."""
+    """Folder with the results of a process in which the example package is installed."""
     if not EXAMPLE.is_dir():
-        pytest.skip("the source distribution is without examples/")
+        pytest.skip("the source distribution has no examples/")
     for needed in ("hatchling", "pip"):
         if find_spec(needed) is None:
             pytest.skip(f"the example package cannot be installed: no {needed}")
@@ -73,25 +74,25 @@ def _run(*arguments: str, cwd: Path | None = None, **environment: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(outcome: Path) -> dict[str, Any]:
-    return json.loads((outcome / "found.json").read_text())
+def results(outcome: Path) -> dict[str, Any]:
+    return json.loads((outcome / "results.json").read_text())
 
 
-def test_empir_list_shows_the_model_beside_ours(found: dict[str, Any]) -> None:
-    assert found["list"]["code"] == 0
-    (row,) = (line for line in found["list"]["output"].splitlines() if "blurred-cifarconv" in line)
+def test_empir_list_shows_the_model(results: dict[str, Any]) -> None:
+    assert results["list"]["code"] == 0
+    (row,) = (line for line in results["list"]["output"].splitlines() if "blurred-cifarconv" in line)
     assert "cifar10" in row
     assert "another package's" in row
-    assert "empir-cifar" in found["list"]["output"]
+    assert "empir-cifar" in results["list"]["output"]
 
 
-def test_robustbench_s_own_load_model_builds_it_and_load_attack_makes_the_attack(found: dict[str, Any]) -> None:
-    assert found["model"] == "blurred.models"
-    assert found["attack"] == "Corners(tries=2)"
+def test_load_model_and_load_attack_find_both(results: dict[str, Any]) -> None:
+    assert results["model"] == "blurred.models"
+    assert results["attack"] == "Corners(tries=2)"
 
 
-def test_empir_evaluate_attacks_it(outcome: Path, found: dict[str, Any]) -> None:
-    assert found["evaluate"]["code"] == 0, found["evaluate"]["output"]
+def test_empir_evaluate_attacks_it(outcome: Path, results: dict[str, Any]) -> None:
+    assert results["evaluate"]["code"] == 0, results["evaluate"]["output"]
     record = Record.read(outcome / "record.json")
     assert record.model["name"] == "blurred-cifarconv"
     assert record.data["n"] == len(record.worst_case) == 4
@@ -99,9 +100,9 @@ def test_empir_evaluate_attacks_it(outcome: Path, found: dict[str, Any]) -> None
     assert record.worst_case_accuracy < record.clean_accuracy, "a blur is no defence"
 
 
-def test_its_own_tests_pass(found: dict[str, Any]) -> None:
-    assert found["own tests"] == 0
-    assert found["passed"] == (EXAMPLE / "tests" / "test_blurred.py").read_text().count("\ndef test_") + 1
+def test_its_own_tests_pass(results: dict[str, Any]) -> None:
+    assert results["own tests"] == 0
+    assert results["passed"] == (EXAMPLE / "tests" / "test_blurred.py").read_text().count("\ndef test_") + 1
 
 
 def test_without_the_package_the_names_are_unknown() -> None:

@@ -1,4 +1,4 @@
-"""One evaluation as somebody asks for it: in words, with defaults for what is left out."""
+"""One evaluation as a user requests it: model, data, threat and attacks by name, with defaults."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from empir_plugin.zoo.registry import load_model
 from empir_plugin.zoo.show import dataset_of, default_threat
 
 _STRONG = "PGD-100"
-"""What the default plan calls its PGD, on the model's own output and, for an ensemble, on all members."""
+"""Prefix of the default protocol's PGD attacks: on the model's output and, for an ensemble, on all members."""
 
 
 def named_attacks(name: str, model: nn.Module) -> tuple[AttackSpec, ...]:
-    """The attacks a name stands for.
+    """The attacks that a name stands for.
 
-    ``pgd`` is that of the default protocol: 100 steps of a quarter of eps, for an ensemble on the mean probability of
-    all members as well. Any other name is the discovered attack with its own default settings.
+    ``pgd`` is the PGD of the default protocol: 100 steps of size eps / 4, and for an ensemble also on the mean
+    probability of all members. Any other name is the registered attack with its default settings.
 
     Args:
         name: As :func:`empir_plugin.attacks.registry.load_attack` takes it.
-        model: What will be attacked.
+        model: The model to attack.
 
     Raises:
         InputError: If no attack has that name, or it needs settings.
@@ -55,35 +55,35 @@ def named_attacks(name: str, model: nn.Module) -> tuple[AttackSpec, ...]:
 
 
 _QUICK = 100
-"""Images of the bundled sample, as ``empir evaluate`` takes by default."""
+"""Number of images of the bundled sample, the default of ``empir evaluate``."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What to evaluate; empty texts and None stand for what nobody said.
+    """What to evaluate; empty text and None stand for the default.
 
     Args:
-        model: By name, as :func:`empir_plugin.load_model` takes it; empty for a model of the caller's own.
-        dataset: The data set; the named model's own by default.
-        threat: Norm, ``"Linf"`` by default, or norm and radius, such as ``"Linf:8/255"``.
+        model: Name of a model, as in :func:`empir_plugin.load_model`; empty for a model object of your own.
+        dataset: Name of the data set; by default the one on the named model's card.
+        threat: Norm, by default ``"Linf"``, or norm and radius, such as ``"Linf:8/255"``.
         eps: Radius in units of the image, as a number or as text such as ``"8/255"``; by default the protocol's, or the
             one on the named model's card.
         attack: Names, attack specs (:class:`~empir_plugin.evaluation.attack_spec.AttackSpec`), or attacks; the
             protocol's by default.
-        protocol: By name, instead of attacks.
-        n_examples: From the first; 100 of the bundled sample, or all of ``data``, by default.
+        protocol: Name of a protocol, instead of attacks.
+        n_examples: Number of images, counted from the first; by default 100 of the bundled sample, or all of ``data``.
         data: Folder of the full data set; None for the bundled sample.
         checkpoint: Weights (safetensors) instead of the named model's own.
         batch_size: Images per forward pass of an attack.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        seed: Of everything random in the attacks.
-        min_robust: Least worst-case accuracy, in percent.
+        seed: Seed of everything random in the attacks.
+        min_robust: Least robust accuracy (per-image worst case), in percent.
         min_clean: Least clean accuracy, in percent.
         store: Folder for finished shards.
         adv_out: Folder for adversarial images.
 
     Raises:
-        InputError: If both attacks and a protocol are named, or a threshold is no percentage.
+        InputError: If both attacks and a protocol are named, or a threshold is not a percentage.
 
     Example:
         >>> case = Case(model="empir-cifar", attack=("pgd",), eps="4/255")
@@ -110,60 +110,60 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.attack and self.protocol:
-            raise InputError(f"attacks come one by one or as a protocol, got both ({self.label}): leave one out")
-        _ = self.thresholds  # refuses what is no percentage
+            raise InputError(f"name attacks or a protocol, got both ({self.label}): leave one out")
+        _ = self.thresholds  # raises unless both are percentages
 
     @property
     def thresholds(self) -> Thresholds:
-        """What has to be left."""
+        """The least accuracies that pass."""
         return Thresholds(min_clean=self.min_clean, min_robust=self.min_robust)
 
     @property
     def settings(self) -> Settings:
-        """How to run it."""
+        """How the evaluation runs."""
         return Settings(seed=self.seed, batch_size=self.batch_size, device=parse_device(self.device))
 
     @property
     def plan(self) -> Protocol:
-        """The protocol that holds where no attack is named."""
+        """The protocol whose attacks run if none is named."""
         return parse_protocol(self.protocol or "default")
 
     @property
     def label(self) -> str:
-        """What it is attacked with, in a few words."""
+        """The names of its attacks or its protocol."""
         names = ", ".join(map(name_of, self.attack))
         return ", ".join(part for part in (names, self.protocol) if part) or "default"
 
     @property
     def budget(self) -> Threat:
-        """The threat: the one asked for, else the protocol's, else the one on the model's card.
+        """The threat: the given one, else the protocol's, else the one on the model's card.
 
         Raises:
-            InputError: If there is none, or it makes no sense.
+            InputError: If there is none, or it is invalid.
         """
         if ":" in self.threat and self.eps == "":
             return Threat.parse(self.threat)
         if self.eps != "":
             return _threat(self.threat or "Linf", self.eps)
-        found = self.plan.threat(self._dataset)
-        if found is None and self.model:
-            found = Threat.parse(default_threat(self.model, self._dataset))
-        if found is None or self.threat not in ("", str(found.norm)):
+        threat = self.plan.threat(self._dataset)
+        if threat is None and self.model:
+            threat = Threat.parse(default_threat(self.model, self._dataset))
+        if threat is None or self.threat not in ("", str(threat.norm)):
             whose = f"there is no default under {self.threat}" if self.threat else "a model of your own has no default"
             raise InputError(f"an evaluation needs a radius, {whose}: pass eps, such as '8/255' (--rb-eps)")
-        return found
+        return threat
 
     @property
     def _dataset(self) -> str:
         return self.dataset or (dataset_of(self.model) if self.model else "")
 
     def load_model(self) -> nn.Module:
-        """The model of that name.
+        """The named model, with its weights.
 
         Raises:
-            InputError: If there is none.
-            WeightsError: If the checkpoint is missing, damaged or another model's.
-            EvaluationError: If it has no weights.
+            InputError: If no model has that name.
+            WeightsError: If the checkpoint is missing, damaged or made for another model.
+            EvaluationError: If the model has no weights.
         """
         if not self.model:
             hint = "name one with model='...', or define a fixture rb_model that returns your torch.nn.Module"
@@ -174,10 +174,10 @@ class Case:
         return model
 
     def load_data(self) -> ImageSet:
-        """The images, as :func:`empir_plugin.load_images` finds them.
+        """The images, from :func:`empir_plugin.load_images`.
 
         Raises:
-            InputError: If no data set is named, or there are fewer images.
+            InputError: If no data set is named, or it has fewer images than requested.
             DataError: If the folder is missing or damaged.
         """
         if not self._dataset:
@@ -186,30 +186,30 @@ class Case:
         wanted = self.n_examples if self.n_examples is not None or self.data is not None else _QUICK
         return load_images(self._dataset, data_dir=self.data, n_examples=wanted)
 
-    def planned(self, model: nn.Module) -> tuple[AttackSpec, ...] | None:
-        """The attacks on a model; None for those of the protocol.
+    def attack_specs(self, model: nn.Module) -> tuple[AttackSpec, ...] | None:
+        """The attack specs of this case on a model; None if its protocol chooses the attacks.
 
         Raises:
             InputError: If an attack is not known.
         """
-        return _told_apart([spec for attack in self.attack for spec in _planned(attack, model)]) or None
+        return _number_duplicates([spec for attack in self.attack for spec in _specs(attack, model)]) or None
 
-    def images_file(self, name: str, subject: str) -> Path | None:
-        """Where adversarial images of a model of that name go, if anywhere: one file for each evaluation.
+    def images_file(self, name: str, fingerprints: str) -> Path | None:
+        """The file for the adversarial images, one for each evaluation; None without ``adv_out``.
 
         Args:
-            name: The model's.
-            subject: Text that names the model's weights and the images.
+            name: Of the model.
+            fingerprints: Of the model's weights and of the images.
         """
         if self.adv_out is None:
             return None
         attacks = [each if isinstance(each, str) else describe(each) for each in self.attack]
-        told = repr((subject, attacks, self.protocol, self.seed, self.batch_size))
-        text = f"{name}-{self.label}-{self.budget}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        content = repr((fingerprints, attacks, self.protocol, self.seed, self.batch_size))
+        text = f"{name}-{self.label}-{self.budget}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         return self.adv_out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)}.safetensors"
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, for a report."""
+        """The case as a mapping that JSON can hold, for the report."""
         names = ("model", "dataset", "threat", "protocol", "n_examples", "device", "seed", "min_robust", "min_clean")
         chosen = {name: getattr(self, name) for name in names}
         return {
@@ -222,33 +222,33 @@ class Case:
 
 def _threat(norm: str, eps: str | float) -> Threat:
     if ":" in norm:
-        raise InputError(f"the radius is named once, got {norm!r} and eps={eps!r}: leave one out")
+        raise InputError(f"give the radius once, got {norm!r} and eps={eps!r}: leave one out")
     if isinstance(eps, str):
         return Threat.parse(f"{norm}:{eps}")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise InputError(f"eps is a number or text such as '8/255', got {eps!r}")
+        raise InputError(f"eps must be a number or text such as '8/255', got {eps!r}")
     return Threat(parse_norm(norm), float(eps))
 
 
-def _planned(attack: str | AttackSpec | Attack, model: nn.Module) -> Sequence[AttackSpec]:
+def _specs(attack: str | AttackSpec | Attack, model: nn.Module) -> Sequence[AttackSpec]:
     if isinstance(attack, str):
         return named_attacks(attack, model)
     return [attack if isinstance(attack, AttackSpec) else AttackSpec(name_of(attack), attack)]
 
 
-def _told_apart(plan: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
-    """The same attacks, those of one name numbered from the second on."""
+def _number_duplicates(specs: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
+    """The same attacks, with a number behind every repeated name."""
     seen: Counter[str] = Counter()
-    told = []
-    for spec in plan:
+    numbered: list[AttackSpec] = []
+    for spec in specs:
         seen[spec.name] += 1
         number = seen[spec.name]
-        told.append(spec if number == 1 else replace(spec, name=f"{spec.name} {number}"))
-    return tuple(told)
+        numbered.append(spec if number == 1 else replace(spec, name=f"{spec.name} {number}"))
+    return tuple(numbered)
 
 
 def name_of(attack: str | AttackSpec | Attack) -> str:
-    """What tables call an attack.
+    """The name of an attack in tables.
 
     Example:
         >>> from empir_plugin.attacks import fgsm

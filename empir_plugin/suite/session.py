@@ -1,4 +1,4 @@
-"""The report of a session: every case, and the records they add up to."""
+"""A pytest session's evaluations: each model, data set and attack once, and the report over all of them."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from empir_plugin.suite.case import Case, named_attacks
 
 
 @dataclass
-class _Latest:
-    """What was made last, and of what."""
+class _LastLoaded:
+    """A cache of one value, the one loaded last."""
 
     key: Hashable = None
     value: Any = None
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
         if self.value is None or key != self.key:
-            self.key, self.value = None, None  # the old one goes before the new one comes: models are large
-            self.key, self.value = key, make()
+            self.key, self.value = None, None  # free the old value before loading the next: models are large
+            self.key, self.value = key, load()
         return self.value
 
 
 @dataclass
-class Bench:
-    """Evaluates cases in turn; keeps the model and the data at hand, and what each attack left of them.
+class EvaluationSession:
+    """Evaluates cases one after another; keeps the last model and data, and the finished evaluations on them.
 
     Example:
-        >>> bench, case = Bench(), Case(model="cifarconv-w2a2", attack=("fgsm",), n_examples=4)
-        >>> bench.record(case, bench.model(case), bench.data(case)).data["n"]
+        >>> session, case = EvaluationSession(), Case(model="cifarconv-w2a2", attack=("fgsm",), n_examples=4)
+        >>> session.record(case, session.model(case), session.data(case)).data["n"]
         4
     """
 
-    _model: _Latest = field(default_factory=_Latest)
-    _data: _Latest = field(default_factory=_Latest)
-    _done: dict[Hashable, Record] = field(default_factory=dict)
-    _subject: tuple[Any, Any] = (None, None)
+    _model: _LastLoaded = field(default_factory=_LastLoaded)
+    _data: _LastLoaded = field(default_factory=_LastLoaded)
+    _finished: dict[Hashable, Record] = field(default_factory=dict)
+    _finished_on: tuple[Any, Any] = (None, None)
 
     def model(self, case: Case) -> nn.Module:
-        """The named model of a case; see :meth:`Case.load_model`."""
+        """The model that a case names; see :meth:`Case.load_model`."""
         key = case.model, case.dataset, str(case.budget.norm), str(case.checkpoint)
         return self._model.get(key, case.load_model)
 
@@ -56,7 +56,7 @@ class Bench:
         return self._data.get(key, case.load_data)
 
     def check(self, case: Case) -> None:
-        """Raise what a case with a named model would raise before its first attack."""
+        """Raise the errors that a case with a named model would raise before its first attack."""
         _ = case.settings, case.plan, case.budget
         for attack in case.attack:
             if isinstance(attack, str):
@@ -65,56 +65,56 @@ class Bench:
         self.data(case)
 
     def record(self, case: Case, model: nn.Module, data: ImageSet) -> Record:
-        """Evaluate a case.
+        """Evaluate a case; an attack that has already run on this model and data is not run again.
 
         Args:
-            case: What is asked for.
+            case: What to evaluate.
             model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
             data: Images and true labels.
 
         Raises:
-            InputError: If something asked for does not exist or makes no sense.
-            EvaluationError: If the evaluation cannot be trusted or cannot go on.
+            InputError: If the case names something that does not exist, or has an invalid value.
+            EvaluationError: If the evaluation cannot be trusted or cannot continue.
         """
         if len(case.attack) < 1 or case.store is not None or not all(isinstance(each, str) for each in case.attack):
-            return _evaluated(case, model, data)
-        if self._subject[0] is not model or self._subject[1] is not data:
-            self._subject = model, data
-            self._done.clear()
-        state = _state(model)
-        return merged([self._one(replace(case, attack=(name,)), model, data, state) for name in case.attack])
+            return _evaluate(case, model, data)
+        if self._finished_on[0] is not model or self._finished_on[1] is not data:
+            self._finished_on = model, data
+            self._finished.clear()
+        state = _model_state(model)
+        return merged([self._record_once(replace(case, attack=(name,)), model, data, state) for name in case.attack])
 
-    def _one(self, case: Case, model: nn.Module, data: ImageSet, state: Hashable) -> Record:
+    def _record_once(self, case: Case, model: nn.Module, data: ImageSet, state: Hashable) -> Record:
         key = state, case.model, case.attack, str(case.budget), case.seed, case.batch_size, case.device
-        if key not in self._done:
-            self._done[key] = _evaluated(case, model, data)
-        return self._done[key]
+        if key not in self._finished:
+            self._finished[key] = _evaluate(case, model, data)
+        return self._finished[key]
 
 
-def _state(model: nn.Module) -> Hashable:
-    """What changes when a model is changed in place, by a test that trains or quantizes it for instance."""
+def _model_state(model: nn.Module) -> Hashable:
+    """A key that changes when a model changes in place, for instance in a test that trains or quantizes it."""
     try:
         return model_fingerprint(model), settings_fingerprint(model)
     except InputError:
-        return object()  # equal to nothing: what has no name is evaluated each time
+        return object()  # equals no other key: a model without a fingerprint is evaluated each time
 
 
-def _evaluated(case: Case, model: nn.Module, data: ImageSet) -> Record:
+def _evaluate(case: Case, model: nn.Module, data: ImageSet) -> Record:
     name = case.model or type(model).__name__
     return evaluate(
         model,
         data,
         case.budget,
-        case.planned(model),
+        case.attack_specs(model),
         protocol=case.plan,
         name=name,
         settings=case.settings,
         store=case.store,
-        images=None if case.adv_out is None else case.images_file(name, _subject(model, data)),
+        images=None if case.adv_out is None else case.images_file(name, _fingerprints(model, data)),
     )
 
 
-def _subject(model: nn.Module, data: ImageSet) -> str:
+def _fingerprints(model: nn.Module, data: ImageSet) -> str:
     return f"{model_fingerprint(model)}|{data.fingerprint}"
 
 
@@ -122,28 +122,28 @@ SCHEMA = 1
 
 
 def session_report(rows: Sequence[Mapping[str, Any]], exit_status: int) -> dict[str, Any]:
-    """What ``--rb-json`` holds.
+    """The report of a session, as ``--rb-json`` writes it.
 
     Args:
-        rows: Cases in order, each with its ``outcome`` and, unless it ended before, its ``record`` as a table.
+        rows: Cases in order, each with its ``outcome`` and, unless it ended before the evaluation, its ``record``.
         exit_status: Of pytest.
 
     Returns:
-        ``schema``, ``finished``, ``exit_status``; ``cases``, with the numbers of each; and ``records``: run records,
-        each over all attacks of the session on one model and data set under one threat, so that its worst case is, per
-        image, that of all of them.
+        ``schema``, ``finished``, ``exit_status``; ``cases``, each with its numbers; and ``records``: run records, one
+        for each model, data set and threat. A record covers all attacks of the session, and so does its per-image
+        worst case.
     """
     records = [record_of(row["record"]) for row in rows if "record" in row]
     return {
         "schema": SCHEMA,
         "finished": now(),
         "exit_status": exit_status,
-        "cases": [_case(row) for row in rows],
+        "cases": [_case_row(row) for row in rows],
         "records": [asdict(record) for record in gathered(records)],
     }
 
 
-def _case(row: Mapping[str, Any]) -> dict[str, Any]:
+def _case_row(row: Mapping[str, Any]) -> dict[str, Any]:
     about = {key: value for key, value in row.items() if key not in ("record", "order")}
     if "record" not in row:
         return about

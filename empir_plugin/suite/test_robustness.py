@@ -1,4 +1,4 @@
-"""Every model of ``--rb-model`` under every attack of ``--rb-attack``, and under all of them together."""
+"""The one test of the suite: each model of ``--rb-model`` under each attack of ``--rb-attack``, and all together."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from empir_plugin.evaluation.record import Record
 
 
 def test_robustness(rb_record: Record) -> None:
-    """Hold the model to ``--rb-min-clean`` and ``--rb-min-robust``: the plugin compares after the body of a test."""
+    """Fail below ``--rb-min-clean`` or ``--rb-min-robust``: the plugin compares after the body of the test."""

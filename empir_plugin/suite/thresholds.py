@@ -1,4 +1,4 @@
-"""How much has to be left, and a readable account of what was not."""
+"""Thresholds on clean and robust accuracy, and a readable explanation of a missed one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from empir_plugin.errors import InputError
 from empir_plugin.evaluation.record import Record
 
 _SHOWN = 12
-"""Runs of image numbers in a line; the rest is counted."""
+"""Ranges of image numbers shown in a line; the rest is counted."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Least accuracies, in percent of all images; None where anything will do.
+    """Least accuracies, in percent of all images; None for no threshold.
 
-    They are compared with a record's accuracies as these are written, to two decimals.
+    They are compared with the accuracies in a record, which have two decimals.
 
     Args:
-        min_clean: Of the clean images.
-        min_robust: Of the worst case per image over all attacks that count.
+        min_clean: Least accuracy on clean images.
+        min_robust: Least robust accuracy: the per-image worst case over all attacks that count.
 
     Raises:
-        InputError: If one does not lie in 0 to 100.
+        InputError: If a threshold is not in [0, 100].
 
     Example:
         >>> Thresholds(min_robust=30).min_clean is None
@@ -39,12 +39,12 @@ class Thresholds:
             if least is None:
                 continue
             if isinstance(least, bool) or not isinstance(least, (int, float)) or not 0 <= least <= 100:
-                raise InputError(f"{name} is a percentage from 0 to 100, got {least!r}")
+                raise InputError(f"{name} must be a percentage from 0 to 100, got {least!r}")
 
     def shortfalls(self, record: Record) -> tuple[str, ...]:
-        """A sentence for each threshold a record misses; none if it keeps both.
+        """One sentence for each threshold that a record misses.
 
-        A robust accuracy under no attack with a budget is no robust accuracy, and misses every threshold.
+        Without an attack with a finite budget there is no robust accuracy, and any ``min_robust`` is missed.
         """
         return tuple(self._shortfalls(record))
 
@@ -59,11 +59,12 @@ class Thresholds:
             names = ", ".join(attack.name for attack in record.attacks) or "none"
             yield f"min_robust {self.min_robust:g} % needs an attack with a budget, got {names}: add one, such as pgd"
         elif record.worst_case_accuracy < self.min_robust:
-            have = f"{record.worst_case.count('1')} of {n} images withstood everything, {_needed(self.min_robust, n)}"
+            robust = record.worst_case.count("1")
+            have = f"{robust} of {n} images are robust to every attack, {_needed(self.min_robust, n)}"
             yield _below("robust", record.worst_case_accuracy, "min_robust", self.min_robust, have)
 
     def explain(self, record: Record) -> str:
-        """Which images fell to which attack, and what was needed, as lines of text; empty if nothing was missed."""
+        """The missed thresholds and the images that each attack broke, as lines of text; empty if none was missed."""
         missed = self.shortfalls(record)
         return "\n".join([*_heading(record), *missed, "", *_table(record)]) if missed else ""
 
@@ -87,28 +88,28 @@ def _heading(record: Record) -> Iterator[str]:
 
 
 def _table(record: Record) -> Iterator[str]:
-    fell = [(attack.name, attack.robust, attack.accuracy, "fell") for attack in record.attacks]
-    rows = [("clean", record.clean, record.clean_accuracy, "wrong"), *fell]
-    rows.append(("worst case per image", record.worst_case, record.worst_case_accuracy, "fell"))
+    rows = [(attack.name, attack.robust, attack.accuracy) for attack in record.attacks]
+    rows.append(("worst case per image", record.worst_case, record.worst_case_accuracy))
     width = max(len(name) for name, *_ in rows)
-    for name, verdicts, accuracy, verb in rows:
-        lost = _fallen(record.clean, verdicts) if verb == "fell" else [i for i, v in enumerate(verdicts) if v == "0"]
-        yield f"  {name:{width}}  {accuracy:6.2f} %  {verb}: {numbers(lost)}"
+    wrong = [index for index, correct in enumerate(record.clean) if correct == "0"]
+    yield f"  {'clean':{width}}  {record.clean_accuracy:6.2f} %  wrong: {ranges(wrong)}"
+    for name, robust, accuracy in rows:
+        yield f"  {name:{width}}  {accuracy:6.2f} %  broken: {ranges(_broken(record.clean, robust))}"
 
 
-def _fallen(clean: str, verdicts: str) -> list[int]:
-    return [i for i, (before, after) in enumerate(zip(clean, verdicts, strict=True)) if before == "1" and after == "0"]
+def _broken(clean: str, robust: str) -> list[int]:
+    return [i for i, (before, after) in enumerate(zip(clean, robust, strict=True)) if before == "1" and after == "0"]
 
 
-def numbers(found: Sequence[int]) -> str:
-    """Ascending numbers in short.
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, consecutive ones as a range.
 
     Example:
-        >>> numbers([0, 1, 2, 7]), numbers([])
+        >>> ranges([0, 1, 2, 7]), ranges([])
         ('0-2, 7', 'none')
     """
     runs: list[list[int]] = []
-    for number in found:
+    for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:

@@ -1,4 +1,7 @@
-"""The command ``empir``. Frameworks load this package by name: torch is imported only inside the commands."""
+"""The command line ``empir``.
+
+Its console script loads this package by name: torch and ``empir_plugin`` are imported only inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ import click
 from empir_cli.commands.audit import audit
 from empir_cli.commands.evaluate import evaluate
 from empir_cli.commands.leaderboard import leaderboard
-from empir_cli.commands.models import list_models
+from empir_cli.commands.list import list_models
 from empir_cli.commands.overhead import overhead
 from empir_cli.commands.quantize import quantize
 from empir_cli.commands.reproduce import reproduce
 from empir_cli.commands.train import train
-from empir_cli.group import Commands
+from empir_cli.group import CommandGroup
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="empir-plugin")
 def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""

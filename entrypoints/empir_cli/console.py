@@ -1,4 +1,4 @@
-"""Tables and progress bars on a terminal."""
+"""Tables and progress bars in the terminal."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from empir_plugin.training.loop import Step
+
 
 def console(*, stderr: bool = False) -> Any:
-    """A terminal that leaves numbers uncoloured, so that output reads the same everywhere."""
+    """A terminal that does not colour numbers, so that output looks the same everywhere."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
 
 
 def table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    """A table without rows: first columns of text, then columns of numbers, which are aligned to the right."""
+    """An empty table: columns of text first, then right-aligned columns of numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in texts:
-        made.add_column(name, no_wrap=True)
+        rows.add_column(name, no_wrap=True)
     for name in numbers:
-        made.add_column(name, justify="right", no_wrap=True)
-    return made
+        rows.add_column(name, justify="right", no_wrap=True)
+    return rows
 
 
-class Progress:
-    """A progress bar on the error stream, so that the output can be piped."""
+class ProgressBar:
+    """Progress bars on standard error, so that standard output can be piped."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -40,7 +42,7 @@ class Progress:
         self._progress = Progress(*columns, *clock, console=console(stderr=True))
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> ProgressBar:
         self._progress.start()
         return self
 
@@ -48,7 +50,11 @@ class Progress:
         self._progress.stop()
 
     def update(self, title: str, done: int, total: int, note: str = "") -> None:
-        """Move the bar of that title, adding it if it is new."""
+        """Advance the bar with that title; add it if it is new."""
         if title not in self._tasks:
             self._tasks[title] = self._progress.add_task(title, total=total, note=note)
         self._progress.update(self._tasks[title], completed=done, note=note)
+
+    def show_step(self, step: Step) -> None:
+        """Advance the bar of the member in training, with its loss and accuracy."""
+        self.update(step.member, step.step, step.steps, f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}")

@@ -1,4 +1,4 @@
-"""What the library refuses, told in one sentence."""
+"""Command groups that report the library's errors in one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import click
 
 
-class Refusal(click.ClickException):
-    """An error the library raised on purpose: one sentence, exit code 2."""
+class CommandError(click.ClickException):
+    """An error in what the user asked for: printed as one sentence, exit code 2."""
 
     exit_code = 2
 
 
-class Commands(click.Group):
-    """Commands that answer the library's own errors with their sentence instead of a traceback."""
+class CommandGroup(click.Group):
+    """A group of commands that turns every :class:`~empir_plugin.errors.EmpirError` into a :class:`CommandError`."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; exit with 2 and one sentence if the library refuses."""
+        """Run a command; exit with code 2 and one sentence if the library raises an error of its own."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -26,5 +26,5 @@ class Commands(click.Group):
             from empir_plugin.errors import EmpirError
 
             if isinstance(error, EmpirError):
-                raise Refusal(str(error)) from error
+                raise CommandError(str(error)) from error
             raise

@@ -10,16 +10,20 @@ import click
 DATA_DIR = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help="Folder of the full data set, as torchvision lays it out.",
+    help="Folder of the full data set, laid out as torchvision does.",
 )
+CHECKPOINT = click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Weights to use instead of the model's own (safetensors)."
+)
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random in the attacks.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 THREADS = click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads; results may differ in bits with their number."
+    "--threads", type=click.IntRange(min=1), help="CPU threads; their number may change the last bits of results."
 )
 
 
 def set_threads(threads: int | None) -> None:
-    """Compute on that many CPU threads, or on torch's own choice, until the running command ends."""
+    """Use that many CPU threads until the running command ends; None leaves torch's own choice."""
     import torch
 
     if threads is not None:

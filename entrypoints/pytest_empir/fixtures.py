@@ -1,4 +1,4 @@
-"""The fixtures of a test that evaluates, and its verdict."""
+"""The fixtures ``rb_...`` of a test that evaluates, its verdict, and the checks at the start of a session."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_empir.collection import settings_of
-from pytest_empir.marker import NAME
-from pytest_empir.options import as_arguments, output, settings
-from pytest_empir.start import bench_of
-from pytest_empir.workers import share_processor
+from pytest_empir.marker import NAME, settings_of
+from pytest_empir.options import as_arguments, option_settings, output_path
+from pytest_empir.workers import is_worker, limit_threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,24 +21,55 @@ if TYPE_CHECKING:
     from empir_plugin.data.image_set import ImageSet
     from empir_plugin.evaluation.record import Record
     from empir_plugin.suite.case import Case
+    from empir_plugin.suite.session import EvaluationSession
 
 CASE, RECORD = "rb_case", "rb_record"
-"""Names of the properties of a test that its results travel in."""
+"""Names of the properties that carry a test's results to the process that reports."""
 
 _VERDICT: pytest.StashKey[str] = pytest.StashKey()
+_SESSION: pytest.StashKey[EvaluationSession] = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Load every model and data set of the options once, so that mistakes show before any attack runs.
+
+    Raises:
+        pytest.UsageError: If a model, attack, threat or data set does not exist.
+    """
+    config = session.config
+    if is_worker(config) or config.option.collectonly or not config.getoption("rb_model"):
+        return
+    from empir_plugin.errors import EmpirError
+    from empir_plugin.suite.case import Case
+
+    settings = option_settings(config)
+    try:
+        for model in dict.fromkeys(settings["model"]):
+            case = Case(**{**settings, "model": model, "attack": tuple(settings.get("attack", ()))})
+            _evaluation_session(config).check(case)
+    except (EmpirError, OSError) as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _evaluation_session(config: pytest.Config) -> EvaluationSession:
+    """The models, data and finished evaluations that this process keeps between tests."""
+    from empir_plugin.suite.session import EvaluationSession
+
+    return config.stash.setdefault(_SESSION, EvaluationSession())
 
 
 @pytest.fixture
 def rb_case(request: pytest.FixtureRequest) -> Case:
-    """What this test evaluates: an ``empir_plugin.suite.case.Case`` made of parameter, marker and options."""
-    share_processor(request.config)
-    with _refusals():
+    """What this test evaluates: an ``empir_plugin.suite.case.Case`` from its parameter, its marker and the options."""
+    limit_threads(request.config)
+    with _errors_as_failures():
         from empir_plugin.suite.case import Case
 
         case = Case(
             **settings_of(request),
-            store=output(request.config, "state"),
-            adv_out=output(request.config, "adv_out"),
+            store=output_path(request.config, "state"),
+            adv_out=output_path(request.config, "adv_out"),
         )
     items = request.session.items
     about = {"test": request.node.nodeid, "order": items.index(request.node), **case.describe()}
@@ -50,23 +79,23 @@ def rb_case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def rb_model(request: pytest.FixtureRequest, rb_case: Case) -> nn.Module:
-    """The model to attack, by the name in the case; override it with a fixture that returns a model of your own."""
-    with _refusals():
-        return bench_of(request.config).model(rb_case)
+    """The model to attack, by the name in the case; override this fixture to return a model of your own."""
+    with _errors_as_failures():
+        return _evaluation_session(request.config).model(rb_case)
 
 
 @pytest.fixture
 def rb_data(request: pytest.FixtureRequest, rb_case: Case) -> ImageSet:
-    """The images to attack; override it with a fixture that returns an ``empir_plugin.ImageSet`` of your own."""
-    with _refusals():
-        return bench_of(request.config).data(rb_case)
+    """The images to attack; override this fixture to return an ``empir_plugin.ImageSet`` of your own."""
+    with _errors_as_failures():
+        return _evaluation_session(request.config).data(rb_case)
 
 
 @pytest.fixture
 def rb_record(request: pytest.FixtureRequest, rb_case: Case, rb_model: nn.Module, rb_data: ImageSet) -> Record:
-    """The evaluation's ``empir_plugin.Record``; the test fails after its body where a threshold is missed."""
-    with _refusals():
-        record = bench_of(request.config).record(rb_case, rb_model, rb_data)
+    """The evaluation's ``empir_plugin.Record``; after its body, the test fails if a threshold is missed."""
+    with _errors_as_failures():
+        record = _evaluation_session(request.config).record(rb_case, rb_model, rb_data)
         text = record.to_json()
         shortfalls = rb_case.thresholds.explain(record)
     request.node.user_properties.append((RECORD, text))
@@ -76,7 +105,7 @@ def rb_record(request: pytest.FixtureRequest, rb_case: Case, rb_model: nn.Module
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that passed by itself where a threshold was missed, or never compared with anything."""
+    """Fail a test whose body passed if it missed a threshold, or has the marker but never evaluated."""
     yield
     if verdict := item.stash.get(_VERDICT, ""):
         pytest.fail(verdict, pytrace=False)
@@ -85,8 +114,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Answer the library's own errors with their sentence instead of a traceback."""
+def _errors_as_failures() -> Iterator[None]:
+    """Turn the library's own errors into failures: their sentence, without a traceback."""
     from empir_plugin.errors import EmpirError
 
     try:
@@ -96,9 +125,9 @@ def _refusals() -> Iterator[None]:
 
 
 def _command(request: pytest.FixtureRequest) -> str:
-    """What to type to run this test alone."""
+    """The command that runs this test alone."""
     parameters: dict[str, Any] = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    asked = {**settings(request.config), "model": None, **parameters.get("rb_case", {})}
+    settings = {**option_settings(request.config), "model": None, **parameters.get("rb_case", {})}
     in_suite = Path(request.node.path).parent.parts[-2:] == ("empir_plugin", "suite")
     target = ["--pyargs", "empir_plugin.suite"] if in_suite else [request.node.nodeid]
-    return shlex.join(["pytest", *target, *as_arguments(asked)])
+    return shlex.join(["pytest", *target, *as_arguments(settings)])

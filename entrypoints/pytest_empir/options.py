@@ -1,4 +1,4 @@
-"""Options, and what they and the ini file ask for."""
+"""The options ``--rb-...`` and their settings in the ini file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @dataclass(frozen=True)
 class _Option:
-    """One option; its setting is what :class:`empir_plugin.suite.case.Case` and the marker call it."""
+    """One option; ``setting`` is its name in :class:`empir_plugin.suite.case.Case` and in the marker."""
 
     setting: str
     help: str
@@ -35,42 +35,44 @@ _OPTIONS = (
     _Option("eps", "Radius, such as 8/255. [the model card's]", "EPS"),
     _Option("attack", "Run this attack, by its name (repeatable). [all of the protocol]", "NAME", many=True),
     _Option("protocol", "Run this protocol's attacks: default, standard, adaptive, paper or released.", "NAME"),
-    _Option("n_examples", "How many test images, from the first. [100; all of --rb-data]", "N", int),
-    _Option("data", "Folder of the full data set, as torchvision lays it out.", "DIR", Path),
-    _Option("checkpoint", "Weights instead of the model's own (safetensors).", "FILE", Path),
+    _Option("n_examples", "Number of test images, counted from the first. [100; all of --rb-data]", "N", int),
+    _Option("data", "Folder of the full data set, laid out as torchvision does.", "DIR", Path),
+    _Option("checkpoint", "Weights to use instead of the model's own (safetensors).", "FILE", Path),
     _Option("batch_size", "Images per forward pass. [250]", "N", int),
     _Option("device", "cpu, cuda or cuda:N. [cpu]", "DEVICE"),
-    _Option("seed", "Of everything random in the attacks. [0]", "N", int),
-    _Option("min_robust", "Fail below this worst case per image, in percent.", "PERCENT", float),
+    _Option("seed", "Seed of everything random in the attacks. [0]", "N", int),
+    _Option("min_robust", "Fail below this robust accuracy (worst case per image), in percent.", "PERCENT", float),
     _Option("min_clean", "Fail below this clean accuracy, in percent.", "PERCENT", float),
 )
 _OUTPUTS = (
-    _Option("json", "File for the report of the session.", "FILE", Path),
-    _Option("state", "Folder for finished shards: a killed run goes on there.", "DIR", Path),
+    _Option("json", "Write the report of the session to this file.", "FILE", Path),
+    _Option("state", "Folder for finished shards; an interrupted run resumes there.", "DIR", Path),
     _Option("adv_out", "Folder for adversarial images (safetensors); needs --rb-state.", "DIR", Path),
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options ``--rb-...`` and their defaults in the ini file."""
+    """Add the options ``--rb-...`` and the ini settings ``rb_...``."""
     group = parser.getgroup("robustness", "robustness under attack (empir-plugin)")
     for option in (*_OPTIONS, *_OUTPUTS):
         option.add_to(group)
-    parser.addini("rb_models", "Models to evaluate where --rb-model is left out.", type="linelist")
-    parser.addini("rb_attacks", "Attacks to run where --rb-attack is left out.", type="linelist")
-    parser.addini("rb_data", "Folder of the data sets, from the ini file's, where --rb-data is left out.", default="")
+    parser.addini("rb_models", "Models to evaluate if --rb-model is not given.", type="linelist")
+    parser.addini("rb_attacks", "Attacks to run if --rb-attack is not given.", type="linelist")
+    parser.addini(
+        "rb_data", "Folder of the data sets, relative to the ini file, if --rb-data is not given.", default=""
+    )
 
 
-def settings(config: pytest.Config) -> dict[str, Any]:
-    """What the command line and the ini file ask of every case; what neither names is left out."""
+def option_settings(config: pytest.Config) -> dict[str, Any]:
+    """The settings on the command line and in the ini file; those that neither gives are left out."""
     ini = {"model": config.getini("rb_models"), "attack": _ini_attacks(config), "data": _ini_data(config)}
-    asked = {option.setting: config.getoption(f"rb_{option.setting}") for option in _OPTIONS}
-    chosen = {key: ini.get(key) if value is None else value for key, value in asked.items()}
+    given = {option.setting: config.getoption(f"rb_{option.setting}") for option in _OPTIONS}
+    chosen = {key: ini.get(key) if value is None else value for key, value in given.items()}
     return {key: value for key, value in chosen.items() if value not in (None, [])}
 
 
 def _ini_attacks(config: pytest.Config) -> list[str]:
-    """The ini file's attacks; none where the command line asks for a protocol."""
+    """The ini file's attacks; none if the command line names a protocol."""
     return [] if config.getoption("rb_protocol") else config.getini("rb_attacks")
 
 
@@ -80,35 +82,35 @@ def _ini_data(config: pytest.Config) -> Path | None:
     return folder / text if text else None
 
 
-def output(config: pytest.Config, name: str) -> Path | None:
-    """A path given for something to be written to, from the folder pytest was started in."""
+def output_path(config: pytest.Config, name: str) -> Path | None:
+    """The path of an output option, relative to the folder pytest was started in; None if it is not given."""
     path = config.getoption(f"rb_{name}")
     return None if path is None else config.invocation_params.dir / path
 
 
-def as_arguments(asked: dict[str, Any]) -> list[str]:
-    """Settings as they are typed on the command line."""
-    found: list[str] = []
+def as_arguments(settings: dict[str, Any]) -> list[str]:
+    """Settings as command-line arguments."""
+    arguments: list[str] = []
     for option in _OPTIONS:
-        value = asked.get(option.setting)
+        value = settings.get(option.setting)
         for each in value if isinstance(value, (list, tuple)) else [value]:
             if each is not None:
-                found += [option.flag, f"{each:g}" if isinstance(each, float) else str(each)]
-    return found
+                arguments += [option.flag, f"{each:g}" if isinstance(each, float) else str(each)]
+    return arguments
 
 
 def check_outputs(config: pytest.Config) -> None:
-    """Refuse paths that nothing can be written to.
+    """Check that every output path can be written to.
 
     Raises:
-        pytest.UsageError: If there is one, or images are asked for without a store.
+        pytest.UsageError: If one cannot, or images are requested without a store.
     """
-    paths = {name: output(config, name) for name in ("json", "state", "adv_out")}
+    paths = {name: output_path(config, name) for name in ("json", "state", "adv_out")}
     given = {name: path for name, path in paths.items() if path is not None}
     if given:
         _check_paths(given)
     if "adv_out" in given and "state" not in given:
-        raise pytest.UsageError("--rb-adv-out collects images in the store: pass --rb-state, too")
+        raise pytest.UsageError("--rb-adv-out collects images from the store: pass --rb-state, too")
 
 
 def _check_paths(given: dict[str, Path]) -> None:

@@ -1,8 +1,9 @@
-"""The pytest plugin, by running pytest inside pytest on models whose answers are known."""
+"""The pytest plugin: pytest runs inside pytest, on models whose accuracies are known."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,13 +15,13 @@ from safetensors.torch import load_file
 
 from empir_plugin.attacks.registry import attacks
 from empir_plugin.data.image_set import load_images
-from empir_plugin.suite.session import Bench, session_report
+from empir_plugin.suite.session import EvaluationSession, session_report
 from empir_plugin.zoo.registry import builders
 
 pytest_plugins = ("pytester",)
 
-# What runs inside must find these loaded: it forgets the modules it loads itself.
-LOADED = (Bench, session_report, attacks(), builders())
+# pytester unloads the modules that an inner run imports, so these are imported before.
+LOADED = (EvaluationSession, session_report, attacks(), builders())
 
 TOYS = '''
 import os
@@ -73,7 +74,7 @@ toy-wrong = toy_rb:toy_wrong
 logged = toy_rb:Logged
 """
 DISTANCES = (2, 5, 7, 9, 12, -3, -10, 20)
-"""Of the toy images, in steps of 1/255: at eps 8/255 the images 0, 1, 2 and 5 fall, and 7 is misclassified."""
+"""Of the toy images, in steps of 1/255: at eps 8/255, images 0, 1, 2 and 5 are broken; 7 is misclassified."""
 LABELS = bytes([0, 0, 0, 0, 0, 1, 1, 1])
 CLEAN, ROBUST = 87.5, 37.5
 
@@ -86,7 +87,7 @@ def toys(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-rb\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     pytester.syspathinsert()
-    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path), prepend=os.pathsep)
     _write_images(pytester.path / "data" / "MNIST" / "raw")
     yield pytester
     _forget()
@@ -126,7 +127,7 @@ def _report(toys: pytest.Pytester) -> dict[str, Any]:
     return json.loads((toys.path / "out.json").read_text())
 
 
-def test_a_run_that_asks_for_nothing_loads_neither_torch_nor_the_package(tmp_path: Path) -> None:
+def test_a_run_without_evaluations_imports_neither_torch_nor_the_package(tmp_path: Path) -> None:
     (tmp_path / "test_light.py").write_text(
         "import sys\n"
         "def test_light(request):\n"
@@ -157,7 +158,7 @@ def test_the_suite_is_skipped_with_a_reason_unless_a_model_is_named(toys: pytest
     assert not (toys.path / "out.json").exists()
 
 
-def test_the_suite_finds_the_known_answer(toys: pytest.Pytester) -> None:
+def test_the_suite_reports_the_known_accuracies(toys: pytest.Pytester) -> None:
     result = _suite(toys, "--rb-model", "toy", "--rb-attack", "fgsm")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
@@ -173,14 +174,14 @@ def test_the_suite_finds_the_known_answer(toys: pytest.Pytester) -> None:
     assert (report["exit_status"], record["model"]["name"], record["threat"]) == (0, "toy", "Linf:8/255")
 
 
-def test_the_radius_decides(toys: pytest.Pytester) -> None:
+def test_accuracy_depends_on_the_radius(toys: pytest.Pytester) -> None:
     _suite(toys, "--rb-model", "toy", "--rb-attack", "fgsm", "--rb-eps", "1/255")
     assert _report(toys)["cases"][0]["worst_case_accuracy"] == CLEAN
     _suite(toys, "--rb-model", "toy", "--rb-attack", "fgsm", "--rb-eps", "0.5")
     assert _report(toys)["cases"][0]["worst_case_accuracy"] == 0
 
 
-def test_several_attacks_are_cases_and_one_worst_case_each_run_once(
+def test_each_attack_is_a_case_beside_the_worst_case_and_runs_once(
     toys: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOY_LOG", str(toys.path / "log"))
@@ -203,9 +204,9 @@ def test_a_missed_threshold_fails_readably_and_the_report_is_written(toys: pytes
         [
             "toy under Linf:8/255, 8 images of mnist (folder)",
             "clean accuracy 87.50 % is below min_clean 90 %: 7 of 8 images are classified correctly, 8 are needed",
-            "robust accuracy 37.50 % is below min_robust 40 %: 3 of 8 images withstood everything, 4 are needed",
+            "robust accuracy 37.50 % is below min_robust 40 %: 3 of 8 images are robust to every attack, 4 are needed",
             "*clean *87.50 %  wrong: 7",
-            "*fgsm *37.50 %  fell: 0-2, 5",
+            "*fgsm *37.50 %  broken: 0-2, 5",
             "reproduce: pytest --pyargs empir_plugin.suite --rb-model toy --rb-eps 8/255 --rb-attack fgsm*",
             "toy *FAILED",
         ]
@@ -215,7 +216,7 @@ def test_a_missed_threshold_fails_readably_and_the_report_is_written(toys: pytes
     assert (report["exit_status"], report["cases"][0]["outcome"]) == (1, "failed")
 
 
-def test_a_threshold_that_is_just_kept_passes(toys: pytest.Pytester) -> None:
+def test_an_accuracy_at_the_threshold_passes(toys: pytest.Pytester) -> None:
     arguments = ("--rb-min-robust", "37.5", "--rb-min-clean", "87.5")
     result = _suite(toys, "--rb-model", "toy", "--rb-attack", "fgsm", *arguments)
     result.assert_outcomes(passed=1)
@@ -230,7 +231,7 @@ def test_the_reproduction_command_reproduces(toys: pytest.Pytester) -> None:
     again.stdout.fnmatch_lines(["robust accuracy 37.50 % is below*"])
 
 
-def test_a_protocol_is_one_case_and_says_what_it_is(toys: pytest.Pytester) -> None:
+def test_a_protocol_is_one_case_and_is_recorded(toys: pytest.Pytester) -> None:
     _suite(toys, "--rb-model", "toy", "--rb-protocol", "paper", "--rb-n-examples", "3").assert_outcomes(passed=1)
     (record,) = _report(toys)["records"]
     assert record["protocol"]["name"] == "paper"
@@ -238,7 +239,7 @@ def test_a_protocol_is_one_case_and_says_what_it_is(toys: pytest.Pytester) -> No
     assert record["data"]["n"] == 3
 
 
-def test_what_the_ini_file_asks_for(toys: pytest.Pytester) -> None:
+def test_the_ini_file_sets_models_attacks_and_data(toys: pytest.Pytester) -> None:
     toys.makeini("[pytest]\nrb_models =\n  toy\nrb_attacks =\n  fgsm\n  bim\nrb_data = data\n")
     shared = ("--pyargs", "empir_plugin.suite", "-p", "no:cacheprovider")
     toys.runpytest(*shared).assert_outcomes(passed=3)
@@ -253,14 +254,14 @@ def test_mine(rb_record):
 """
 
 
-def test_a_model_of_ones_own_is_held_to_the_markers_thresholds(toys: pytest.Pytester) -> None:
+def test_the_markers_thresholds_apply_to_your_own_model(toys: pytest.Pytester) -> None:
     _own(toys, MARKED.format(least=30, expected=37.5)).assert_outcomes(passed=1)
     result = _own(toys, MARKED.format(least=50, expected=37.5))
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["Compare under *", "*fell: 0-2, 5", "reproduce: pytest test_own.py::test_mine*"])
+    result.stdout.fnmatch_lines(["Compare under *", "*broken: 0-2, 5", "reproduce: pytest test_own.py::test_mine*"])
 
 
-def test_the_tests_own_assertion_comes_first(toys: pytest.Pytester) -> None:
+def test_a_failed_assertion_is_reported_before_a_missed_threshold(toys: pytest.Pytester) -> None:
     result = _own(toys, MARKED.format(least=50, expected=0))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*assert 37.5 == 0"])
@@ -272,14 +273,14 @@ def test_a_missed_threshold_can_be_expected(toys: pytest.Pytester) -> None:
     _own(toys, body.format(least=30, expected=37.5)).assert_outcomes(failed=1)
 
 
-def test_the_marker_goes_before_the_command_line(toys: pytest.Pytester) -> None:
+def test_the_marker_overrides_the_command_line(toys: pytest.Pytester) -> None:
     body = "@pytest.mark.robustness(eps=1 / 255)\ndef test_mine(rb_record):\n    pass\n"
     _own(toys, body, "--rb-eps", "8/255", "--rb-attack", "bim", "--rb-seed", "5").assert_outcomes(passed=1)
     (record,) = _report(toys)["records"]
     assert (record["threat"], record["run"]["seed"], record["attacks"][0]["name"]) == ("Linf:1/255", 5, "bim")
 
 
-def test_the_reports_worst_case_is_per_image_and_no_minimum_of_columns(toys: pytest.Pytester) -> None:
+def test_the_reports_worst_case_is_per_image_rather_than_the_minimum_of_columns(toys: pytest.Pytester) -> None:
     front, back = 'AttackSpec("front", toy_rb.Logged((0, 1, 3)))', 'AttackSpec("back", toy_rb.Logged((2, 5, 6)))'
     test = '@pytest.mark.robustness(eps="8/255", attack={}, min_robust=50)\ndef test_{}(rb_record):\n    pass\n'
     result = _own(toys, test.format(front, "front") + test.format(back, "back"))
@@ -290,7 +291,7 @@ def test_the_reports_worst_case_is_per_image_and_no_minimum_of_columns(toys: pyt
     _own(toys, test.format(f"[{front}, {back}]", "both")).assert_outcomes(failed=1)
 
 
-def test_an_attack_without_a_budget_keeps_no_threshold(toys: pytest.Pytester) -> None:
+def test_an_attack_without_a_budget_misses_every_threshold(toys: pytest.Pytester) -> None:
     body = (
         "from empir_plugin import Threat\n"
         "from empir_plugin.attacks import carlini_wagner_of_empir\n"
@@ -319,7 +320,7 @@ BAD_OPTIONS = {
     "checkpoint": (("--rb-checkpoint", "nowhere.safetensors"), "no weight file at nowhere.safetensors"),
     "device": (("--rb-device", "tpu?"), "a device is written"),
     "batch size": (("--rb-batch-size", "0"), "batch_size must be a whole number"),
-    "threshold": (("--rb-min-robust", "nan"), "min_robust is a percentage from 0 to 100, got nan"),
+    "threshold": (("--rb-min-robust", "nan"), "min_robust must be a percentage from 0 to 100, got nan"),
     "no number": (("--rb-seed", "x"), "--rb-seed"),
     "report is a folder": (("--rb-json", "data"), "--rb-json must be a file"),
     "report in a file": (("--rb-json", "toy_rb.py/out.json"), "toy_rb.py is a file and no folder"),
@@ -329,7 +330,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
-def test_bad_options_are_one_sentence_before_anything_is_attacked(
+def test_bad_options_print_one_sentence_before_any_attack(
     toys: pytest.Pytester, arguments: tuple[str, ...], sentence: str
 ) -> None:
     (toys.path / "out.json").write_text("an older report")
@@ -348,13 +349,13 @@ BAD_MARKERS = {
     "eps": ("eps=8, attack='fgsm'", "eps must lie in (0, 1]", "8/255"),
     "no eps": ("attack='fgsm'", "a model of your own has no default", "pass eps"),
     "attack": ("eps='8/255', attack='fgms'", "no attack 'fgms' here", "did you mean 'fgsm'?"),
-    "threshold": ("eps='8/255', min_clean=101", "min_clean is a percentage", "got 101"),
-    "threat twice": ("threat='Linf:0.1', eps='8/255'", "the radius is named once", "leave one out"),
+    "threshold": ("eps='8/255', min_clean=101", "min_clean must be a percentage", "got 101"),
+    "threat twice": ("threat='Linf:0.1', eps='8/255'", "give the radius once", "leave one out"),
 }
 
 
 @pytest.mark.parametrize(("keywords", "sentence", "cure"), BAD_MARKERS.values(), ids=BAD_MARKERS)
-def test_bad_markers_are_one_sentence(toys: pytest.Pytester, keywords: str, sentence: str, cure: str) -> None:
+def test_bad_markers_print_one_sentence(toys: pytest.Pytester, keywords: str, sentence: str, cure: str) -> None:
     result = _own(toys, f"@pytest.mark.robustness({keywords})\ndef test_mine(rb_record):\n    pass\n")
     result.assert_outcomes(errors=1)
     (line,) = {line for line in result.outlines if sentence in line and not line.startswith("ERROR")}
@@ -393,21 +394,21 @@ def test_a_marked_test_needs_a_model_a_data_set_and_the_fixture(toys: pytest.Pyt
         result.stdout.fnmatch_lines([f"*{sentence}*"])
 
 
-def test_hooks_may_add_to_the_report(toys: pytest.Pytester) -> None:
+def test_a_hook_can_extend_the_report(toys: pytest.Pytester) -> None:
     toys.makeconftest("def pytest_rb_update_json(config, report):\n    report['commit'] = 'abc'\n")
     assert _suite(toys, "--rb-model", "toy", "--rb-attack", "fgsm").ret == 0
     assert _report(toys)["commit"] == "abc"
 
 
-def test_a_hook_that_adds_what_is_no_json_costs_nothing_but_the_exit_code(toys: pytest.Pytester) -> None:
+def test_a_hook_that_breaks_the_json_fails_the_run_but_not_the_report(toys: pytest.Pytester) -> None:
     toys.makeconftest("def pytest_rb_update_json(config, report):\n    report['commit'] = object()\n")
     result = _suite(toys, "--rb-model", "toy", "--rb-attack", "fgsm")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["the report leaves out what pytest_rb_update_json added*", "report: *out.json"])
+    result.stdout.fnmatch_lines(["the report omits the changes of pytest_rb_update_json*", "report: *out.json"])
     assert _report(toys)["cases"][0]["worst_case_accuracy"] == ROBUST
 
 
-def test_an_interrupted_session_leaves_what_it_found(toys: pytest.Pytester) -> None:
+def test_an_interrupted_session_writes_its_results(toys: pytest.Pytester) -> None:
     body = MARKED.format(least=30, expected=37.5) + "def test_stop():\n    pytest.exit('enough')\n"
     result = _own(toys, body)
     assert result.ret == pytest.ExitCode.INTERRUPTED
@@ -415,14 +416,14 @@ def test_an_interrupted_session_leaves_what_it_found(toys: pytest.Pytester) -> N
     assert (report["exit_status"], report["records"][0]["worst_case_accuracy"]) == (2, ROBUST)
 
 
-def test_a_session_that_evaluated_nothing_leaves_an_older_report(toys: pytest.Pytester) -> None:
+def test_a_session_without_evaluations_keeps_the_older_report(toys: pytest.Pytester) -> None:
     (toys.path / "out.json").write_text("an older report")
     result = _own(toys, "@pytest.mark.robustness(eps=8)\ndef test_mine(rb_record):\n    pass\n")
-    result.stdout.fnmatch_lines(["no report: nothing was evaluated, *out.json is as it was"])
+    result.stdout.fnmatch_lines(["no report: nothing was evaluated, *out.json is unchanged"])
     assert (toys.path / "out.json").read_text() == "an older report"
 
 
-def test_a_store_spares_finished_work_and_adversarial_images_break_the_model(
+def test_a_store_keeps_finished_work_and_adversarial_images_break_the_model(
     toys: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOY_LOG", str(toys.path / "log"))
@@ -441,7 +442,7 @@ def test_a_store_spares_finished_work_and_adversarial_images_break_the_model(
     assert float((images - clean).abs().max()) <= 8 / 255 + 1e-6
 
 
-def test_names_of_the_suite_are_no_doctests_or_failures_of_this_repository(pytester: pytest.Pytester) -> None:
+def test_the_suite_collects_without_doctests_or_warnings(pytester: pytest.Pytester) -> None:
     arguments = ("--pyargs", "empir_plugin.suite", "--doctest-modules", "-p", "no:cacheprovider", "-W", "error")
     result = pytester.runpytest(*arguments, "--collect-only", "-q")
     assert result.ret == 0
@@ -449,7 +450,7 @@ def test_names_of_the_suite_are_no_doctests_or_failures_of_this_repository(pytes
 
 
 @pytest.mark.slow
-def test_workers_find_what_one_process_finds(toys: pytest.Pytester) -> None:
+def test_workers_report_the_same_as_one_process(toys: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     asked = ("--rb-model", "toy", "--rb-model", "toy-wrong", "--rb-attack", "fgsm", "--rb-attack", "logged")
     shared = ("--pyargs", "empir_plugin.suite", "-p", "no:cacheprovider", "--rb-data", "data", "--rb-eps", "8/255")
@@ -466,7 +467,7 @@ def test_workers_find_what_one_process_finds(toys: pytest.Pytester) -> None:
 
 
 @pytest.mark.slow
-def test_an_unknown_model_is_one_sentence(toys: pytest.Pytester) -> None:
+def test_an_unknown_model_prints_one_sentence(toys: pytest.Pytester) -> None:
     arguments = ("--pyargs", "empir_plugin.suite", "--rb-model", "empir-cifra")
     result = toys.runpytest_subprocess(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -1,13 +1,54 @@
-"""The charts of a board: what is left in the worst case, against what it costs."""
+"""Drawings of the page: scatter charts of the entries of a board, and the bars of one entry's attacks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from empir_plugin.leaderboard.page.published import Published
-from empir_plugin.leaderboard.page.rows import STORAGE, TIME, TIMES, number_at, times, verdict_of
+from empir_plugin.evaluation.record import AttackRecord
+from empir_plugin.leaderboard.page.entries import STORAGE, TIME, PublishedEntry, number_at
+from empir_plugin.leaderboard.page.table import verdict_of
+from empir_plugin.leaderboard.page.text import TIMES, count_text, ratio_text, threat_text
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An accuracy as a bar.
+
+    Args:
+        name: Of the attack.
+        percent: Accuracy under it, in percent of all images.
+        kind: ``clean``, ``attack``, ``part`` (of a suite), ``excluded`` (from the worst case) or ``worst``.
+        note: An explanation.
+        flags: Warnings of AutoAttack.
+    """
+
+    name: str
+    percent: float
+    kind: str
+    note: str = ""
+    flags: tuple[str, ...] = ()
+
+
+def bars(row: PublishedEntry) -> Iterator[Bar]:
+    """The bars of an entry: clean accuracy, every attack of every record, and the worst case over all of them."""
+    yield Bar("No attack", float(row.entry.clean_acc), "clean")
+    for file in row.records:
+        for index, attack in enumerate(file.record.attacks):
+            yield from _attack_bars(attack, cascaded=index > 0 and bool(file.record.run.get("cascade")))
+    yield Bar(f"Worst case over {count_text(row.measured.attacks, 'attack')}", row.lowest, "worst")
+
+
+def _attack_bars(attack: AttackRecord, *, cascaded: bool) -> Iterator[Bar]:
+    counts = attack.in_worst_case
+    kind, note = ("attack", "") if counts else ("excluded", f"{threat_text(attack.threat)}; not counted")
+    if cascaded:
+        note = "; ".join(filter(None, (note, "accuracy after all attacks so far")))
+    yield Bar(attack.name, attack.accuracy, kind, note, attack.flags)
+    yield from (Bar(f"after {part.name}", part.accuracy, "part") for part in attack.parts if part.name != "clean")
+
 
 _STEPS = 1, 2, 5, 10
 _INTERVALS = 5
@@ -19,9 +60,9 @@ class Axis:
 
     Args:
         label: What it shows, with its unit.
-        low: Where it begins.
-        high: Where it ends.
-        step: Between its marks.
+        low: Its first value.
+        high: Its last value.
+        step: Between its tick marks.
     """
 
     label: str
@@ -31,7 +72,7 @@ class Axis:
 
     @property
     def marks(self) -> tuple[tuple[float, str], ...]:
-        """Where a number stands, and the number as text.
+        """The values of its tick marks, with their text.
 
         Example:
             >>> Axis("clean, %", 70.0, 80.0, 5.0).marks
@@ -42,12 +83,12 @@ class Axis:
         return tuple((number, f"{number:.{_decimals(self.step)}f}") for number in numbers)
 
     def share(self, value: float) -> float:
-        """How far along the axis a value is: 0 where it begins, 1 where it ends."""
+        """The position of a value along the axis: 0 at ``low``, 1 at ``high``."""
         return (value - self.low) / (self.high - self.low)
 
 
 def around(label: str, values: Sequence[float]) -> Axis:
-    """An axis of percentages around some: ten points long at least, and nowhere outside 0 to 100.
+    """An axis around some percentages, at least ten points long and within 0 to 100.
 
     Example:
         >>> axis = around("clean, %", [75.23, 77.0])
@@ -66,9 +107,9 @@ def from_zero(label: str, values: Sequence[float], *, least: float, most: float 
 
     Args:
         label: What it shows.
-        values: To be on it.
-        least: It reaches this far at least, so that what is nearly nothing looks like it.
-        most: It ends here at the latest.
+        values: The values to show.
+        least: The least end of the axis, so that small values look small.
+        most: The greatest end of the axis.
 
     Example:
         >>> from_zero("worst case, %", [0.9, 1.4], least=10, most=100).high
@@ -80,7 +121,7 @@ def from_zero(label: str, values: Sequence[float], *, least: float, most: float 
 
 
 def nice_step(span: float) -> float:
-    """The smallest of 1, 2 or 5 times a power of ten that divides a span into five parts or fewer.
+    """The smallest of 1, 2 or 5 times a power of ten that divides a span into at most five parts.
 
     Example:
         >>> nice_step(10), nice_step(2.2), nice_step(100)
@@ -94,126 +135,22 @@ def _decimals(step: float) -> int:
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-_LETTER, _LINE = 7.1, 13.0
-"""Largest usual width of a letter, and height of a line, at the size of the labels (11 px)."""
-
-_POINT = 6.5
-_NEAR = 10.0
-_DISTANCES = (_NEAR, 18.0, 28.0, 40.0, 54.0)
-_DIRECTIONS = (0, 180, 45, 135, 90, 20, 160, 70, 110, 315, 225, 270)
-"""In degrees, counterclockwise from the right."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle; ``top`` is above, so the smaller number."""
+class PlotArea(NamedTuple):
+    """The rectangle of a chart that holds the points, in pixels from the top left corner."""
 
     left: float
     top: float
     right: float
     bottom: float
 
-    def meets(self, other: Box) -> bool:
-        """Whether they overlap."""
-        apart = self.right <= other.left or other.right <= self.left
-        return not (apart or self.bottom <= other.top or other.bottom <= self.top)
-
-    def within(self, other: Box) -> bool:
-        """Whether it lies inside the other."""
-        sides = self.left >= other.left, self.right <= other.right, self.top >= other.top, self.bottom <= other.bottom
-        return all(sides)
-
-
-@dataclass(frozen=True)
-class Label:
-    """Where the name of a point stands.
-
-    Args:
-        box: Around the text.
-        anchor: Which side of the text stays if letters have other widths: ``start``, ``middle`` or ``end``.
-        leader: From the point to the text, ``(x1, y1, x2, y2)``, where it stands apart; None beside the point.
-    """
-
-    box: Box
-    anchor: str
-    leader: tuple[float, float, float, float] | None
-
-    @property
-    def x(self) -> float:
-        """Of that side, in pixels."""
-        middle = round((self.box.left + self.box.right) / 2, 2)
-        return {"start": self.box.left, "middle": middle, "end": self.box.right}[self.anchor]
-
-    @property
-    def y(self) -> float:
-        """Of the line the letters stand on, in pixels."""
-        return round(self.box.bottom - 3.0, 2)
-
-
-def placed(points: Sequence[tuple[float, float]], names: Sequence[str], bounds: Box) -> list[Label | None]:
-    """A place for each name, the nearest that is free; None where there is none.
-
-    Args:
-        points: ``(x, y)`` in pixels.
-        names: Of the points.
-        bounds: Labels stay inside.
-
-    Example:
-        >>> (label,) = placed([(50.0, 50.0)], ["a name"], Box(0, 0, 200, 100))
-        >>> label.box.left, label.leader
-        (60.0, None)
-    """
-    taken = [Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points]
-    found: list[Label | None] = []
-    for index, (point, name) in enumerate(zip(points, names, strict=True)):
-        others = [box for place, box in enumerate(taken) if place != index]
-        label = next((label for label in _candidates(point, name) if _free(label, others, bounds)), None)
-        found.append(label)
-        if label is not None:
-            taken.extend([label.box, *_along(label)])
-    return found
-
-
-def _candidates(point: tuple[float, float], name: str) -> Iterator[Label]:
-    for distance in _DISTANCES:
-        for degrees in _DIRECTIONS:
-            yield _label(point, len(name) * _LETTER, distance, math.radians(degrees))
-
-
-def _label(point: tuple[float, float], width: float, distance: float, angle: float) -> Label:
-    """The text begins where the leader ends: its nearest side, or its middle above and below the point."""
-    x, y = point[0] + distance * math.cos(angle), point[1] - distance * math.sin(angle)
-    left = x - width * (1 - math.cos(angle)) / 2
-    top = y - _LINE * (1 + math.sin(angle)) / 2
-    box = Box(round(left, 2), round(top, 2), round(left + width, 2), round(top + _LINE, 2))
-    anchor = "start" if math.cos(angle) > 0.5 else "end" if math.cos(angle) < -0.5 else "middle"
-    leader = (round(point[0], 2), round(point[1], 2), round(x, 2), round(y, 2))
-    return Label(box, anchor, None if distance <= _NEAR else leader)
-
-
-def _free(label: Label, taken: Sequence[Box], bounds: Box) -> bool:
-    return label.box.within(bounds) and not any(
-        box.meets(other) for box in (label.box, *_along(label)) for other in taken
-    )
-
-
-def _along(label: Label) -> Iterator[Box]:
-    """Small boxes along a leader, from where it has left its point."""
-    if label.leader is None:
-        return
-    x1, y1, x2, y2 = label.leader
-    length = math.dist((x1, y1), (x2, y2))
-    steps = int(length // 4)
-    for step in range(2, steps + 1):
-        x, y = x1 + (x2 - x1) * step / steps, y1 + (y2 - y1) * step / steps
-        yield Box(x - 1, y - 1, x + 1, y + 1)
-
 
 WIDTH, HEIGHT = 340, 300
-PLOT = Box(44, 12, 328, 252)
-"""Where points are, in pixels; the rest is for the numbers of the axes."""
+PLOT = PlotArea(44, 12, 328, 252)
+"""The plot area of every chart; the space around it holds the axis labels."""
 
 _INSET = 9.0
+_LETTER, _LINE, _RADIUS = 7.1, 13.0, 6.5
+"""Width of a wide letter, height of a line (at 11 px), and radius of a point, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -221,13 +158,12 @@ class Point:
     """One entry in a chart.
 
     Args:
-        stem: Its name.
-        kind: Of its audit's verdict: decides the shape.
+        stem: Name of the entry.
+        kind: Verdict of its audit, which decides the shape.
         x: In pixels.
         y: In pixels.
-        text: Its numbers, in words.
-        name: Written beside it: its stem, or its rank where stems have no room.
-        label: Where that stands; None if there is no room for it.
+        text: Its numbers as a sentence, for a tooltip.
+        label: Text beside the point: its stem, its rank if the stem has no room, or empty.
     """
 
     stem: str
@@ -235,8 +171,58 @@ class Point:
     x: float
     y: float
     text: str
-    name: str
-    label: Label | None
+    label: str
+
+    @property
+    def anchor(self) -> str:
+        """The end of the label at the point: ``start`` to its right, ``end`` to its left."""
+        return "start" if _on_left(self.x) else "end"
+
+    @property
+    def label_x(self) -> float:
+        """Where that end of the label is, in pixels."""
+        return round(self.x + (_RADIUS + 3 if _on_left(self.x) else -_RADIUS - 3), 2)
+
+
+def point_labels(points: Sequence[tuple[float, float]], texts: Sequence[Sequence[str]]) -> list[str]:
+    """A label for each point: the first of its texts that covers no other point and no earlier label, or empty.
+
+    A label is beside its point, on the side with more room.
+
+    Args:
+        points: ``(x, y)`` in pixels, the most important first.
+        texts: For each point, its possible labels: its name, then its rank.
+
+    Example:
+        >>> point_labels([(100.0, 50.0), (130.0, 52.0), (300.0, 90.0)], [["a name", "1"], ["b", "2"], ["c", "3"]])
+        ['1', 'b', 'c']
+    """
+    labels: list[str] = []
+    spans: list[tuple[float, float, float]] = []  # left and right end, and middle height, of each label so far
+    for index, (point, choices) in enumerate(zip(points, texts, strict=True)):
+        others = [(x - _RADIUS, x + _RADIUS, y) for x, y in (*points[:index], *points[index + 1 :])]
+        label = next((text for text in choices if _has_room(_label_span(point, text), (*others, *spans))), "")
+        labels.append(label)
+        if label:
+            spans.append(_label_span(point, label))
+    return labels
+
+
+def _label_span(point: tuple[float, float], text: str) -> tuple[float, float, float]:
+    x, y = point
+    near, far = _RADIUS + 3, _RADIUS + 3 + _LETTER * len(text)
+    return (x + near, x + far, y) if _on_left(x) else (x - far, x - near, y)
+
+
+def _has_room(span: tuple[float, float, float], taken: Sequence[tuple[float, float, float]]) -> bool:
+    left, right, y = span
+    if left < PLOT.left or right > WIDTH:
+        return False
+    return not any(left < end and start < right and abs(y - height) < _LINE for start, end, height in taken)
+
+
+def _on_left(x: float) -> bool:
+    return x < (PLOT.left + PLOT.right) / 2
 
 
 @dataclass(frozen=True)
@@ -246,12 +232,11 @@ class Chart:
     Args:
         key: Short name.
         title: What it shows.
-        x: Axis to the right.
-        y: Axis upwards.
+        x: Horizontal axis.
+        y: Vertical axis.
         points: One for each entry that has both numbers.
-        reference: Where the full-precision network is on the axis to the right, in pixels; None where it has no place.
+        reference: Position of the full-precision network on the horizontal axis, in pixels; None without one.
         missing: Names of the entries that lack a number.
-        numbered: Whether ranks stand beside the points in place of names.
     """
 
     key: str
@@ -261,52 +246,56 @@ class Chart:
     points: tuple[Point, ...]
     reference: float | None
     missing: tuple[str, ...]
-    numbered: bool
+
+    @property
+    def ranked(self) -> bool:
+        """Whether some point is labelled with its rank."""
+        return any(point.label.isdigit() for point in self.points)
 
     @property
     def description(self) -> str:
-        """Every number in words, for those who do not see it."""
-        told = "; ".join(point.text for point in self.points)
-        return f"{self.x.label}, {self.x.marks[0][1]} to {self.x.marks[-1][1]}, to the right; {self.y.label}, 0 to " + (
-            f"{self.y.marks[-1][1]}, upwards. {told}."
-        )
+        """The axes and every number in words, for screen readers."""
+        horizontal = f"{self.x.label}, from {self.x.marks[0][1]} to {self.x.marks[-1][1]}"
+        vertical = f"{self.y.label}, from 0 to {self.y.marks[-1][1]}"
+        points = "; ".join(point.text for point in self.points)
+        return f"Horizontal: {horizontal}. Vertical: {vertical}. {points}."
 
     @property
     def x_marks(self) -> tuple[tuple[float, str], ...]:
-        """Pixels and numbers along the axis to the right."""
+        """Positions in pixels and texts of the tick marks of the horizontal axis."""
         return tuple((_x(self.x, value), text) for value, text in self.x.marks)
 
     @property
     def y_marks(self) -> tuple[tuple[float, str], ...]:
-        """Pixels and numbers along the axis upwards."""
+        """Positions in pixels and texts of the tick marks of the vertical axis."""
         return tuple((_y(self.y, value), text) for value, text in self.y.marks)
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What a chart shows to the right: ``told`` puts a number in words, ``axis`` is made from all numbers."""
+class _Horizontal:
+    """What a chart shows on its horizontal axis: the number of an entry, its wording, and the axis for all numbers."""
 
     key: str
     title: str
-    number: Callable[[Published], float | None]
-    told: Callable[[float], str]
+    number: Callable[[PublishedEntry], float | None]
+    wording: Callable[[float], str]
     axis: Callable[[Sequence[float]], Axis]
     relative: bool
 
 
-def _ratio(key: str, title: str, label: str, path: tuple[str, ...]) -> _Kind:
-    return _Kind(
+def _ratio(key: str, title: str, label: str, path: tuple[str, ...]) -> _Horizontal:
+    return _Horizontal(
         key,
         title,
         lambda row: number_at(row.entry.overhead, *path),
-        lambda value: f"{times(value)} times the full-precision network",
+        lambda value: f"{ratio_text(value)} times the full-precision network",
         lambda values: from_zero(label, values, least=1.2),
         relative=True,
     )
 
 
-_KINDS = (
-    _Kind(
+_HORIZONTALS = (
+    _Horizontal(
         "clean",
         "Clean against robust accuracy",
         lambda row: float(row.entry.clean_acc),
@@ -319,33 +308,33 @@ _KINDS = (
 )
 
 
-def charts(rows: Sequence[Published]) -> tuple[Chart, ...]:
-    """Worst case against clean accuracy, against storage and against time; all with the same axis upwards."""
+def charts(rows: Sequence[PublishedEntry]) -> tuple[Chart, ...]:
+    """Worst case against clean accuracy, storage and time, with the same vertical axis.
+
+    Args:
+        rows: Entries ordered by rank.
+    """
     y = from_zero("Worst case, %", [row.lowest for row in rows], least=10.0, most=100.0)
-    named = tuple(_chart(kind, rows, y, numbered=False) for kind in _KINDS)
-    if all(point.label for chart in named for point in chart.points):
-        return named
-    return tuple(_chart(kind, rows, y, numbered=True) for kind in _KINDS)
+    return tuple(_chart(horizontal, rows, y) for horizontal in _HORIZONTALS)
 
 
-def _chart(kind: _Kind, rows: Sequence[Published], y: Axis, *, numbered: bool) -> Chart:
-    names = {row.place.stem: str(rank) if numbered else row.place.stem for rank, row in enumerate(rows, 1)}
-    numbers = [(row, kind.number(row)) for row in rows]
-    known = [(row, number) for row, number in numbers if number is not None]
-    missing = tuple(row.place.stem for row, number in numbers if number is None)
-    x = kind.axis([number for _, number in known] or [0.0])
-    spots = [(_x(x, number), _y(y, row.lowest)) for row, number in known]
-    inside = Box(PLOT.left + 3, 0, WIDTH, PLOT.bottom - 1)
-    labels = placed(spots, [names[row.place.stem] for row, _ in known], inside)
+def _chart(horizontal: _Horizontal, rows: Sequence[PublishedEntry], y: Axis) -> Chart:
+    numbers = [(rank, row, horizontal.number(row)) for rank, row in enumerate(rows, 1)]
+    known = [(rank, row, number) for rank, row, number in numbers if number is not None]
+    missing = tuple(row.place.stem for _, row, number in numbers if number is None)
+    x = horizontal.axis([number for _, _, number in known] or [0.0])
+    positions = [(_x(x, number), _y(y, row.lowest)) for _, row, number in known]
+    labels = point_labels(positions, [(row.place.stem, str(rank)) for rank, row, _ in known])
     points = tuple(
-        Point(row.place.stem, verdict_of(row).kind, *spot, _told(kind, row, number), names[row.place.stem], label)
-        for (row, number), spot, label in zip(known, spots, labels, strict=True)
+        Point(row.place.stem, verdict_of(row).kind, *position, _sentence(horizontal, row, number), label)
+        for (_, row, number), position, label in zip(known, positions, labels, strict=True)
     )
-    return Chart(kind.key, kind.title, x, y, points, _x(x, 1.0) if kind.relative else None, missing, numbered)
+    reference = _x(x, 1.0) if horizontal.relative else None
+    return Chart(horizontal.key, horizontal.title, x, y, points, reference, missing)
 
 
-def _told(kind: _Kind, row: Published, number: float) -> str:
-    return f"{row.place.stem}: {kind.told(number)}, {row.entry.lowest_acc} % in the worst case"
+def _sentence(horizontal: _Horizontal, row: PublishedEntry, number: float) -> str:
+    return f"{row.place.stem}: {horizontal.wording(number)}, {row.entry.lowest_acc} % in the worst case"
 
 
 def _x(axis: Axis, value: float) -> float:

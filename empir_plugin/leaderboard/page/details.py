@@ -1,4 +1,4 @@
-"""What is told of one entry: what each attack left, the runs, the audit, the costs."""
+"""The details of one entry: the paper's claims beside the measurements, run records, costs and footnote."""
 
 from __future__ import annotations
 
@@ -12,33 +12,30 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.record import AttackRecord, Record
 from empir_plugin.leaderboard.entry import footnote_problem
-from empir_plugin.leaderboard.page.published import Filed, Published
-from empir_plugin.leaderboard.page.rows import (
+from empir_plugin.leaderboard.page.entries import STORAGE, TIME, PublishedEntry, RecordFile, number_at
+from empir_plugin.leaderboard.page.text import (
     NOT_MEASURED,
     NOT_RECORDED,
-    STORAGE,
-    TIME,
     TIMES,
-    counted,
-    number_at,
-    recorded,
+    count_text,
+    ratio_text,
+    record_text,
     threat_text,
-    times,
 )
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One claim beside one measurement.
+class ClaimComparison:
+    """A paper's claim beside the measured worst case.
 
     Args:
         stem: Of the entry.
-        claimed: Percent the paper publishes, as text with two decimals.
-        attack: The paper's.
-        claim_threat: The threat of the claim.
-        measured: Percent left in the worst case on the board, as text with two decimals.
-        same_threat: Whether both are under the same threat.
-        runs: Sentences: records of the same weights under the claim's threat, where the board's is another.
+        claimed: Robust accuracy in the paper, in percent, as text with two decimals.
+        attack: The paper's attack.
+        claim_threat: The paper's threat.
+        measured: Worst case on the board, in percent, as text with two decimals.
+        same_threat: Whether the paper's threat is the board's.
+        runs: If it is not: one sentence for each record of the same weights under the paper's threat.
     """
 
     stem: str
@@ -51,33 +48,33 @@ class Compared:
 
     @property
     def claimed_percent(self) -> float:
-        """The claim as a number."""
+        """The claim, in percent."""
         return float(self.claimed)
 
     @property
     def measured_percent(self) -> float:
-        """The measurement as a number."""
+        """The measured worst case, in percent."""
         return float(self.measured)
 
 
-def compared(row: Published) -> Iterator[Compared]:
-    """Every claim of a paper about a model."""
+def compare_claims(row: PublishedEntry) -> Iterator[ClaimComparison]:
+    """Compare every claim that the paper makes about the model."""
     for claim in row.findings.facts.claims:
         same = claim.threat == row.place.board.threat
-        runs = () if same else tuple(_sentence(other) for other in row.others if _under(other.record, claim.threat))
-        yield Compared(
+        others = () if same else (other for other in row.others if _under(other.record, claim.threat))
+        yield ClaimComparison(
             row.place.stem,
             claim.accuracy,
             claim.attack,
             threat_text(str(claim.threat)),
             row.entry.lowest_acc,
             same,
-            runs,
+            tuple(map(_result_sentence, others)),
         )
 
 
 def headline(record: Record) -> str:
-    """The number a record is quoted by, and which number that is.
+    """The headline accuracy of a record, and what it is.
 
     Example:
         >>> model = {"name": "m", "sha256": "00"}
@@ -86,13 +83,14 @@ def headline(record: Record) -> str:
     """
     number = f"{record.headline_accuracy:.2f} %"
     if record.protocol.get("headline") == "AVERAGE":
-        return f"{number}, the average of {counted(len(record.attacks), 'attack')}"
-    return f"{number}, the worst case over {counted(sum(attack.in_worst_case for attack in record.attacks), 'attack')}"
+        return f"{number}, the average of {count_text(len(record.attacks), 'attack')}"
+    counted = sum(attack.in_worst_case for attack in record.attacks)
+    return f"{number}, the worst case over {count_text(counted, 'attack')}"
 
 
-def _sentence(other: Filed) -> str:
+def _result_sentence(other: RecordFile) -> str:
     protocol = other.record.protocol.get("name", "unnamed")
-    return f"{headline(other.record)} (protocol {protocol}, {counted(len(other.record.clean), 'image')})"
+    return f"{headline(other.record)} (protocol {protocol}, {count_text(len(other.record.clean), 'image')})"
 
 
 def _under(record: Record, threat: Threat) -> bool:
@@ -103,49 +101,13 @@ def _under(record: Record, threat: Threat) -> bool:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What is left after something, as a bar.
-
-    Args:
-        name: Of what.
-        percent: Of all images.
-        kind: ``clean``, ``attack``, ``part`` (of a suite), ``apart`` (not in the worst case) or ``worst``.
-        note: In words, where the name does not say it all.
-        flags: Warnings of AutoAttack.
-    """
-
-    name: str
-    percent: float
-    kind: str
-    note: str = ""
-    flags: tuple[str, ...] = ()
-
-
-def bars(row: Published) -> Iterator[Bar]:
-    """Clean accuracy, every attack of every record, and the worst case over all of them."""
-    yield Bar("No attack", float(row.entry.clean_acc), "clean")
-    for filed in row.records:
-        for index, attack in enumerate(filed.record.attacks):
-            yield from _bars(attack, met_the_rest=index > 0 and bool(filed.record.run.get("cascade")))
-    yield Bar(f"Worst case over {counted(row.measured.attacks, 'attack')}", row.lowest, "worst")
-
-
-def _bars(attack: AttackRecord, *, met_the_rest: bool) -> Iterator[Bar]:
-    kind, note = ("attack", "") if attack.in_worst_case else ("apart", f"{threat_text(attack.threat)}; not counted")
-    if met_the_rest:
-        note = "; ".join(filter(None, (note, "left after all attacks so far")))
-    yield Bar(attack.name, attack.accuracy, kind, note, attack.flags)
-    yield from (Bar(f"after {part.name}", part.accuracy, "part") for part in attack.parts if part.name != "clean")
-
-
-@dataclass(frozen=True)
 class Fact:
-    """A name and what stands beside it.
+    """A name and a value.
 
     Args:
-        name: Of what.
-        value: As text.
-        code: Whether it is for machines: a hash, a file.
+        name: What the value is.
+        value: The value as text.
+        code: Whether to set it in a monospaced font, as a hash.
     """
 
     name: str
@@ -154,14 +116,14 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run record.
+class RunSummary:
+    """A run record in short.
 
     Args:
-        path: Below the folder of runs.
-        summary: Its number, in a sentence.
-        facts: What is needed to make the same run again.
-        attacks: Names and settings of its attacks.
+        path: Relative to the folder of runs.
+        summary: Its headline accuracy, in a sentence.
+        facts: What is needed to repeat the run.
+        attacks: Its attacks, with their settings.
     """
 
     path: str
@@ -170,33 +132,33 @@ class Run:
     attacks: tuple[AttackRecord, ...]
 
 
-def run(filed: Filed) -> Run:
-    """A record's key facts."""
-    return Run(filed.path, headline(filed.record), tuple(_facts(filed)), filed.record.attacks)
+def summarize_run(file: RecordFile) -> RunSummary:
+    """A record's headline accuracy, key facts and attacks."""
+    return RunSummary(file.path, headline(file.record), tuple(_run_facts(file)), file.record.attacks)
 
 
-def _facts(filed: Filed) -> Iterator[Fact]:
-    record = filed.record
-    yield Fact("Model", recorded(record.model, "name"))
-    yield Fact("Weights loaded", recorded(record.model, "weights_loaded"))
-    yield Fact("SHA-256 of the model", recorded(record.model, "sha256"), code=True)
+def _run_facts(file: RecordFile) -> Iterator[Fact]:
+    record = file.record
+    yield Fact("Model", record_text(record.model, "name"))
+    yield Fact("Weights loaded", record_text(record.model, "weights_loaded"))
+    yield Fact("SHA-256 of the model", record_text(record.model, "sha256"), code=True)
     yield Fact("Images", _images(record))
-    yield Fact("SHA-256 of the images and labels", recorded(record.data, "sha256"), code=True)
+    yield Fact("SHA-256 of the images and labels", record_text(record.data, "sha256"), code=True)
     yield Fact("Threat", threat_text(record.threat))
-    yield Fact("Protocol", recorded(record.protocol, "name"))
-    yield from (Fact(key.replace("_", " ").capitalize(), recorded(record.run, key)) for key in _RUN)
+    yield Fact("Protocol", record_text(record.protocol, "name"))
+    yield from (Fact(key.replace("_", " ").capitalize(), record_text(record.run, key)) for key in _RUN)
     yield Fact("Flags of AutoAttack", _flags(record))
     yield Fact("Versions", _versions(record.run))
-    yield Fact("SHA-256 of empir-plugin's code", recorded(record.run, "code_sha256"), code=True)
-    yield Fact("SHA-256 of this record", filed.sha256, code=True)
+    yield Fact("SHA-256 of empir-plugin's code", record_text(record.run, "code_sha256"), code=True)
+    yield Fact("SHA-256 of this record", file.sha256, code=True)
 
 
 _RUN = "seed", "device", "threads", "batch_size", "cascade", "finished"
 
 
 def _images(record: Record) -> str:
-    where = " ".join(recorded(record.data, key) for key in ("name", "split"))
-    return f"{counted(len(record.clean), 'image')} of {where} ({recorded(record.data, 'source')})"
+    where = " ".join(record_text(record.data, key) for key in ("name", "split"))
+    return f"{count_text(len(record.clean), 'image')} of {where} ({record_text(record.data, 'source')})"
 
 
 def _flags(record: Record) -> str:
@@ -210,10 +172,10 @@ def _versions(run: Mapping[str, Any]) -> str:
     return ", ".join(f"{package} {version}" for package, version in versions.items())
 
 
-def costs(row: Published) -> tuple[Fact, ...]:
-    """What the model costs relative to one full-precision network; each that was not measured says so."""
+def costs(row: PublishedEntry) -> tuple[Fact, ...]:
+    """The model's costs relative to one full-precision network; "not measured" for those that are missing."""
     overhead = row.entry.overhead
-    ratios = (Fact(name, _with_unit(times(number_at(overhead, *keys)))) for name, *keys in _COSTS)
+    ratios = (Fact(name, _with_unit(ratio_text(number_at(overhead, *keys)))) for name, *keys in _COSTS)
     return (*ratios, Fact("Latency, measured", _latency(overhead)), Fact("Relative to", _text(overhead, "baseline")))
 
 
@@ -237,15 +199,16 @@ def _latency(overhead: Mapping[str, Any] | None) -> str:
     low, middle, high = (number_at(measured, "ratio", key) for key in ("p10", "median", "p90"))
     if low is None or middle is None or high is None or not isinstance(measured, Mapping):
         return NOT_MEASURED
-    where = f"{recorded(measured, 'device')}, batch {recorded(measured, 'batch_size')}, {recorded(measured, 'backend')}"
-    return f"{times(middle)} {TIMES} (80 % of rounds {times(low)} to {times(high)}; {where})"
+    device, batch, backend = (record_text(measured, key) for key in ("device", "batch_size", "backend"))
+    rounds = f"80 % of rounds {ratio_text(low)} to {ratio_text(high)}"
+    return f"{ratio_text(middle)} {TIMES} ({rounds}; {device}, batch {batch}, {backend})"
 
 
 def _text(table: Mapping[str, Any] | None, key: str) -> str:
-    return recorded(table, key) if table else NOT_MEASURED
+    return record_text(table, key) if table else NOT_MEASURED
 
 
-def footnote(row: Published) -> Markup:
-    """An entry's footnote: its few tags as markup once they are found to be those allowed, else as plain text."""
+def footnote(row: PublishedEntry) -> Markup:
+    """An entry's footnote: as markup if all its tags are allowed ones, else as plain text."""
     text = row.entry.footnote or ""
     return Markup.escape(text) if footnote_problem(text) else Markup(text)

@@ -1,7 +1,7 @@
-"""A tree as one page of HTML that needs nothing else: no network, no fonts, no other file.
+"""Renders a leaderboard tree as one self-contained HTML page: no network, no fonts, no other files.
 
-What comes from data is escaped by Jinja. Beyond that, the page's own ``Content-Security-Policy`` lets a browser run and
-apply only the one script and the one style sheet whose hashes it names, and load nothing.
+Jinja escapes all data. In addition, the page's own ``Content-Security-Policy`` names the hashes of its one script and
+one style sheet, so that a browser runs and applies nothing else, and loads nothing.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from markupsafe import Markup
 from empir_plugin._files.atomic import write_atomically
 from empir_plugin.errors import InputError
 from empir_plugin.leaderboard.entry import plain
-from empir_plugin.leaderboard.page.charts import HEIGHT, PLOT, WIDTH, Chart, charts
-from empir_plugin.leaderboard.page.details import Bar, Compared, Fact, Run, bars, compared, costs, footnote, run
-from empir_plugin.leaderboard.page.published import Published, published
-from empir_plugin.leaderboard.page.rows import (
-    COLUMNS,
-    Cell,
-    Verdict,
-    cells,
-    counted,
-    dataset_text,
-    norm_text,
-    verdict_of,
+from empir_plugin.leaderboard.page.charts import HEIGHT, PLOT, WIDTH, Bar, Chart, bars, charts
+from empir_plugin.leaderboard.page.details import (
+    ClaimComparison,
+    Fact,
+    RunSummary,
+    compare_claims,
+    costs,
+    footnote,
+    summarize_run,
 )
+from empir_plugin.leaderboard.page.entries import PublishedEntry, published_entries
+from empir_plugin.leaderboard.page.table import COLUMNS, Cell, Verdict, cells, verdict_of
+from empir_plugin.leaderboard.page.text import count_text, dataset_text, norm_text
 from empir_plugin.leaderboard.tree import Board, Tree
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One entry as a page shows it.
+class EntrySection:
+    """One entry on the page.
 
     Args:
-        key: Its address on the page.
-        row: The entry.
+        key: Its HTML id.
+        row: The entry with its sources.
         title: Of the paper.
         authors: Of the paper.
         venue: Of the paper.
         architecture: Of the model.
-        cells: Of the table.
+        cells: Of the ranking table.
         verdict: Of the audit.
-        bars: What each attack left.
-        runs: The records it rests on.
-        others: Further records of the same weights.
-        costs: What it costs.
+        bars: Accuracy under each attack.
+        runs: The records it is computed from.
+        others: Other records of the same weights.
+        costs: Relative to one full-precision network.
         footnote: As markup.
     """
 
     key: str
-    row: Published
+    row: PublishedEntry
     title: str
     authors: str
     venue: str
@@ -65,48 +65,49 @@ class Shown:
     cells: tuple[Cell, ...]
     verdict: Verdict
     bars: tuple[Bar, ...]
-    runs: tuple[Run, ...]
-    others: tuple[Run, ...]
+    runs: tuple[RunSummary, ...]
+    others: tuple[RunSummary, ...]
     costs: tuple[Fact, ...]
     footnote: Markup
 
 
 @dataclass(frozen=True)
-class Section:
-    """One board as a page shows it.
+class BoardSection:
+    """One board on the page.
 
     Args:
-        key: Its address on the page.
-        title: In words.
-        images: Of the test set, in words.
+        key: Its HTML id.
+        title: Data set, norm and eps in words.
+        images: Size of the test set in words.
         board: The board.
-        entries: Ranked.
-        claims: Of their papers.
-        charts: Of all of them.
+        entries: Its entries, ranked.
+        claims: The claims of their papers, beside the measurements.
+        charts: Of all entries.
     """
 
     key: str
     title: str
     images: str
     board: Board
-    entries: tuple[Shown, ...]
-    claims: tuple[Compared, ...]
+    entries: tuple[EntrySection, ...]
+    claims: tuple[ClaimComparison, ...]
     charts: tuple[Chart, ...]
 
 
 def render(tree: Tree) -> str:
-    """The page of a tree; of one without entries, a page that says so. The same tree gives the same text.
+    """Render the page of a tree. The same tree always gives the same text.
 
     Raises:
         InputError: If there is no such folder.
-        EvaluationError: If something in it is wrong: see :func:`empir_plugin.leaderboard.page.published.published`.
+        EvaluationError: If the tree is inconsistent: see
+            :func:`empir_plugin.leaderboard.page.entries.published_entries`.
 
     Example:
         >>> import tempfile
         >>> "There are no entries yet" in render(Tree(Path(tempfile.mkdtemp())))
         True
     """
-    sections = tuple(_section(board, rows) for board, rows in published(tree).items())
+    sections = tuple(_board_section(board, rows) for board, rows in published_entries(tree).items())
     style, script = _static("page.css"), _static("page.js")
     page = _environment().get_template("page.html.j2")
     return page.render(
@@ -123,11 +124,11 @@ def render(tree: Tree) -> str:
 
 
 def write_page(tree: Tree, out: Path) -> None:
-    """Write the page of a tree into a file, or leave the file as it was.
+    """Write the page of a tree to a file. If that fails, an existing file is unchanged.
 
     Raises:
         InputError: If there is no such folder, or the file cannot be written.
-        EvaluationError: If something in the tree is wrong.
+        EvaluationError: If the tree is inconsistent.
     """
     text = render(tree)
     try:
@@ -137,22 +138,22 @@ def write_page(tree: Tree, out: Path) -> None:
         raise InputError(f"the page cannot be written to {out} ({error.strerror or error}): choose another") from error
 
 
-def _section(board: Board, rows: Sequence[Published]) -> Section:
-    return Section(
+def _board_section(board: Board, rows: Sequence[PublishedEntry]) -> BoardSection:
+    return BoardSection(
         key=f"{board.dataset}-{board.threat.norm}",
         title=f"{dataset_text(board.dataset)}, {norm_text(str(board.threat.norm))}, ε = {board.threat.eps_text}",
-        images=counted(board.n, "test image"),
+        images=count_text(board.n, "test image"),
         board=board,
-        entries=tuple(_shown(board, rows)),
-        claims=tuple(claim for row in rows for claim in compared(row)),
+        entries=tuple(_entry_sections(board, rows)),
+        claims=tuple(claim for row in rows for claim in compare_claims(row)),
         charts=charts(rows),
     )
 
 
-def _shown(board: Board, rows: Sequence[Published]) -> Iterator[Shown]:
+def _entry_sections(board: Board, rows: Sequence[PublishedEntry]) -> Iterator[EntrySection]:
     for rank, row in enumerate(rows, 1):
         entry = row.entry
-        yield Shown(
+        yield EntrySection(
             key=f"{board.dataset}-{board.threat.norm}-{row.place.stem}",
             row=row,
             title=plain(entry.name),
@@ -162,8 +163,8 @@ def _shown(board: Board, rows: Sequence[Published]) -> Iterator[Shown]:
             cells=tuple(cells(rank, row)),
             verdict=verdict_of(row),
             bars=tuple(bars(row)),
-            runs=tuple(map(run, row.records)),
-            others=tuple(map(run, row.others)),
+            runs=tuple(map(summarize_run, row.records)),
+            others=tuple(map(summarize_run, row.others)),
             costs=costs(row),
             footnote=footnote(row),
         )
@@ -176,7 +177,7 @@ def _environment() -> Environment:
 
 
 def _static(name: str) -> str:
-    """A file without data in it, surrounded by line breaks as it will be in the page."""
+    """The text of the style sheet or the script, with the line break that precedes it in the page."""
     return "\n" + files("empir_plugin.leaderboard").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
 
 

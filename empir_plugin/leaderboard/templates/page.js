@@ -2,8 +2,8 @@
 (() => {
   const root = document.documentElement;
   const KEY = "empir-leaderboard-theme";
-  // Storage may be denied (private windows, sandboxed frames): the choice then lasts as long as the page.
-  const remember = (theme) => { try { localStorage.setItem(KEY, theme); } catch { /* not kept */ } };
+  // Storage may be denied (private windows, sandboxed frames): the choice then lasts until the page closes.
+  const remember = (theme) => { try { localStorage.setItem(KEY, theme); } catch { /* not stored */ } };
   const remembered = () => { try { return localStorage.getItem(KEY); } catch { return null; } };
 
   const stored = remembered();
@@ -32,7 +32,7 @@
     return numbers.some(Number.isNaN) ? a.localeCompare(b, "en") : numbers[0] - numbers[1];
   }
 
-  // What has no value stays last in both directions; what is equal stays ranked.
+  // Rows without a value stay last in both directions; equal rows stay ordered by rank.
   function sortRows(table, index, descending) {
     const body = table.tBodies[0];
     const rank = (row) => Number(valueOf(row, 0));
@@ -87,7 +87,7 @@
     target.focus({ preventScroll: true });
   }
 
-  // A browser prints closed parts as closed; on paper nobody can open them.
+  // Browsers print closed details closed, so open them all for printing.
   function startPrinting() {
     const closed = new Set();
     addEventListener("beforeprint", () => {

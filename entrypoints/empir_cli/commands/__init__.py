@@ -1,1 +1,1 @@
-"""One module for each command of ``empir``."""
+"""The commands of ``empir``, one module each."""

@@ -1,4 +1,4 @@
-"""``empir audit``."""
+"""``empir audit``: check a model for gradient masking."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empir_cli.console import Progress, console, table
-from empir_cli.options import DATA_DIR, DEVICE
+from empir_cli.console import ProgressBar, console, table
+from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, SEED
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.audit.report import AuditReport, Finding
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--threat", help="Norm and radius, such as Linf:8/255.  [the model card's]")
-@click.option("--n-examples", type=int, default=64, show_default=True, help="How many test images, from the first.")
+@click.option(
+    "--n-examples", type=int, default=64, show_default=True, help="Number of test images, counted from the first."
+)
 @DATA_DIR
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the model's own (safetensors).")
+@CHECKPOINT
 @DEVICE
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random in the attacks.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="File for the report.")
-@click.option("--fail-on-masking", is_flag=True, help="Exit with 1 if the audit finds masking.")
+@SEED
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the report to this file (JSON).")
+@click.option("--fail-on-masking", is_flag=True, help="Exit with code 1 if the audit finds masking.")
 def audit(
     model: str,
     threat: str | None,
@@ -35,10 +37,10 @@ def audit(
     target: Path | None,
     fail_on_masking: bool,
 ) -> None:
-    """Look for gradient masking in MODEL: can attacks that follow its own gradient be believed?
+    """Check MODEL for gradient masking: can gradient-based attacks on it be trusted?
 
-    Compares many small attacks that ought to agree, and looks at the gradients themselves. Every check says what it
-    measured and why its threshold is where it is. Passing them all is no proof that nothing is masked.
+    Compares many small attacks that should agree, and examines the gradients themselves. Every check reports what it
+    measured, its threshold and the reason for that threshold. A model that passes every check may still mask gradients.
     """
     from empir_plugin._files.atomic import check_output_file
     from empir_plugin.attacks.threat import Threat
@@ -56,9 +58,16 @@ def audit(
     network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
     require_weights(network, model)
     data = load_images(dataset, data_dir=data_dir, n_examples=n_examples)
-    with _AuditProgress() as progress:
-        report = run_audit(network, data, budget, settings=settings, name=model, on_progress=progress.show)
-    _show(report)
+    with ProgressBar() as progress:
+        report = run_audit(
+            network,
+            data,
+            budget,
+            settings=settings,
+            name=model,
+            on_progress=lambda measurement, done, total: progress.update("audit", done, total, measurement),
+        )
+    _print_report(report)
     if target is not None:
         report.write(target)
         console().print(f"Report: {target}", markup=False, soft_wrap=True)
@@ -66,13 +75,13 @@ def audit(
         raise click.exceptions.Exit(1)
 
 
-def _show(report: AuditReport) -> None:
+def _print_report(report: AuditReport) -> None:
     out = console()
     images = f"{report.images:,} correctly classified of {report.data['n']:,} images of {report.data['name']}"
     out.print(f"{report.model['name']} under {report.threat}, {images}", style="bold", markup=False)
     if report.compared_at != report.threat:
-        where = f"Attacks compared under {report.compared_at}"
-        out.print(f"{where}: a larger budget leaves too few images to tell them apart.", markup=False)
+        where = f"Attacks are compared under {report.compared_at}"
+        out.print(f"{where}: under a larger budget, too few images stay robust to compare them.", markup=False)
     rows = table(["check"], ["measured", "threshold", "verdict"])
     for finding in report.checks:
         rows.add_row(finding.name, *_numbers(finding), "passed" if finding.passed else "[bold]masked")
@@ -88,8 +97,3 @@ def _numbers(finding: Finding) -> tuple[str, str]:
     if isinstance(finding.evidence.get("flags"), list):
         return f"{finding.value:.0f} flags", f"{finding.threshold:.0f} flags"
     return f"{finding.value:.1%}".replace("%", " %"), f"{finding.threshold:.1%}".replace("%", " %")
-
-
-class _AuditProgress(Progress):
-    def show(self, measurement: str, done: int, total: int) -> None:
-        self.update("audit", done, total, measurement)

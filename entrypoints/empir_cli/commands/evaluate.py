@@ -1,4 +1,4 @@
-"""``empir evaluate``."""
+"""``empir evaluate``: a model's accuracy under attack."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from empir_cli.console import Progress, console, table
-from empir_cli.group import Refusal
-from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
-from empir_cli.subject import MEMBER, RULE, TRAINED, parse_subject
+from empir_cli.console import ProgressBar, console, table
+from empir_cli.evaluated_model import MEMBER, RULE, TRAINED, parse_model
+from empir_cli.group import CommandError
+from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, SEED, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.attack_spec import AttackSpec
@@ -25,37 +25,39 @@ if TYPE_CHECKING:
 )
 @click.option("--attack", "chosen", multiple=True, help="Run only this attack of the protocol (repeatable).")
 @click.option("--threat", help="Norm and radius, such as Linf:8/255.  [the protocol's, or the model card's]")
-@click.option("--n-examples", type=int, help="How many test images, from the first.  [100; all of --data-dir]")
+@click.option("--n-examples", type=int, help="Number of test images, counted from the first.  [100; all of --data-dir]")
 @DATA_DIR
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of the model's own (safetensors).")
+@CHECKPOINT
 @TRAINED
 @RULE
 @MEMBER
 @DEVICE
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random in the attacks.")
+@SEED
 @click.option(
     "--shard-size",
     type=int,
     default=500,
     show_default=True,
-    help="Images that are one piece of work: what a killed run loses, and what AutoAttack is given at once.",
+    help="Images per shard: the most an interrupted run has to repeat, and what AutoAttack attacks at once.",
 )
 @click.option(
-    "--store", type=click.Path(path_type=Path), help="Folder for finished shards: a killed run goes on there."
+    "--store", type=click.Path(path_type=Path), help="Folder for finished shards; an interrupted run resumes there."
 )
 @click.option(
     "--cascade",
     is_flag=True,
-    help="Spare images that fell under one attack the next ones: the same worst case, sooner.",
+    help="Attack only images that survived earlier attacks (same worst case, faster).",
 )
+@click.option("--int8", is_flag=True, help="Run forward passes that need no gradient on int8 kernels; see above.")
 @click.option(
-    "--int8", is_flag=True, help="Let int8 kernels answer clean images, Square, noise and transfer; see above."
-)
-@click.option(
-    "--images", type=click.Path(path_type=Path), help="File for the adversarial images (safetensors); needs --store."
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Write the adversarial images to this file (safetensors); needs --store.",
 )
 @THREADS
-@click.option("--record", type=click.Path(path_type=Path), help="File for the run record.  [runs/MODEL-TIME.json]")
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Write the run record to this file.  [runs/MODEL-TIME.json]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the run record instead of the table.")
 def evaluate(
     model: str,
@@ -79,14 +81,15 @@ def evaluate(
     record: Path | None,
     as_json: bool,
 ) -> None:
-    """Attack MODEL and print what is left: FGSM, PGD and AutoAttack, or another protocol's attacks.
+    """Report MODEL's accuracy under attack: FGSM, PGD and AutoAttack, or another protocol's attacks.
 
-    Without --data-dir it runs on the first images of the bundled sample of the test set, offline. Under torchrun, the
-    processes share the images.
+    Without --data-dir, the first images of the bundled sample of the test set are used; no download is needed. Under
+    torchrun, the images are divided among the processes.
 
-    With --int8, a copy of MODEL on integer kernels answers whatever asks for no gradient; what attacks return is judged
-    by MODEL itself. It is off by default because a record should not depend on the instructions a processor has. Where
-    it has none, or decisions differ, float32 is used, and record and table say why.
+    With --int8, a copy of MODEL on integer kernels runs every forward pass that needs no gradient: clean images,
+    Square, noise and transfer. MODEL itself still judges the adversarial images. The option is off by default, so that
+    a record does not depend on the processor's instruction set. Without int8 kernels, or where the copy decides
+    differently, float32 is used, and the record and the table give the reason.
     """
     from empir_plugin._files.atomic import check_output_file
     from empir_plugin.attacks.threat import Threat
@@ -99,68 +102,68 @@ def evaluate(
 
     set_threads(threads)
     settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)
-    plan, subject = parse_protocol(protocol), parse_subject(model, checkpoint, trained, rule, member)
-    target = record or Path("runs", f"{subject.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
+    plan, evaluated = parse_protocol(protocol), parse_model(model, checkpoint, trained, rule, member)
+    target = record or Path("runs", f"{evaluated.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
     check_output_file("--record", target)
     if images is not None:
         check_output_file("--images", images)
-    dataset = subject.dataset
-    budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or subject.threat()
+    dataset = evaluated.dataset
+    budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or evaluated.threat()
     wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
     data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
-    network = subject.load(str(budget.norm), data)
-    attacks = _chosen(plan.attacks(network, dataset), chosen)
-    with torchrun_team() as team, _EvaluationProgress() as progress:
+    network = evaluated.load(str(budget.norm), data)
+    attacks = _select_attacks(plan.attacks(network, dataset), chosen)
+    with torchrun_team() as team, ProgressBar() as progress:
         result = run_evaluation(
             network,
             data,
             budget,
             attacks,
             protocol=plan,
-            name=subject.name,
+            name=evaluated.name,
             settings=settings,
             store=store,
             images=images,
             team=team,
-            on_progress=progress.show,
+            on_progress=progress.update,
         )
     if team.is_leader:
         result.write(target)
-        click.echo(result.to_json(), nl=False) if as_json else _report(result, target, int8)
+        click.echo(result.to_json(), nl=False) if as_json else _print_report(result, target, int8)
 
 
 _QUICK = 100
-"""Images of the bundled sample that take about two minutes on two cores."""
+"""Number of images by default: about two minutes on two cores."""
 
 
-def _chosen(attacks: tuple[AttackSpec, ...], names: tuple[str, ...]) -> tuple[AttackSpec, ...] | None:
-    """The attacks of those names; None, for all of the protocol, where none is named."""
+def _select_attacks(attacks: tuple[AttackSpec, ...], names: tuple[str, ...]) -> tuple[AttackSpec, ...] | None:
+    """The attacks with those names; without names None, which means the whole protocol."""
     known = {spec.name: spec for spec in attacks}
     for name in names:
         if name not in known:
-            raise Refusal(f"--attack must be one of {', '.join(map(repr, known))}, got {name!r}")
+            raise CommandError(f"--attack must be one of {', '.join(map(repr, known))}, got {name!r}")
     return tuple(known[name] for name in names) or None
 
 
-def _report(result: Record, path: Path, int8: bool) -> None:
+def _print_report(result: Record, path: Path, int8: bool) -> None:
     out = console()
     images = f"{result.data['n']:,} images of {result.data['name']} ({result.data['source']})"
     out.print(f"{result.model['name']} under {result.threat}, {images}", style="bold", markup=False)
-    out.print(_attacks(result))
+    out.print(_accuracy_table(result))
     if result.protocol["name"] not in ("default", "custom"):
         out.print(result.protocol["description"], markup=False)
     if result.run["cascade"]:
-        out.print("Each attack was given only what the ones above it left.", markup=False)
+        out.print("Each attack was run only on images that the attacks above did not break.", markup=False)
     if int8:
-        out.print(_answered(result.run["backend"]), markup=False)
+        out.print(_backend_note(result.run["backend"]), markup=False)
     for attack in result.attacks:
         for flag in attack.flags:
             out.print(f"{attack.name} warns: {flag}", markup=False)
     out.print(f"Record: {path}", markup=False, soft_wrap=True)
 
 
-def _attacks(result: Record) -> Any:
-    """One row for each attack, and the number to quote in bold."""
+def _accuracy_table(result: Record) -> Any:
+    """One row for each attack; the number to quote is bold."""
     rows = table(["attack"], ["accuracy", "seconds"])
     rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", "")
     for attack in result.attacks:
@@ -173,13 +176,8 @@ def _attacks(result: Record) -> Any:
     return rows
 
 
-def _answered(backend: dict[str, str]) -> str:
+def _backend_note(backend: dict[str, str]) -> str:
     if backend["reason"]:
-        return f"--int8 had no effect, all is {backend['queries']}: {backend['reason']}."
-    judged = f"what attacks returned was judged in {backend['verdicts']}"
-    return f"Clean images and queries were answered by {backend['queries']}; {judged}."
-
-
-class _EvaluationProgress(Progress):
-    def show(self, attack: str, done: int, total: int) -> None:
-        self.update(attack, done, total)
+        return f"--int8 had no effect, everything ran in {backend['queries']}: {backend['reason']}."
+    judged = f"adversarial images were judged in {backend['verdicts']}"
+    return f"Clean images and queries ran on {backend['queries']}; {judged}."

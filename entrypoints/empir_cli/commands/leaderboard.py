@@ -1,21 +1,123 @@
-"""``empir leaderboard``: a group, with one module for each of its commands."""
+"""``empir leaderboard``: its commands ``add``, ``check``, ``table``, ``html`` and ``submit``."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from empir_cli.commands.leaderboard_add import add
-from empir_cli.commands.leaderboard_check import check
-from empir_cli.commands.leaderboard_html import html
-from empir_cli.commands.leaderboard_submit import submit
-from empir_cli.commands.leaderboard_table import table
-from empir_cli.group import Commands
+from empir_cli.group import CommandGroup
+from empir_cli.options import DATA_DIR
+
+_PATH = click.Path(path_type=Path)
+_TREE = click.option(
+    "--tree",
+    type=_PATH,
+    default=Path("leaderboard"),
+    show_default=True,
+    help="Folder with model_info (entries) and runs (records).",
+)
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def leaderboard() -> None:
-    """Make leaderboard entries from run records, check, show and submit them."""
+    """Create leaderboard entries from run records; check, show and submit them."""
 
 
-for _command in (add, check, table, html, submit):
-    leaderboard.add_command(_command)
+@leaderboard.command()
+@click.argument("model")
+@click.option("--record", "records", type=_PATH, multiple=True, required=True, help="Run record (repeatable).")
+@click.option("--audit", type=_PATH, help="Report of `empir audit`.")
+@click.option("--overhead", type=_PATH, help="Costs of the model: the JSON of `empir overhead`.")
+@click.option("--paper", type=_PATH, help="Paper and architecture (TOML), for a model this package has none for.")
+@_TREE
+def add(
+    model: str, records: tuple[Path, ...], audit: Path | None, overhead: Path | None, paper: Path | None, tree: Path
+) -> None:
+    """Create the entry of MODEL from run records, and add entry and records to the tree.
+
+    One record must hold standard AutoAttack on the full official test set, at the board's eps. Records of fewer images
+    do not make an entry; they are kept among the runs.
+    """
+    from empir_plugin.leaderboard.add import Files
+    from empir_plugin.leaderboard.add import add as add_entry
+    from empir_plugin.leaderboard.tree import Tree
+
+    place = add_entry(Tree(tree), model, Files(records, audit, overhead, paper))
+    click.echo(f"Entry: {place.entry}")
+    click.echo(f"Sources: {place.evidence}")
+    if audit is None:
+        click.echo("No --audit was given: `unreliable` reflects AutoAttack's flags only.", err=True)
+
+
+@leaderboard.command()
+@_TREE
+def check(tree: Path) -> None:
+    """Recompute every entry from its sources and compare; exit with code 1 if anything differs."""
+    from empir_plugin.leaderboard.check import check as check_tree
+    from empir_plugin.leaderboard.tree import Tree
+
+    problems = check_tree(Tree(tree))
+    for problem in problems:
+        click.echo(str(problem))
+    if problems:
+        raise click.exceptions.Exit(1)
+    count = len(list(Tree(tree).places()))
+    agreement = "1 entry agrees with its sources." if count == 1 else f"{count} entries agree with their sources."
+    click.echo(agreement if count else f"{tree} has no entries yet.")
+
+
+@leaderboard.command()
+@_TREE
+def table(tree: Path) -> None:
+    """Print the entries as Markdown tables, one for each board, ranked as RobustBench ranks."""
+    from empir_plugin.leaderboard.table import markdown
+    from empir_plugin.leaderboard.tree import Tree
+
+    click.echo(markdown(Tree(tree)), nl=False)
+
+
+@leaderboard.command()
+@_TREE
+@click.option("--out", type=_PATH, required=True, help="File to write.")
+def html(tree: Path, out: Path) -> None:
+    """Write the entries as a single HTML page that works offline: tables, charts and run records.
+
+    A tree that `empir leaderboard check` rejects makes no page.
+    """
+    from empir_plugin.leaderboard.page.render import write_page
+    from empir_plugin.leaderboard.tree import Tree
+
+    write_page(Tree(tree), out)
+    click.echo(f"Page: {out}")
+
+
+@leaderboard.command()
+@click.argument("name")
+@click.option("--out", type=_PATH, required=True, help="Folder to write to.")
+@click.option("--images", type=_PATH, help="Adversarial images (safetensors), for an external evaluation.")
+@DATA_DIR
+@click.option("--code-url", help="URL of the code, for the issue.")
+@_TREE
+def submit(name: str, out: Path, images: Path | None, data_dir: Path | None, code_url: str | None, tree: Path) -> None:
+    """Write what RobustBench asks for: the entry of NAME, the text of the issue, and a row for the model zoo.
+
+    NAME is a model (empir-cifar), a stem (Sen2020EMPIR), or board and stem (cifar10/Linf/Sen2020EMPIR). With --images,
+    the tensor and the text of an external evaluation are written as well; with --data-dir, the images' norms are
+    measured again. For a board that RobustBench does not have, such as mnist/Linf, only the entry and an issue that
+    proposes the board are written.
+    """
+    from empir_plugin.leaderboard.issues import CODE_URL
+    from empir_plugin.leaderboard.submit import find
+    from empir_plugin.leaderboard.submit import submit as write_submission
+    from empir_plugin.leaderboard.tree import Tree
+
+    entry = find(Tree(tree), name)
+    for path in write_submission(entry, out, images=images, data_dir=data_dir, code_url=code_url or CODE_URL):
+        click.echo(str(path))
+    if not entry.place.board.in_robustbench:
+        click.echo(
+            f"RobustBench has no board for {entry.place.board}: new-model.md proposes one, or keep the entry in a tree "
+            "of your own. Nothing is written for its model zoo or for an external evaluation, which need a board.",
+            err=True,
+        )

@@ -1,4 +1,4 @@
-"""``empir quantize``."""
+"""``empir quantize``: quantize a trained network, and fine-tune it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from empir_cli.console import Progress, console, table
-from empir_cli.group import Refusal
+from empir_cli.console import ProgressBar, console, table
+from empir_cli.group import CommandError
 from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.models.convert.report import ConversionReport
-    from empir_plugin.training.loop import Step
     from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork
 
 
@@ -25,38 +24,53 @@ if TYPE_CHECKING:
     "--checkpoint",
     type=click.Path(path_type=Path),
     required=True,
-    help="Full-precision weights: safetensors, packed or plain, or a state dict of torch (.pt).",
+    help="Full-precision weights: safetensors, packed or plain, or a torch state dict (.pt).",
 )
 @DATA_DIR
 @click.option("--dataset", default="cifar10", show_default=True, help="mnist, cifar10 or cifar100.")
+@click.option("--finetune", type=click.IntRange(min=0), default=0, metavar="EPOCHS", help="Epochs of fine-tuning.  [0]")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Peak learning rate of fine-tuning.")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Images per step of fine-tuning.")
 @click.option(
-    "--finetune", type=click.IntRange(min=0), default=0, metavar="EPOCHS", help="Train so long, quantized.  [0]"
+    "--ema",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Decay of the moving average of the weights; 0 keeps none.",
 )
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Highest of the fine-tuning.")
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Images per step of the fine-tuning.")
-@click.option("--ema", type=float, default=0.0, show_default=True, help="Decay of an average of the weights, to keep.")
-@click.option("--augment/--no-augment", default=True, show_default=True, help="Shift and, but for MNIST, mirror them.")
-@click.option("--scale", default="max", show_default=True, help="Of quantized weights: max, mean or none (DoReFa's).")
+@click.option(
+    "--augment/--no-augment",
+    default=True,
+    show_default=True,
+    help="Randomly shift and (not MNIST) flip training images.",
+)
+@click.option(
+    "--scale", default="max", show_default=True, help="Scale of quantized weights: max, mean or none (DoReFa)."
+)
 @click.option(
     "--activations",
     type=click.Choice(["auto", "unsigned", "signed", "pact"]),
     default="auto",
     show_default=True,
-    help="Range of the inputs; pact learns it.",
+    help="Range of the quantized inputs; pact learns it.",
 )
 @click.option(
     "--layers",
     multiple=True,
-    help="inner (all but the first, the last and delicate ones), all, or names with *; may be repeated.  [inner]",
+    help="inner (all but the first, the last and sensitive layers), all, or names with *; repeatable.  [inner]",
 )
-@click.option("--allow-unsupported", is_flag=True, help="Leave layers that cannot be quantized in full precision.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order and augmentation of the images.")
+@click.option("--allow-unsupported", is_flag=True, help="Leave unsupported layers in full precision.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the order and augmentation of the images."
+)
 @DEVICE
-@click.option("--name", help="Of the files.  [ARCH-PRECISION]")
+@click.option("--name", help="Name of the files.  [ARCH-PRECISION]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.  [runs/quantize]")
-@click.option("--resume/--restart", default=True, show_default=True, help="Go on from a checkpoint in --out.")
+@click.option(
+    "--resume/--restart", default=True, show_default=True, help="Resume from a checkpoint in --out, or start over."
+)
 @THREADS
-@click.option("--json", "as_json", is_flag=True, help="Print the report file instead of the tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def quantize(
     architecture: str,
     checkpoint: Path,
@@ -71,9 +85,9 @@ def quantize(
 ) -> None:
     """Quantize a trained network of timm or RobustBench, such as resnet18 or WideResNet-28-10, and fine-tune it.
 
-    The first training images calibrate it: whether a layer's input has a sign, and the statistics of batch
-    normalisations. Every epoch of the fine-tuning ends in a checkpoint: a run that was killed goes on where it stopped,
-    with the same result. Accuracies are those on the test images.
+    The first training images calibrate the network: whether a layer's inputs are signed, and the statistics of batch
+    normalization. A checkpoint is written after every epoch: an interrupted run resumes from the last one, with the
+    same result. Accuracies are measured on the test images.
     """
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.prepare import parse_device
@@ -82,15 +96,15 @@ def quantize(
     set_threads(threads)
     plan, target = _plan(architecture, dataset, **settings), parse_device(device)
     if data_dir is None:
-        raise Refusal(
-            "--data-dir is missing: a network is calibrated and fine-tuned on training images, and the bundled sample "
-            "holds test images, for evaluation only"
+        raise CommandError(
+            "--data-dir is missing: calibration and fine-tuning need training images, and the bundled sample holds "
+            "only test images"
         )
     training = load_images(dataset, data_dir=data_dir, split="train")
     test = load_images(dataset, data_dir=data_dir)
     folder = out or Path("runs", "quantize")
-    with _Shown() as progress:
-        made = quantize_checkpoint(
+    with ProgressBar() as progress:
+        network = quantize_checkpoint(
             plan,
             checkpoint,
             training,
@@ -98,13 +112,13 @@ def quantize(
             folder,
             device=target,
             resume=resume,
-            on_conversion=None if as_json else _report_conversion,
-            on_step=progress.show,
+            on_conversion=None if as_json else _print_conversion,
+            on_step=progress.show_step,
         )
     if as_json:
         click.echo((folder / f"{plan.member.name}.json").read_text("utf-8"), nl=False)
     else:
-        _report(made, f"{len(test):,} test images of {test.name}")
+        _print_report(network, f"{len(test):,} test images of {test.name}")
 
 
 def _plan(
@@ -141,31 +155,26 @@ def _plan(
 
 
 _SHIFT = 3
-"""Pixels that training images are moved by at most, as in the recipes for CIFAR-10."""
+"""Largest shift of a training image, in pixels, as in the recipes for CIFAR-10."""
 
 
-def _report_conversion(conversion: ConversionReport) -> None:
+def _print_conversion(conversion: ConversionReport) -> None:
     console().print(str(conversion), markup=False, soft_wrap=True)
 
 
-def _report(made: QuantizedNetwork, images: str) -> None:
-    reached, out = made.accuracies, console()
+def _print_report(network: QuantizedNetwork, images: str) -> None:
+    accuracies, out = network.accuracies, console()
     rows = table([f"on {images}"], ["accuracy", "points lost"])
     lines = {
-        "full precision": reached.full_precision,
-        "converted": reached.converted,
-        "fine-tuned": reached.fine_tuned,
+        "full precision": accuracies.full_precision,
+        "converted": accuracies.converted,
+        "fine-tuned": accuracies.fine_tuned,
     }
     for name, share in lines.items():
         if share is not None:
-            lost = "" if name == "full precision" else f"{100 * (reached.full_precision - share):.2f}"
+            lost = "" if name == "full precision" else f"{100 * (accuracies.full_precision - share):.2f}"
             rows.add_row(name, f"{100 * share:.2f} %", lost)
     out.print(rows)
-    size, full = made.weights.stat().st_size, made.full_precision_bytes
-    out.print(f"{size:,} bytes, {size / full:.1%} of the {full:,} in full precision", markup=False)
-    out.print(f"{made.weights}  sha256 {made.sha256}", markup=False, soft_wrap=True)
-
-
-class _Shown(Progress):
-    def show(self, step: Step) -> None:
-        self.update(step.member, step.step, step.steps, f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}")
+    size, full = network.weights.stat().st_size, network.full_precision_bytes
+    out.print(f"{size:,} bytes, {size / full:.1%} of the {full:,} bytes in full precision", markup=False)
+    out.print(f"{network.weights}  sha256 {network.sha256}", markup=False, soft_wrap=True)

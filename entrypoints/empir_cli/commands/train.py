@@ -1,17 +1,13 @@
-"""``empir train``."""
+"""``empir train``: train the members of a recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from empir_cli.console import Progress
+from empir_cli.console import ProgressBar
 from empir_cli.options import DEVICE, THREADS, set_threads
-
-if TYPE_CHECKING:
-    from empir_plugin.training.loop import Step
 
 
 @click.command()
@@ -19,10 +15,12 @@ if TYPE_CHECKING:
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True, help="Folder of the training data.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for checkpoints and weights. [runs/train/RECIPE]")
 @DEVICE
-@click.option("--resume/--restart", default=True, show_default=True, help="Go on from checkpoints in --out.")
+@click.option(
+    "--resume/--restart", default=True, show_default=True, help="Resume from the checkpoints in --out, or start over."
+)
 @click.option(
     "--finish-from", type=click.Path(path_type=Path),
-    help="Run only the recipe's [finish], from the members' weights and reports in this folder.",
+    help="Run only the recipe's [finish], on the members' weights and reports in this folder.",
 )  # fmt: skip
 @THREADS
 def train(
@@ -36,7 +34,7 @@ def train(
 ) -> None:
     """Train the members of RECIPE: a name such as empir-cifar, or a TOML file.
 
-    Every epoch ends in a checkpoint: a run that was killed goes on where it stopped, with the same result.
+    A checkpoint is written after every epoch: an interrupted run resumes from the last one, with the same result.
     """
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.prepare import parse_device
@@ -46,15 +44,10 @@ def train(
     plan, target = find_recipe(recipe), parse_device(device)
     data = load_images(plan.dataset, data_dir=data_dir, split="train")
     folder = out or Path("runs", "train", plan.name)
-    with _TrainingProgress() as progress:
+    with ProgressBar() as progress:
         members = train_recipe(
-            plan, data, folder, device=target, resume=resume, finish_from=finish_from, on_step=progress.show
+            plan, data, folder, device=target, resume=resume, finish_from=finish_from, on_step=progress.show_step
         )
     for member in members:
         click.echo(f"{member.weights}  sha256 {member.sha256}")
     click.echo(f"{folder / plan.name}.safetensors  (the ensemble, for custom_checkpoint=)")
-
-
-class _TrainingProgress(Progress):
-    def show(self, step: Step) -> None:
-        self.update(step.member, step.step, step.steps, f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}")

@@ -1,4 +1,4 @@
-"""An attack by name."""
+"""The attack ``corners``: random points on the border of the budget."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from empir_plugin.attacks import Draw
 
 @dataclass(frozen=True)
 class Corners:
-    """Random points on the border of the budget: for Linf, every pixel as far up or down as it may go.
+    """Random points on the border of the budget: for Linf, every pixel is moved by eps, up or down.
 
-    It needs no gradient. A model that falls to it needs no better attack; one that stands has not been attacked yet.
+    It needs no gradient, and it is weak: a model that it does not break still has to be attacked properly.
 
     Args:
-        tries: Points per image; an image that falls is not tried again.
+        tries: Points per image; a broken image is not tried again.
 
     Raises:
-        InputError: If there is no try.
+        InputError: If ``tries`` is less than 1.
 
     Example:
         >>> x, y = torch.tensor([[[[0.51, 0.5]]]]), torch.tensor([0])
-        >>> found = Corners(tries=20)(lambda x: x.flatten(1), x, y, Threat.parse("Linf:0.1"))
-        >>> found.flatten(1).argmax(1)
+        >>> adversarial = Corners(tries=20)(lambda x: x.flatten(1), x, y, Threat.parse("Linf:0.1"))
+        >>> adversarial.flatten(1).argmax(1)
         tensor([1])
     """
 
@@ -49,15 +49,15 @@ class Corners:
         indices: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch: see :class:`empir_plugin.attacks.Attack`."""
-        found, left = x.clone(), torch.arange(len(x), device=x.device)
-        numbers = left if indices is None else indices.to(x.device)
+        adversarial, active = x.clone(), torch.arange(len(x), device=x.device)
+        numbers = active if indices is None else indices.to(x.device)
         for number in range(self.tries):
-            # An image's random numbers are its own: the same in any batch, whichever of the others have fallen.
-            direction = threat.norm.ascent(Draw(seed, numbers[left], number).normal(x[left]))
-            tried = (x[left] + threat.eps * direction).clamp(0, 1)
-            fooled = model(tried).argmax(1) != y[left]
-            found[left[fooled]] = tried[fooled]
-            left = left[~fooled]
-            if not len(left):
+            # Random numbers depend on the image, not on the batch or on which other images are already broken.
+            direction = threat.norm.ascent(Draw(seed, numbers[active], number).normal(x[active]))
+            tried = (x[active] + threat.eps * direction).clamp(0, 1)
+            fooled = model(tried).argmax(1) != y[active]
+            adversarial[active[fooled]] = tried[fooled]
+            active = active[~fooled]
+            if not len(active):
                 break
-        return found
+        return adversarial

@@ -1,4 +1,4 @@
-"""A model by name."""
+"""The model ``blurred-cifarconv``: a network behind a blur."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from empir_plugin import ModelBuilder, load_model
 
 
 class Blurred(nn.Module):
-    """A network that sees every image through a mean filter of 3x3 pixels. It is no defence.
+    """A network behind a mean filter of 3x3 pixels. It is no defence.
 
     Args:
         network: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
@@ -25,8 +25,8 @@ class Blurred(nn.Module):
 
 
 def _build(*, num_classes: int) -> nn.Module:
-    # The weights travel with empir-plugin. A model of your own loads its own here, and sets `weights_loaded = False` on
-    # itself where it finds none: nothing evaluates it then.
+    # These weights are part of empir-plugin. Load the weights of your own model here; if there are none, set
+    # `weights_loaded = False` on the model, so that it is not evaluated.
     return Blurred(load_model("cifarconv-fp"))
 
 

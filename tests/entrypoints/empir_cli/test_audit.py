@@ -1,4 +1,4 @@
-"""``empir audit``, as a user types it."""
+"""``empir audit``: its table, report, exit codes and error messages."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from empir_cli.commands.audit import audit
-from empir_cli.group import Commands
+from empir_cli.group import CommandGroup
 from empir_plugin.data.image_set import ImageSet
-from empir_plugin.evaluation.audit.report import AuditReport, found
+from empir_plugin.evaluation.audit.report import AuditReport, Finding
+from empir_plugin.evaluation.evaluator import Settings
 
-GOOD = found("zero gradients", "The gradient is zero for 0 of 64 images.", (0.0, 0.05, 1.0), "nothing moves there")
-BAD = found("eps to 1", "9 of 64 images survive.", (9 / 64, 0.01, 1e-9), "who may paint any image always wins")
-FLAG = found("AutoAttack's flags", "AutoAttack warns: x.", (1.0, 0.0, 0.0), "each names a property", flags=["x"])
+GOOD = Finding("zero gradients", "0 of 64 gradients are zero.", 0.0, 0.05, 1.0, "no step moves", True)
+BAD = Finding("eps to 1", "9 of 64 images survive.", 9 / 64, 0.01, 1e-9, "any image is allowed", False)
+FLAG = Finding(
+    "AutoAttack's flags", "AutoAttack warns: x.", 1.0, 0.0, 0.0, "each is a property", False, {"flags": ["x"]}
+)
 CANNED = AuditReport(
     model={"name": "cifarconv-fp", "sha256": "a" * 64},
     data={"name": "cifar10", "n": 80, "sha256": "b" * 64},
@@ -30,7 +33,7 @@ MASKED = replace(CANNED, checks=(GOOD, BAD, FLAG), flags=("[bold]odd", "x"), ver
 
 
 def _run(*arguments: str) -> Result:
-    group = Commands("empir", commands={"audit": audit})
+    group = CommandGroup("empir", commands={"audit": audit})
     return CliRunner().invoke(group, ("audit", *arguments))
 
 
@@ -39,7 +42,7 @@ def _canned(monkeypatch: pytest.MonkeyPatch, report: AuditReport) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_audit_prints_a_table_and_leaves_a_report(tmp_path: Path) -> None:
+def test_a_real_audit_prints_a_table_and_writes_a_report(tmp_path: Path) -> None:
     target = tmp_path / "new" / "audit.json"
     result = _run("mnistconv-fp", "--n-examples", "21", "--json", str(target))
     assert result.exit_code == 0, result.output
@@ -51,7 +54,7 @@ def test_a_real_audit_prints_a_table_and_leaves_a_report(tmp_path: Path) -> None
     assert report.summary in " ".join(result.output.split())
 
 
-def test_the_table_says_measured_threshold_and_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_shows_measured_threshold_and_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     _canned(monkeypatch, MASKED)
     result = _run("cifarconv-fp")
     lines = [" ".join(line.split()) for line in result.output.splitlines()]
@@ -59,13 +62,13 @@ def test_the_table_says_measured_threshold_and_verdict(monkeypatch: pytest.Monke
     assert "eps to 1 14.1 % 1.0 % masked" in lines
     assert "AutoAttack's flags 1 flags 0 flags masked" in lines
     text = " ".join(lines)
-    assert "eps to 1: 9 of 64 images survive. Threshold: who may paint any image always wins." in text
-    assert "Attacks compared under Linf:2/255" in text
+    assert "eps to 1: 9 of 64 images survive. Threshold: any image is allowed." in text
+    assert "Attacks are compared under Linf:2/255" in text
     assert "AutoAttack warns: [bold]odd" in text
     assert "masked: 2 of 3 checks on 64 images under Linf:8/255" in text
 
 
-def test_masking_is_no_failure_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_masking_fails_only_with_fail_on_masking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     target = tmp_path / "audit.json"
     _canned(monkeypatch, MASKED)
     assert _run("cifarconv-fp").exit_code == 0
@@ -75,11 +78,14 @@ def test_masking_is_no_failure_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp
     assert _run("cifarconv-fp", "--fail-on-masking").exit_code == 0
 
 
-def test_what_is_typed_reaches_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def record(model: object, data: ImageSet, threat: object, **settings: object) -> AuditReport:
-        seen.update(settings, images=len(data), data=data.name, threat=str(threat), model=type(model).__name__)
+    def record(
+        model: object, data: ImageSet, threat: object, *, settings: Settings, name: str, **_: object
+    ) -> AuditReport:
+        seen.update(seed=settings.seed, device=str(settings.device), name=name)
+        seen.update(images=len(data), data=data.name, threat=str(threat), model=type(model).__name__)
         return CANNED
 
     monkeypatch.setattr("empir_plugin.evaluation.audit.run.audit", record)
@@ -87,7 +93,7 @@ def test_what_is_typed_reaches_the_audit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (seen["model"], seen["data"], seen["images"], seen["threat"]) == ("MNISTConv", "mnist", 64, "Linf:0.3")
     _run("cifarconv-fp", "--n-examples", "30", "--threat", "L2:0.5", "--seed", "7")
     assert (seen["data"], seen["images"], seen["threat"], seen["seed"]) == ("cifar10", 30, "L2:0.5", 7)
-    assert (seen["name"], str(seen["device"])) == ("cifarconv-fp", "cpu")
+    assert (seen["name"], seen["device"]) == ("cifarconv-fp", "cpu")
 
 
 BAD_INPUT = {
@@ -101,7 +107,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_bad_input_prints_one_sentence_and_exits_with_2(
     arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -112,13 +118,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+def test_a_report_path_that_is_a_folder_is_rejected_before_the_audit(tmp_path: Path) -> None:
     result = _run("cifarconv-fp", "--json", str(tmp_path))
     assert result.exit_code == 2
-    assert result.output.strip() == f"Error: --json must be a file, got the folder {tmp_path}: name a file in it"
+    assert f"--json must be a file, got the folder {tmp_path}: name a file" in result.output
 
 
-def test_a_model_without_weights_is_refused() -> None:
+def test_a_model_without_weights_is_rejected() -> None:
     with pytest.warns(UserWarning, match="no weights"):
         result = _run("alexnet-fp")
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""``empir leaderboard``, as a user types it."""
+"""``empir leaderboard``: add, check, table, html and submit, and their error messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(*arguments: str) -> Result:
 
 def write_record(path: Path, n: int = 10_000, model: str = "cifarconv-fp") -> str:
     dataset, threat = ("mnist", "Linf:0.3") if "mnist" in model else ("cifar10", "Linf:8/255")
-    clean, left = "1" * (n // 2) + "0" * (n - n // 2), "1" * (n // 100) + "0" * (n - n // 100)
+    clean, robust = "1" * (n // 2) + "0" * (n - n // 2), "1" * (n // 100) + "0" * (n - n // 100)
     Record(
         model={"name": model, "sha256": shipped_fingerprint(model), "weights_loaded": True},
         data={
@@ -30,8 +30,8 @@ def write_record(path: Path, n: int = 10_000, model: str = "cifarconv-fp") -> st
             "sha256": OFFICIAL_FINGERPRINTS[dataset, "test"],
         },
         threat=threat, clean=clean, clean_accuracy=50.0,
-        attacks=(AttackRecord("AutoAttack", AUTOATTACK, left, 1.0, 1.0, threat=threat),),
-        worst_case=left, worst_case_accuracy=1.0, run={"seed": 0},
+        attacks=(AttackRecord("AutoAttack", AUTOATTACK, robust, 1.0, 1.0, threat=threat),),
+        worst_case=robust, worst_case_accuracy=1.0, run={"seed": 0},
     ).write(path)  # fmt: skip
     return str(path)
 
@@ -43,7 +43,7 @@ def test_add_check_table_submit(tmp_path: Path) -> None:
     assert "Sen2020EMPIR_fp.json" in added.output
     assert "No --audit was given" in added.output
     checked = run("check", *tree)
-    assert (checked.exit_code, checked.output) == (0, "1 entry, and each follows from its sources.\n")
+    assert (checked.exit_code, checked.output) == (0, "1 entry agrees with its sources.\n")
     shown = run("table", *tree)
     assert "| 50.00 % | 1.00 % | 1.00 % | no |" in shown.output
     submitted = run("submit", "cifarconv-fp", "--out", str(out), *tree)
@@ -101,7 +101,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_bad_input_prints_one_sentence_and_exits_with_2(
     arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

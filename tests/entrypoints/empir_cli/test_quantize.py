@@ -1,4 +1,4 @@
-"""``empir quantize``, as a user types it."""
+"""``empir quantize``: its report, weight file and error messages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def _run(*arguments: str) -> Result:
 def noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise instead of the data sets, whose files have to be the published ones."""
     images = torch.randint(0, 256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    made = ImageSet("cifar10", "train", images, torch.arange(40) % 10, tuple("0123456789"))
+    noise = ImageSet("cifar10", "train", images, torch.arange(40) % 10, tuple("0123456789"))
 
     def load(name: str, *, data_dir: Path, split: str = "test") -> ImageSet:
-        return replace(made, name=name, split=split) if split == "train" else replace(made, split=split).first(10)
+        return replace(noise, name=name, split=split) if split == "train" else replace(noise, split=split).first(10)
 
     monkeypatch.setattr(data, "load_images", load)
 
@@ -46,11 +46,11 @@ def _checkpoint(architecture: str, path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("noise")
-def test_it_prints_what_was_quantized_and_what_is_left_of_the_accuracy(tmp_path: Path) -> None:
+def test_it_reports_the_conversion_and_the_accuracies(tmp_path: Path) -> None:
     checkpoint = _checkpoint("WideResNet-10-1", tmp_path / "full.safetensors")
-    told = ("--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"))
+    files = ("--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"))
     tuning = ("--finetune", "1", "--batch-size", "20", "--layers", "block?.layer.0.conv?", "--name", "tiny")
-    result = _run("quantize", "WideResNet-10-1", "--precision", "w2a4", *told, *tuning)
+    result = _run("quantize", "WideResNet-10-1", "--precision", "w2a4", *files, *tuning)
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert "WideResNet: 6 layers at w2a4, scale max" in text
@@ -68,10 +68,10 @@ def test_it_prints_what_was_quantized_and_what_is_left_of_the_accuracy(tmp_path:
 
 
 @pytest.mark.usefixtures("noise")
-def test_the_file_is_a_checkpoint_of_the_name_without_weights(tmp_path: Path) -> None:
+def test_the_weights_load_as_a_checkpoint_of_the_named_network(tmp_path: Path) -> None:
     checkpoint = _checkpoint("mobilenetv3_small_100", tmp_path / "full.safetensors")
-    told = ("--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--json")
-    result = _run("quantize", "mobilenetv3_small_100", "--precision", "w4a4", *told)
+    files = ("--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--json")
+    result = _run("quantize", "mobilenetv3_small_100", "--precision", "w4a4", *files)
     assert result.exit_code == 0, result.output
     weights = tmp_path / "out" / "mobilenetv3_small_100-w4a4.safetensors"
     report = json.loads(result.stdout)
@@ -89,7 +89,7 @@ BAD = {
     "precision": (("--precision", "w9a4"), "weight_bits must be 1 to 8, or 32 for full precision, got 9"),
     "precision text": (("--precision", "four"), "a precision is written"),
     "full precision": (("--precision", "fp"), "leaves every layer as it is"),
-    "no data": ((), "the bundled sample holds test images, for evaluation only"),
+    "no data": ((), "bundled sample holds only test images"),
     "no data to fine-tune on": (("--finetune", "3"), "--data-dir is missing"),
     "data folder": (("--data-dir", "nowhere"), "nowhere"),
     "data set": (("--dataset", "cifar", "--data-dir", "."), "must be one of mnist, cifar10, cifar100, imagenet"),
@@ -100,11 +100,11 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_bad_input_prints_one_sentence_and_exits_with_2(
     arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _refused(_run(*ARGUMENTS, "--checkpoint", "nowhere.safetensors", *arguments), sentence)
+    _check_error(_run(*ARGUMENTS, "--checkpoint", "nowhere.safetensors", *arguments), sentence)
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
@@ -123,16 +123,16 @@ BAD_NETWORKS = {
 
 @pytest.mark.usefixtures("noise")
 @pytest.mark.parametrize(("arguments", "sentence"), BAD_NETWORKS.values(), ids=BAD_NETWORKS)
-def test_a_network_that_does_not_go_is_one_sentence(
+def test_an_unsuitable_network_prints_one_sentence(
     arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _checkpoint("WideResNet-10-1", tmp_path / "full.safetensors")
-    _refused(_run("quantize", *arguments, "--precision", "w4a4", "--data-dir", "."), sentence)
+    _check_error(_run("quantize", *arguments, "--precision", "w4a4", "--data-dir", "."), sentence)
     assert [path.name for path in tmp_path.iterdir()] == ["full.safetensors"]
 
 
-def _refused(result: Result, sentence: str) -> None:
+def _check_error(result: Result, sentence: str) -> None:
     assert result.exit_code == 2, result.output
     assert sentence in result.output
     assert "Traceback" not in result.output

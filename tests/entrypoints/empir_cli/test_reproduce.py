@@ -1,4 +1,4 @@
-"""``empir reproduce`` on the command line."""
+"""``empir reproduce``: its report, and the error messages that leave no files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from empir_cli.commands.reproduce import reproduce
-from empir_cli.group import Commands
+from empir_cli.group import CommandGroup
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def _main() -> None:
-    """The command among others."""
+    """A group with the one command."""
 
 
 _main.add_command(reproduce)
@@ -40,7 +40,7 @@ def test_figure_3b_from_the_bundled_sample(tmp_path: Path) -> None:
     assert not list(out.glob("*.html"))
 
 
-REFUSED = {
+BAD = {
     "unknown target": (("table3",), "what to reproduce is one of table2, fig1"),
     "too many images": (("fig3b", "--n-examples", "1001"), "pass --data-dir for the full set"),
     "no images": (("fig3b", "--n-examples", "0"), "n_examples must be a whole number, at least 1"),
@@ -50,17 +50,17 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", list(REFUSED))
-def test_wrong_arguments_give_one_error_and_no_files(case: str, tmp_path: Path) -> None:
-    arguments, message = REFUSED[case]
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input_prints_one_sentence_and_leaves_no_files(case: str, tmp_path: Path) -> None:
+    arguments, sentence = BAD[case]
     done = run(*arguments, "--out", tmp_path / "out")
     assert done.exit_code == 2
-    assert message in done.output
+    assert sentence in done.output
     assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_other_files_is_refused_and_left_unchanged(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_rejected_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     done = run("fig3b", "--out", tmp_path, "--n-examples", "2")
     assert done.exit_code == 2
@@ -69,7 +69,7 @@ def test_a_folder_with_other_files_is_refused_and_left_unchanged(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_cache_of_another_version_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "reproduction.json").write_text(json.dumps({"format": 1, "empir-plugin": "0.0.1"}))
     done = run("fig3b", "--out", tmp_path, "--n-examples", "2")
     assert done.exit_code == 2
@@ -77,7 +77,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     assert "choose another --out, or delete that folder" in done.output
 
 
-def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = run("fig3b", "--out", tmp_path / "out", "--n-examples", "2")
     assert done.exit_code == 2

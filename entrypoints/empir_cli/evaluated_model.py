@@ -1,4 +1,4 @@
-"""What ``empir evaluate`` is given to attack: a model by its name, or what a recipe left behind."""
+"""The model that ``empir evaluate`` attacks: a model by its name, or the networks that a recipe trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from empir_cli.group import Refusal
+from empir_cli.group import CommandError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from empir_plugin.training.recipe import Recipe
 
 TRAINED = click.option(
-    "--trained", type=click.Path(path_type=Path), help="MODEL is a recipe: take what `empir train` left in this folder."
+    "--trained", type=click.Path(path_type=Path), help="Evaluate the recipe MODEL with the weights in this folder."
 )
 RULE_NAMES = ("max_vote", "mean_probability", "mean_logits")
-"""How members may decide together: the keys of :data:`empir_plugin.zoo.card.RULES`."""
-RULE = click.option("--rule", type=click.Choice(RULE_NAMES), help="How those members decide.  [max_vote]")
-MEMBER = click.option("--member", help="Only this one of those members.")
+"""How the members of an ensemble may decide: the keys of :data:`empir_plugin.zoo.card.RULES`."""
+RULE = click.option("--rule", type=click.Choice(RULE_NAMES), help="With --trained: how the members decide.  [max_vote]")
+MEMBER = click.option("--member", help="With --trained: evaluate only this member.")
 
 
-class Subject(Protocol):
-    """A model as the command line names it."""
+class EvaluatedModel(Protocol):
+    """A model to evaluate, as the command line names it."""
 
     @property
     def name(self) -> str:
-        """What the record calls it."""
+        """Its name in the run record."""
         ...
 
     @property
@@ -40,15 +40,15 @@ class Subject(Protocol):
         ...
 
     def threat(self) -> Threat:
-        """What it is evaluated under unless told otherwise."""
+        """The threat it is evaluated under by default."""
         ...
 
     def load(self, norm: str, images: ImageSet) -> nn.Module:
         """The network, in evaluation mode.
 
         Args:
-            norm: The threat model's, as RobustBench writes it.
-            images: Some of the data set.
+            norm: Of the threat, as RobustBench writes it.
+            images: Some images of the data set.
         """
         ...
 
@@ -58,8 +58,8 @@ class NamedModel:
     """A model of this plugin, or of a package that extends it.
 
     Args:
-        name: Its name.
-        checkpoint: Weights instead of its own.
+        name: Of the model.
+        checkpoint: Weights to use instead of its own.
     """
 
     name: str
@@ -67,20 +67,20 @@ class NamedModel:
 
     @property
     def dataset(self) -> str:
-        """That of its card."""
+        """The data set on its card."""
         from empir_plugin.zoo.show import dataset_of
 
         return dataset_of(self.name)
 
     def threat(self) -> Threat:
-        """That of its card."""
+        """The threat on its card."""
         from empir_plugin.attacks.threat import Threat
         from empir_plugin.zoo.show import default_threat
 
         return Threat.parse(default_threat(self.name))
 
     def load(self, norm: str, images: ImageSet) -> nn.Module:
-        """The network with its weights, whatever the images are."""
+        """The network with its weights; the images are not used."""
         from empir_plugin.evaluation.prepare import require_weights
         from empir_plugin.zoo.registry import load_model
 
@@ -92,13 +92,13 @@ class NamedModel:
 
 @dataclass(frozen=True)
 class TrainedRecipe:
-    """What a recipe left behind, or one member of it.
+    """The ensemble that a recipe trained, or one of its members.
 
     Args:
-        recipe: Read.
-        folder: Where its weights are.
+        recipe: The recipe.
+        folder: Of its weights.
         rule: How its members decide.
-        member: Name of the one of them that is meant; None for all.
+        member: Name of the one member to evaluate; None for the whole ensemble.
     """
 
     recipe: Recipe
@@ -108,23 +108,23 @@ class TrainedRecipe:
 
     @property
     def name(self) -> str:
-        """The member's, or the recipe's with the rule."""
+        """The member's name, or the recipe's with the rule."""
         return self.member or f"{self.recipe.name} ({self.rule})"
 
     @property
     def dataset(self) -> str:
-        """What the recipe trains on."""
+        """The data set the recipe trains on."""
         return self.recipe.dataset
 
     def threat(self) -> Threat:
-        """The one its holdout was judged by."""
+        """The threat of the recipe's holdout."""
         holdout = self.recipe.holdout
         if holdout is None or holdout.threat is None:
-            raise Refusal(f"recipe {self.recipe.name} names no threat for its holdout: pass --threat")
+            raise CommandError(f"recipe {self.recipe.name} names no threat for its holdout: pass --threat")
         return holdout.threat
 
     def load(self, norm: str, images: ImageSet) -> nn.Module:
-        """The network with the weights of the folder, whatever the threat model is."""
+        """The network with the weights in the folder; the norm is not used."""
         from empir_plugin.training.networks import load_trained, load_trained_member
         from empir_plugin.zoo.card import RULES
 
@@ -133,34 +133,34 @@ class TrainedRecipe:
         return load_trained(self.recipe, self.folder, RULES[self.rule], images=images)
 
 
-def parse_subject(
+def parse_model(
     model: str, checkpoint: Path | None, trained: Path | None, rule: str | None, member: str | None
-) -> Subject:
-    """Tell which of the two is meant.
+) -> EvaluatedModel:
+    """The model that the arguments of ``empir evaluate`` name.
 
     Args:
         model: A model's name or, with ``trained``, a recipe's name or file.
         checkpoint: As in :class:`NamedModel`.
         trained: Folder of the recipe's weights.
-        rule: How their members decide; None for the vote.
+        rule: How the recipe's members decide; None for the vote.
         member: As in :class:`TrainedRecipe`.
 
     Raises:
-        Refusal: If the options do not go together.
-        InputError: If there is no such recipe, or it is not well formed.
+        CommandError: If the options contradict each other.
+        InputError: If there is no such recipe, or it is malformed.
 
     Example:
-        >>> parse_subject("empir-cifar", None, None, None, None)
+        >>> parse_model("empir-cifar", None, None, None, None)
         NamedModel(name='empir-cifar', checkpoint=None)
     """
     if trained is None:
         if rule or member:
-            raise Refusal("--rule and --member say what to take of a trained recipe: pass --trained FOLDER, too")
+            raise CommandError("--rule and --member select from a trained recipe: pass --trained FOLDER, too")
         return NamedModel(model, checkpoint)
     if checkpoint is not None:
-        raise Refusal("--trained and --checkpoint both say where the weights are: pass one of them")
+        raise CommandError("--trained and --checkpoint both name the weights: pass one of them")
     if rule and member:
-        raise Refusal("--rule is for several members and --member for one: pass one of them")
+        raise CommandError("--rule is for several members and --member for one: pass one of them")
     from empir_plugin.training.run import find_recipe
 
     return TrainedRecipe(find_recipe(model), trained, rule or RULE_NAMES[0], member)

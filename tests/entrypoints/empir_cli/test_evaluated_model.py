@@ -1,4 +1,4 @@
-"""``empir evaluate RECIPE --trained FOLDER``: what a recipe left behind, under one rule or another, or one member."""
+"""``empir evaluate RECIPE --trained FOLDER``: a trained ensemble under each rule, or one of its members."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import empir_cli
-from empir_cli.subject import RULE_NAMES
+from empir_cli.evaluated_model import RULE_NAMES
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.evaluation.record import Record
 from empir_plugin.training.recipe import Recipe
@@ -66,16 +66,14 @@ def _run(folder: Path, *arguments: str) -> Result:
         (("--member", "tiny-w2a4"), "tiny-w2a4"),
     ],
 )
-def test_a_record_names_what_was_taken_and_the_recipes_threat(
-    folder: Path, arguments: tuple[str, ...], name: str
-) -> None:
+def test_the_record_names_the_model_and_the_recipes_threat(folder: Path, arguments: tuple[str, ...], name: str) -> None:
     result = _run(folder, "--trained", str(folder), *arguments)
     assert result.exit_code == 0, result.output
     record = Record.read(folder / "record.json")
     assert (record.model["name"], record.threat, record.data["name"]) == (name, "Linf:0.2", "mnist")
 
 
-def test_they_are_different_models(folder: Path) -> None:
+def test_every_rule_and_member_is_another_model(folder: Path) -> None:
     digests = set()
     rules, members = ("max_vote", "mean_probability", "mean_logits"), ("tiny-fp", "tiny-w2a4")
     for arguments in (*(("--rule", rule) for rule in rules), *(("--member", name) for name in members)):
@@ -84,7 +82,7 @@ def test_they_are_different_models(folder: Path) -> None:
     assert len(digests) == 5
 
 
-def test_the_rules_by_name_are_the_cards() -> None:
+def test_the_rule_names_are_those_of_the_model_cards() -> None:
     assert tuple(RULES) == RULE_NAMES
 
 
@@ -99,17 +97,17 @@ def test_the_rules_by_name_are_the_cards() -> None:
         (("--trained", ".", "--rule", "majority"), "'majority' is not one of"),
     ],
 )
-def test_what_does_not_go_together_is_refused(folder: Path, arguments: tuple[str, ...], sentence: str) -> None:
+def test_contradictory_options_are_rejected(folder: Path, arguments: tuple[str, ...], sentence: str) -> None:
     result = _run(folder, *arguments)
     assert result.exit_code == 2
     assert sentence in " ".join(result.output.split())
 
 
-def test_a_recipe_without_a_threat_wants_one(folder: Path) -> None:
+def test_a_recipe_without_a_threat_needs_the_option(folder: Path) -> None:
     (folder / "other.toml").write_text(RECIPE.partition("[holdout]")[0])
     arguments = ["evaluate", str(folder / "other.toml"), "--trained", str(folder), "--n-examples", "2"]
-    refused = CliRunner().invoke(empir_cli.main, arguments)
-    assert refused.exit_code == 2
-    assert "pass --threat" in refused.output
+    rejected = CliRunner().invoke(empir_cli.main, arguments)
+    assert rejected.exit_code == 2
+    assert "pass --threat" in rejected.output
     more = ["--threat", "Linf:0.1", "--attack", "FGSM", "--record", str(folder / "other.json")]
     assert CliRunner().invoke(empir_cli.main, [*arguments, *more]).exit_code == 0
