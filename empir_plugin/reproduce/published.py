@@ -52,13 +52,14 @@ def table2() -> Mapping[tuple[str, str], Published]:
         >>> table2()["cifar10", "empir"].reference[-1]
         26.78
     """
-    rows = data_table("empir")["table2"]
-    return MappingProxyType(
-        {
-            (row["dataset"], row["defence"]): Published(tuple(row["paper"]), tuple(row.get("repository", ())))
-            for row in rows
-        }
-    )
+    rows = tables.tables_of(data_table("empir")["table2"], "[[table2]]")
+    return MappingProxyType(dict(tables.build(_table2_row, row, "[[table2]]") for row in rows))
+
+
+def _table2_row(
+    dataset: str, defence: str, paper: tuple[float, ...], repository: tuple[float, ...] = ()
+) -> tuple[tuple[str, str], Published]:
+    return (dataset, defence), Published(paper, repository)
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,8 @@ def all_differences() -> tuple[Difference, ...]:
         >>> [found.code for found in all_differences() if found.holds("released", "mnist", "baseline")]
         ['W', 'N']
     """
-    lists = "ours", "datasets", "defences"
-    rows = data_table("differences")["differences"]
-    return tuple(
-        Difference(row["code"], row["facet"], row["text"], *(frozenset(row.get(name, ())) for name in lists))
-        for row in rows
-    )
+    rows = tables.tables_of(data_table("differences")["differences"], "[[differences]]")
+    return tuple(tables.build(Difference, row, "[[differences]]") for row in rows)
 
 
 def codes(ours: str, dataset: str, defence: str) -> str:

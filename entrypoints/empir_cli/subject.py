@@ -161,6 +161,6 @@ def parse_subject(
         raise Refusal("--trained and --checkpoint both say where the weights are: pass one of them")
     if rule and member:
         raise Refusal("--rule is for several members and --member for one: pass one of them")
-    from empir_plugin.training.run import find_recipe
+    from empir_plugin.training.recipe import find_recipe
 
     return TrainedRecipe(find_recipe(model), trained, rule or RULE_NAMES[0], member)

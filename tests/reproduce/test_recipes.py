@@ -12,8 +12,8 @@ from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.packing import load_packed
 from empir_plugin.reproduce.run import TARGETS
-from empir_plugin.training.recipe import Recipe
-from empir_plugin.training.run import find_recipe, train_recipe
+from empir_plugin.training.recipe import Recipe, find_recipe
+from empir_plugin.training.run import train_recipe
 
 RECIPES = sorted({training.recipe for target in TARGETS.values() for training in target.trainings})
 

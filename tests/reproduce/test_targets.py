@@ -18,7 +18,7 @@ from empir_plugin.reproduce.results import Results, Target
 from empir_plugin.reproduce.run import TARGETS, parse_targets
 from empir_plugin.reproduce.subjects import SUBJECTS, Altered, Discrete, Subject, Trained, Voting, Zoo
 from empir_plugin.reproduce.workspace import Workspace
-from empir_plugin.training.run import find_recipe
+from empir_plugin.training.recipe import find_recipe
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.registry import load_model
 

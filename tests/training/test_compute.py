@@ -17,7 +17,7 @@ from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
-from empir_plugin.training.loop import Step, computing
+from empir_plugin.training.loop import Step, compute_in
 from empir_plugin.training.objectives import Adversarial
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe
@@ -45,12 +45,12 @@ def test_matrix_products_are_in_bfloat16_and_outputs_and_weights_in_float32() ->
     model = _Seen(2, 1, bias=False)
     nn.init.constant_(model.weight, 1 + 2**-9)
     x = torch.tensor([[1.0, 1.0]])
-    with computing(model, "bfloat16"):
+    with compute_in(model, "bfloat16"):
         rounded = model(x)
         assert model.kind == torch.bfloat16
     assert (rounded.dtype, rounded.item()) == (torch.float32, 2.0), "8 bits of mantissa do not hold 2**-9"
     assert model.weight[0, 0] == 1 + 2**-9
-    with computing(model, "float32"):
+    with compute_in(model, "float32"):
         assert model(x).item() == 2 + 2**-8
         assert model.kind == torch.float32
 
@@ -58,7 +58,7 @@ def test_matrix_products_are_in_bfloat16_and_outputs_and_weights_in_float32() ->
 def test_members_compute_so_and_decide_in_float32() -> None:
     members = [_Seen(2, 3), _Seen(2, 3)]
     ensemble = Ensemble(members, MeanProbability())
-    with computing(ensemble, "bfloat16"):
+    with compute_in(ensemble, "bfloat16"):
         assert ensemble.member_logits(torch.rand(4, 2)).dtype == torch.float32
         assert ensemble(torch.rand(4, 2)).exp().sum(1).sub(1).abs().max() < 1e-6
     assert [member.kind for member in members] == [torch.bfloat16] * 2
@@ -66,7 +66,7 @@ def test_members_compute_so_and_decide_in_float32() -> None:
 
 def test_a_network_is_as_before_afterwards_even_after_an_error() -> None:
     model = nn.Linear(2, 1)
-    with pytest.raises(_KilledError), computing(model, "bfloat16"):
+    with pytest.raises(_KilledError), compute_in(model, "bfloat16"):
         raise _KilledError
     assert "forward" not in vars(model)
     assert torch.equal(model(torch.ones(1, 2)), F.linear(torch.ones(1, 2), model.weight, model.bias))
@@ -83,7 +83,7 @@ def test_gradients_are_near_those_of_float32(precision: str) -> None:
         return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
 
     exact = gradients()
-    with computing(model, "bfloat16"):
+    with compute_in(model, "bfloat16"):
         rounded = gradients()
     assert not torch.equal(exact, rounded)
     assert F.cosine_similarity(exact, rounded, dim=0) > 0.95

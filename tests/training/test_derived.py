@@ -8,8 +8,7 @@ import pytest
 
 from empir_plugin._files import tables as _toml
 from empir_plugin.errors import InputError
-from empir_plugin.training.recipe import Recipe, recipe_names, recipe_text, spelled_out
-from empir_plugin.training.run import find_recipe
+from empir_plugin.training.recipe import Recipe, find_recipe, recipe_names, recipe_text, resolve_extends
 from empir_plugin.training.schedules import settings_of
 
 BASE = """
@@ -46,7 +45,7 @@ DERIVED = 'extends = "base"\nname = "d"\n'
 
 
 def _spelled(text: str) -> dict[str, Any]:
-    return dict(spelled_out(_toml.loads(text), TEXTS.__getitem__))
+    return dict(resolve_extends(_toml.loads(text), TEXTS.__getitem__))
 
 
 def test_without_changes_only_the_name_differs() -> None:
@@ -74,7 +73,7 @@ def test_members_change_come_and_go() -> None:
 def test_a_table_the_base_has_not_is_added() -> None:
     lean = {"lean": BASE.partition("[joint]")[0]}
     text = DERIVED.replace("base", "lean") + "[joint]\nseed = 4\n"
-    assert spelled_out(_toml.loads(text), lean.__getitem__)["joint"] == {"seed": 4}
+    assert resolve_extends(_toml.loads(text), lean.__getitem__)["joint"] == {"seed": 4}
 
 
 @pytest.mark.parametrize(

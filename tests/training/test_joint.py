@@ -22,8 +22,8 @@ from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
 from empir_plugin.training.objectives import Adversarial, DistilledFrom, GradientPenalty, WeightPerturbed, clean
-from empir_plugin.training.recipe import HoldOut, Recipe
-from empir_plugin.training.run import TrainedMember, find_recipe, train_recipe
+from empir_plugin.training.recipe import HoldOut, Recipe, find_recipe
+from empir_plugin.training.run import TrainedMember, train_recipe
 from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe, settings_of
 
 ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))

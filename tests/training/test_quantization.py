@@ -20,7 +20,7 @@ from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.packing import load_packed, save_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.loop import Step
-from empir_plugin.training.networks import Extent, first_network
+from empir_plugin.training.networks import Extent, initial_network
 from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork, quantize_checkpoint
 from empir_plugin.training.schedules import MemberRecipe, parse_objective
 from empir_plugin.zoo.quantized.architectures import network
@@ -83,7 +83,7 @@ def test_after_training_is_quantize_on_the_checkpoint_and_the_file_holds_it(chec
     made = _quantize(AFTER, checkpoint, tmp_path / "new" / "folder")
     by_hand = _full(checkpoint)
     quantize_(by_hand, "w4a4", calibration=TRAINING.as_float())
-    again = first_network(ARCHITECTURE, AFTER, TRAINING)
+    again = initial_network(ARCHITECTURE, AFTER, TRAINING)
     with torch.no_grad():
         wanted = by_hand.eval()(TEST.as_float())
         assert not torch.equal(again.eval()(TEST.as_float()), wanted)
@@ -261,7 +261,7 @@ def test_learned_ranges_are_tuned_and_saved(checkpoint: Path, tmp_path: Path) ->
     ranges = {key: value for key, value in made.model.state_dict().items() if key.endswith("activation_bound")}
     assert len(ranges) == len(started) == 8
     assert any(value.item() != started[key.removesuffix(".activation_bound")] for key, value in ranges.items())
-    again = first_network(ARCHITECTURE, member, TRAINING)
+    again = initial_network(ARCHITECTURE, member, TRAINING)
     load_packed(again, made.weights)
     assert all(torch.equal(again.state_dict()[key], value) for key, value in ranges.items())
 
@@ -273,17 +273,17 @@ def test_a_network_with_learned_ranges_starts_from_another_one(checkpoint: Path,
     assert len(ranges) == 8
     for activations, expected in ((Activations.PACT, ranges), (Activations.AUTO, set[str]())):
         second = replace(first, name="second", start="low", activations=activations, precision=Precision(2, 2))
-        state = first_network(ARCHITECTURE, second, TRAINING, tuned).state_dict()
+        state = initial_network(ARCHITECTURE, second, TRAINING, tuned).state_dict()
         assert {key for key in state if key.endswith("activation_bound")} == expected
         assert torch.equal(state["fc.weight"], tuned["fc.weight"])
     lacking = {key: value for key, value in tuned.items() if key != "fc.weight"}
     with pytest.raises(WeightsError, match=r"lacks fc.weight"):
-        first_network(ARCHITECTURE, replace(first, start="low"), TRAINING, lacking)
+        initial_network(ARCHITECTURE, replace(first, start="low"), TRAINING, lacking)
 
 
 def test_architectures_of_empir_keep_the_layers_of_the_release(tmp_path: Path) -> None:
     with torch.random.fork_rng():
-        full = first_network("cifarconv", replace(AFTER, precision=Precision()), TRAINING)
+        full = initial_network("cifarconv", replace(AFTER, precision=Precision()), TRAINING)
     save_packed(full, tmp_path / "full.safetensors")
     plan = QuantizationPlan("cifarconv", AFTER)
     made = quantize_checkpoint(plan, tmp_path / "full.safetensors", TRAINING, TEST, tmp_path)

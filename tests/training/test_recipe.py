@@ -13,8 +13,7 @@ from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.objectives import Adversarial, clean
-from empir_plugin.training.recipe import HoldOut, Recipe, recipe_names, recipe_text
-from empir_plugin.training.run import find_recipe
+from empir_plugin.training.recipe import HoldOut, Recipe, find_recipe, recipe_names, recipe_text
 from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.quantized.architectures import network

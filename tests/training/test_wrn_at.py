@@ -14,8 +14,8 @@ from empir_plugin.models.ensemble import MeanProbability
 from empir_plugin.models.layers import quantized_layers
 from empir_plugin.training.networks import load_trained
 from empir_plugin.training.objectives import Trades, WeightPerturbed
-from empir_plugin.training.recipe import Recipe
-from empir_plugin.training.run import find_recipe, train_recipe
+from empir_plugin.training.recipe import Recipe, find_recipe
+from empir_plugin.training.run import train_recipe
 
 
 def _few_steps(architecture: str) -> Recipe:
