@@ -129,7 +129,7 @@ def check_keys(table: Mapping[str, Any], *, required: Collection[str], known: Co
     unknown = sorted(table.keys() - set(required) - set(known))
     every = ", ".join(sorted(set(known) | set(required))) or "none"
     if missing:
-        raise InputError(f"{where} lacks the key(s) {', '.join(missing)}: add what is missing; known are {every}")
+        raise InputError(f"{where} lacks the key(s) {', '.join(missing)}; known are {every}")
     if unknown:
         raise InputError(f"{where} has unknown key(s) {', '.join(unknown)}; known are {every}")
 
@@ -271,7 +271,8 @@ def _is_plain(value: Any, kind: Any) -> bool:
 
 
 def _wrong(value: Any, kind: Any, name: str) -> InputError:
-    return InputError(f"{name} must be {_spell(kind)}, got {value!r}")
+    cure = ": put it in quotes" if _spell(kind) == "a text" else ""
+    return InputError(f"{name} must be {_spell(kind)}, got {value!r}{cure}")
 
 
 def _spell(kind: Any) -> str:

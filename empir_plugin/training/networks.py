@@ -76,9 +76,7 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is truncated or no safetensors file ({error}): download or save it again"
-        ) from error
+        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
 
 
 def _from_torch(path: Path) -> dict[str, Tensor]:
@@ -195,9 +193,12 @@ def convert_network(
         if architecture not in ARCHITECTURES:
             return model, _convert(model, member, training, extent)
         if extent != Extent():
-            raise InputError(f"the quantized layers of {architecture} are those of EMPIR's release: leave out {extent}")
+            raise InputError(
+                f"EMPIR's release fixes the quantized layers of {architecture}, got {extent}: leave out layers and "
+                "allow_unsupported"
+            )
         if member.precision.is_full:
-            raise InputError("precision 'fp' quantizes nothing: pass one such as 'w4a4'")
+            raise InputError("precision 'fp' leaves every layer as it is: pass one such as 'w4a4'")
         low = _release_network(architecture, member, training.num_classes)
     low.load_state_dict(model.state_dict())
     recalibrated = recalibrate_(low, _calibration(training))
@@ -314,7 +315,7 @@ def member_of(recipe: Recipe, name: str) -> MemberRecipe:
     """
     members = {member.name: member for member in recipe.members}
     if name not in members:
-        raise InputError(f"a member of recipe {recipe.name} must be one of {', '.join(members)}, got {name!r}")
+        raise InputError(f"recipe {recipe.name} has the members {', '.join(members)}, got {name!r}")
     return members[name]
 
 

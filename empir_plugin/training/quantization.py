@@ -47,7 +47,7 @@ class QuantizationPlan:
 
     def __post_init__(self) -> None:
         if self.member.precision.is_full:
-            raise InputError("precision 'fp' quantizes nothing: pass one such as 'w4a4'")
+            raise InputError("precision 'fp' leaves every layer as it is: pass one such as 'w4a4'")
         if Path(self.member.name).name != self.member.name:
             raise InputError(f"the name must be a file name without a folder, got {self.member.name!r}")
         if self.member.start or isinstance(self.member.objective, DistilledFrom):

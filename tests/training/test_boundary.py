@@ -1,4 +1,4 @@
-"""The search for the boundary and the examples around it, where the boundary is known."""
+"""The boundary search and its examples, on networks whose boundary is known."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BATCH = TrainingBatch(X, Y, seed=3)
 EXACT = BoundarySearch(0.5, halvings=20)
 
 
-def test_along_the_gradient_the_distance_to_a_line_is_found() -> None:
+def test_the_gradient_search_finds_the_distance_to_a_line() -> None:
     found = EXACT(LINE, BATCH)
     assert found.radius.tolist() == pytest.approx([0.06, 0.16, 0.18, 0.0], abs=1e-5)
     assert found.direction.flatten(1).norm(dim=1).tolist() == pytest.approx([1.0] * 4)
@@ -49,20 +49,20 @@ def test_along_the_gradient_the_distance_to_a_line_is_found() -> None:
     assert found.direction[0].flatten().tolist() == pytest.approx([-0.6, -0.8])
 
 
-def test_the_decision_changes_there_and_not_before() -> None:
+def test_the_decision_changes_at_the_boundary_and_not_before() -> None:
     found, rows = EXACT(LINE, BATCH), slice(0, 3)
     assert (LINE(found.at(X, 0.99)).argmax(1) == Y)[rows].all()
     assert (LINE(found.at(X, 1.01)).argmax(1) != Y)[rows].all()
 
 
-def test_bisection_errs_by_the_reach_over_two_to_the_halvings_and_never_below() -> None:
+def test_bisection_overestimates_by_at_most_the_reach_over_two_to_the_halvings() -> None:
     for halvings in (1, 3, 6):
         error = BoundarySearch(0.5, 0, halvings)(LINE, BATCH).radius - EXACT(LINE, BATCH).radius
         assert error.min() >= -1e-6
         assert error.max() <= 0.5 / 2**halvings
 
 
-def test_a_boundary_out_of_reach_leaves_the_reach_along_the_gradient() -> None:
+def test_a_boundary_out_of_reach_gives_the_reach_along_the_gradient() -> None:
     found = BoundarySearch(0.1, 8)(LINE, BATCH)
     assert found.radius[1:3].tolist() == pytest.approx([0.1, 0.1])
     assert found.direction[1].flatten().tolist() == pytest.approx([0.6, 0.8])
@@ -77,7 +77,7 @@ class Corner(nn.Module):
         return torch.stack([torch.zeros_like(score), score], 1)
 
 
-def test_random_directions_find_what_the_gradient_does_not_point_to() -> None:
+def test_random_directions_find_a_boundary_the_gradient_misses() -> None:
     alone, more = (BoundarySearch(0.4, count, 12)(Corner(), BATCH).radius for count in (0, 16))
     assert alone[1] == pytest.approx(0.4)
     assert 0.2 <= more[1] < 0.3
@@ -104,7 +104,7 @@ def test_every_class_is_drawn_in_inverse_proportion_to_its_mean_distance() -> No
     assert (weights[:2].sum() / weights[2]).item() == pytest.approx(0.6 / 0.2), "not by the number of images"
 
 
-def test_examples_lie_in_turn_before_and_behind_the_boundary_and_keep_their_label() -> None:
+def test_examples_lie_alternately_before_and_beyond_the_boundary_and_keep_their_label() -> None:
     one = TrainingBatch(X[1:2].expand(6, -1, -1, -1), Y[1:2].expand(6))
     made, labels = BoundaryRetrain(0.5, 0, 20, spread=0.25).examples(LINE, one)
     way = torch.tensor([0.6, 0.8]) * 0.16
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_examples() -> None:
     assert not torch.equal(first[0], objective.examples(LINE, TrainingBatch(X, Y, seed=4))[0])
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_the_network_is_left_unchanged() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2), nn.Dropout(0.5), nn.Linear(2, 2)).train()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     BoundarySearch(0.5)(model, BATCH)
@@ -139,7 +139,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_network_that_is_sure_of_itself_learns_at_its_boundary_and_nowhere_else() -> None:
+def test_a_confident_network_learns_only_at_its_boundary() -> None:
     """Logits of 30 at the images themselves: nothing is left to learn there, and the boundary is 0.03 from one."""
     x = torch.tensor([[0.3, 0.5], [0.7, 0.5]]).view(2, 1, 1, 2)
 
@@ -166,7 +166,7 @@ def test_members_of_an_ensemble_are_retrained_together() -> None:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in member.parameters())
 
 
-def test_a_recipe_writes_it_as_a_table() -> None:
+def test_a_recipe_states_it_as_a_table() -> None:
     table = {"kind": "boundary_retrain", "reach": 2, "directions": 3}
     assert parse_objective(table) == BoundaryRetrain(2, directions=3)
     with pytest.raises(InputError, match=r"lacks the key\(s\) reach"):
@@ -185,11 +185,11 @@ def test_a_recipe_writes_it_as_a_table() -> None:
         ({"clean_share": 1.0}, r"clean_share must lie in \[0, 1\), got 1.0"),
     ],
 )
-def test_bad_settings(setting: dict[str, Any], sentence: str) -> None:
+def test_bad_settings_are_refused(setting: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         BoundaryRetrain(**{"reach": 1.0, **setting})
 
 
-def test_the_way_is_clipped_to_the_box() -> None:
+def test_moved_images_are_clipped_to_the_box() -> None:
     boundary = Boundary(torch.tensor([0.5]), torch.tensor([[[[1.0, 0.0]]]]))
     assert boundary.at(torch.tensor([[[[0.8, 0.2]]]]), 1.0).flatten().tolist() == pytest.approx([1.0, 0.2])

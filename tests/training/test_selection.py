@@ -1,4 +1,4 @@
-"""The better weights win on images kept back, member by member."""
+"""Each member gets the weights that are better on the held-out images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _trained(last: list[float], average: list[float]) -> TrainedNetwork:
     return TrainedNetwork(network(last), network(average), ())
 
 
-def test_accuracy_is_counted_clean_and_under_attack() -> None:
+def test_accuracy_is_measured_clean_and_under_attack() -> None:
     score = measure(Brighter(1.0), DATA, HoldOut(4, Threat.parse("Linf:0.2")), [False])
     assert (score.clean, score.robust) == (1.0, 0.5), "an attack of 0.2 turns 100 and 140, not 10 and 250"
     assert measure(Brighter(0.0), DATA, PLAIN, [False]).robust == 0.5
@@ -56,7 +56,7 @@ def test_each_member_gets_its_better_weights() -> None:
     assert [member.sign.item() for member in chosen.model.members] == [1.0, 1.0]  # type: ignore[union-attr]
 
 
-def test_averages_stay_where_nothing_is_better() -> None:
+def test_averages_are_kept_where_nothing_is_better() -> None:
     chosen = select_weights(_trained([1.0, 1.0], [2.0, 2.0]), (0.9, 0.9), DATA, PLAIN)
     assert [member.sign.item() for member in chosen.model.members] == [2.0, 2.0]  # type: ignore[union-attr]
 
@@ -67,7 +67,7 @@ def test_a_member_without_an_average_keeps_its_last_weights() -> None:
     assert len(chosen.scores) == 2
 
 
-def test_without_images_the_averages_are_taken_unseen() -> None:
+def test_without_images_the_averages_are_taken() -> None:
     chosen = select_weights(_trained([1.0, 1.0], [-1.0, -1.0]), (0.9, 0.0), None, None)
     assert [member.sign.item() for member in chosen.model.members] == [-1.0, 1.0]  # type: ignore[union-attr]
     assert chosen.scores == ()

@@ -1,4 +1,4 @@
-"""Perturbed weights against answers known by hand, the authors' procedure, and no perturbation at all."""
+"""Adversarial weight perturbation against answers known by hand and the authors' procedure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Bowl:
         return LossOutput(0.5 * torch.stack([p.square().sum() for p in model.parameters()]).sum(), found.flatten(1))
 
 
-def test_in_a_bowl_weights_move_outwards_by_their_own_share_and_biases_stay() -> None:
+def test_in_a_quadratic_bowl_weights_move_outwards_and_biases_do_not() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)).double()
     output = WeightPerturbed(Bowl(), gamma=0.25)(model, BARS)
     output.loss.backward()
@@ -47,7 +47,7 @@ def test_in_a_bowl_weights_move_outwards_by_their_own_share_and_biases_stay() ->
     assert all(torch.equal(b.grad, b) for b in biases)  # type: ignore[arg-type]
 
 
-def test_a_linear_network_moves_along_its_hand_made_gradient() -> None:
+def test_a_linear_network_moves_along_the_gradient_known_by_hand() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(5, 1, 1, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False)).double()
@@ -116,7 +116,7 @@ def test_an_ensemble_is_perturbed_as_the_authors_do_it(objective: AdversarialObj
 
 
 @pytest.mark.parametrize("objective", [ADVERSARIAL, TRADES], ids=["adversarial", "trades"])
-def test_weights_are_as_they_were_to_the_bit(objective: AdversarialObjective) -> None:
+def test_weights_are_bitwise_unchanged(objective: AdversarialObjective) -> None:
     model = _ensemble()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     WeightPerturbed(objective, gamma=0.1)(model, BARS).loss.backward()
@@ -132,7 +132,9 @@ def test_weights_are_as_they_were_to_the_bit(objective: AdversarialObjective) ->
     ],
     ids=["gamma 0", "warmup"],
 )
-def test_without_a_perturbation_nothing_differs_in_a_bit(perturbed: WeightPerturbed, batch: TrainingBatch) -> None:
+def test_without_a_perturbation_gradients_are_bitwise_the_same(
+    perturbed: WeightPerturbed, batch: TrainingBatch
+) -> None:
     one, other = _ensemble(), _ensemble()
     perturbed(one, batch).loss.backward()
     ADVERSARIAL(other, batch).loss.backward()
@@ -140,13 +142,13 @@ def test_without_a_perturbation_nothing_differs_in_a_bit(perturbed: WeightPertur
     assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
 
 
-def test_after_its_warmup_it_does_perturb() -> None:
+def test_weights_are_perturbed_after_the_warmup() -> None:
     late = TrainingBatch(BARS.x, BARS.y, seed=5, progress=0.51)
     perturbed = WeightPerturbed(ADVERSARIAL, gamma=0.1, warmup=0.5)(_ensemble(), late)
     assert perturbed.loss > ADVERSARIAL(_ensemble(), late).loss + 0.01
 
 
-def test_latent_weights_of_a_quantized_layer_are_what_moves() -> None:
+def test_latent_weights_of_a_quantized_layer_are_perturbed() -> None:
     torch.manual_seed(2)
     layer = QuantConv2d(1, 8, 3, precision=Precision(2, 4), scale="none")
     model, batch = nn.Sequential(layer, nn.Flatten()), TrainingBatch(BARS.x, BARS.y)
@@ -156,7 +158,7 @@ def test_latent_weights_of_a_quantized_layer_are_what_moves() -> None:
     assert losses[2] > losses[0]
 
 
-def test_what_the_loss_does_not_depend_on_and_what_is_not_taught_stay_where_they_are() -> None:
+def test_unused_and_frozen_weights_are_not_perturbed() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.Linear(6, 4))
     model.add_module("idle", nn.Identity())
     model[1].weight.requires_grad_(False)
@@ -169,7 +171,7 @@ def test_what_the_loss_does_not_depend_on_and_what_is_not_taught_stay_where_they
     assert torch.isfinite(output.loss)
 
 
-def test_a_flat_loss_moves_nothing() -> None:
+def test_a_flat_loss_perturbs_nothing() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))  # one class: its probability is 1 whatever the weights
     output = WeightPerturbed(Adversarial(fgsm("Linf:0.1")), gamma=0.5)(
         model, TrainingBatch(BARS.x, torch.zeros(16).long())
@@ -186,6 +188,6 @@ def test_a_flat_loss_moves_nothing() -> None:
         (lambda: WeightPerturbed(ADVERSARIAL, gamma=5e-3, warmup=1.0), r"warmup .* must lie in \[0, 1\), got 1.0"),
     ],
 )
-def test_impossible_perturbations(build: object, sentence: str) -> None:
+def test_impossible_perturbations_are_refused(build: object, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         build()  # type: ignore[operator]
