@@ -22,9 +22,9 @@ from empir_plugin.training.objectives import (
     GradientPenalty,
     Objective,
     Trades,
-    WeightPerturbed,
     clean,
 )
+from empir_plugin.training.weight_perturbation import WeightPerturbed
 from empir_plugin.zoo.card import RULES
 
 Compute = Literal["float32", "bfloat16"]
@@ -63,7 +63,7 @@ def parse_objective(table: Any, where: str = "[objective]") -> RecipeObjective:
         table: Its ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty``, ``distilled`` or
             ``boundary_retrain``; the other keys are the arguments of that objective. ``adversarial`` and ``trades``
             have a table ``adversary``, see :func:`~empir_plugin.training.adversary.parse_adversary`, and may have a
-            table ``awp`` with the arguments of :class:`~empir_plugin.training.objectives.WeightPerturbed`.
+            table ``awp`` with the arguments of :class:`~empir_plugin.training.weight_perturbation.WeightPerturbed`.
         where: What error messages call the table.
 
     Raises:
@@ -129,8 +129,9 @@ class Schedule:
         for key in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
                 raise InputError(f"{key} of {self._who} must lie in [0, 1), got {getattr(self, key)!r}")
-        if self.epochs < 0 or self.shift < 0 or not self.weight_decay >= 0:
-            raise InputError(f"epochs, shift and weight_decay of {self._who} must not be negative")
+        for key in ("epochs", "shift", "weight_decay"):
+            if not getattr(self, key) >= 0:
+                raise InputError(f"{key} of {self._who} must be 0 or more, got {getattr(self, key)!r}")
         check_gce_q(self.gce_q, self.label_smoothing)
         check_compute(self.compute, self._who)
         self._check_labels_are_used()

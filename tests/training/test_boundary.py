@@ -89,10 +89,10 @@ def test_random_directions_find_a_boundary_the_gradient_misses() -> None:
 def test_examples_lie_in_the_box_and_within_reach(seed: int, reach: float) -> None:
     x = torch.rand(6, 1, 1, 2, generator=torch.Generator().manual_seed(seed))
     batch = TrainingBatch(x, (LINE(x)[:, 1] > 0).long(), seed=seed)
-    made, labels = BoundaryRetrain(reach, directions=1, spread=0.5).examples(LINE, batch)
-    assert made.min() >= 0
-    assert made.max() <= 1
-    nearest = torch.cdist(made.flatten(1), x.flatten(1)).min(1).values
+    examples, labels = BoundaryRetrain(reach, directions=1, spread=0.5).examples(LINE, batch)
+    assert examples.min() >= 0
+    assert examples.max() <= 1
+    nearest = torch.cdist(examples.flatten(1), x.flatten(1)).min(1).values
     assert nearest.max() <= 1.5 * reach + 1e-5
     assert set(labels.tolist()) <= set(batch.y.tolist())
 
@@ -106,19 +106,19 @@ def test_every_class_is_drawn_in_inverse_proportion_to_its_mean_distance() -> No
 
 def test_examples_lie_alternately_before_and_beyond_the_boundary_and_keep_their_label() -> None:
     one = TrainingBatch(X[1:2].expand(6, -1, -1, -1), Y[1:2].expand(6))
-    made, labels = BoundaryRetrain(0.5, 0, 20, spread=0.25).examples(LINE, one)
+    examples, labels = BoundaryRetrain(0.5, 0, 20, spread=0.25).examples(LINE, one)
     way = torch.tensor([0.6, 0.8]) * 0.16
     for i, share in enumerate([0.75, 1.25] * 3):
-        torch.testing.assert_close(made[i].flatten(), X[1].flatten() + share * way, atol=1e-5, rtol=0)
-    assert LINE(made).argmax(1).tolist() == [0, 1] * 3
+        torch.testing.assert_close(examples[i].flatten(), X[1].flatten() + share * way, atol=1e-5, rtol=0)
+    assert LINE(examples).argmax(1).tolist() == [0, 1] * 3
     assert labels.tolist() == [0] * 6
 
 
 def test_the_loss_is_the_mean_of_clean_images_and_examples() -> None:
     objective = BoundaryRetrain(0.5, clean_share=0.25)
-    made, labels = objective.examples(LINE, BATCH)
+    examples, labels = objective.examples(LINE, BATCH)
     output, unharmed = objective(LINE, BATCH), clean(LINE, BATCH)
-    near = clean(LINE, TrainingBatch(made, labels)).loss
+    near = clean(LINE, TrainingBatch(examples, labels)).loss
     assert output.loss.item() == pytest.approx(0.75 * near.item() + 0.25 * unharmed.loss.item())
     assert torch.equal(output.logits, unharmed.logits), "they belong to the labels of the batch"
 

@@ -263,7 +263,7 @@ def test_an_ensemble_is_trained_as_a_whole(objective: Objective) -> None:
         output = objective(ensemble.train(), TrainingBatch(bars.x, bars.y, Criterion(member_share=0.2), seed=seed))
         optimizer.zero_grad()
         output.loss.backward()
-        assert all(p.grad is not None and p.grad.any() for p in ensemble.parameters()), "every member is taught"
+        assert all(p.grad is not None and p.grad.any() for p in ensemble.parameters()), "every member is trained"
         optimizer.step()
         losses.append(output.loss.item())
     assert losses[-1] < 0.5 * losses[0]

@@ -80,34 +80,34 @@ def _kill_at(step: int) -> Callable[[Step], None]:
 
 
 def test_without_fine_tuning_the_file_holds_the_converted_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    made = _quantize(AFTER, checkpoint, tmp_path / "new" / "folder")
+    result = _quantize(AFTER, checkpoint, tmp_path / "new" / "folder")
     by_hand = _full(checkpoint)
     quantize_(by_hand, "w4a4", calibration=TRAINING.as_float())
     again = initial_network(ARCHITECTURE, AFTER, TRAINING)
     with torch.no_grad():
         wanted = by_hand.eval()(TEST.as_float())
         assert not torch.equal(again.eval()(TEST.as_float()), wanted)
-        load_packed(again, made.weights, expected_sha256=made.sha256)
+        load_packed(again, result.weights, expected_sha256=result.sha256)
         assert torch.equal(again.eval()(TEST.as_float()), wanted)
-        assert torch.equal(made.model(TEST.as_float()), wanted)
-    assert made.history == ()
-    assert {path.name for path in made.weights.parent.iterdir()} == {"low.safetensors", "low.json"}
+        assert torch.equal(result.model(TEST.as_float()), wanted)
+    assert result.history == ()
+    assert {path.name for path in result.weights.parent.iterdir()} == {"low.safetensors", "low.json"}
 
 
 def test_the_report_names_inputs_and_results(checkpoint: Path, tmp_path: Path) -> None:
-    made = _quantize(AFTER, checkpoint, tmp_path)
+    result = _quantize(AFTER, checkpoint, tmp_path)
     report = json.loads((tmp_path / "low.json").read_text())
     assert report["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert report["sha256"] == hashlib.sha256(made.weights.read_bytes()).hexdigest() == made.sha256
+    assert report["sha256"] == hashlib.sha256(result.weights.read_bytes()).hexdigest() == result.sha256
     assert report["accuracies"]["full_precision"] == pytest.approx(_accuracy(_full(checkpoint)))
-    assert report["accuracies"]["converted"] == pytest.approx(_accuracy(made.model))
+    assert report["accuracies"]["converted"] == pytest.approx(_accuracy(result.model))
     assert report["accuracies"]["fine_tuned"] is None
     assert [line["name"] for line in report["conversion"]["kept"]] == ["conv1", "fc"]
     assert (report["recipe"]["precision"], report["recipe"]["activations"]) == ("w4a4", "auto")
     assert report["test_images"] == {"source": "folder", "number": 20, "sha256": TEST.fingerprint}
     full = tmp_path / "full.safetensors"
     save_packed(_full(checkpoint), full)
-    assert (report["bytes"], report["full_precision_bytes"]) == (made.weights.stat().st_size, full.stat().st_size)
+    assert (report["bytes"], report["full_precision_bytes"]) == (result.weights.stat().st_size, full.stat().st_size)
     assert report["bytes"] < 0.2 * report["full_precision_bytes"], "nearly all weights take 4 of 32 bits"
 
 
@@ -254,13 +254,13 @@ def test_impossible_plans_are_refused() -> None:
 
 def test_learned_ranges_are_trained_and_saved(checkpoint: Path, tmp_path: Path) -> None:
     member = replace(TUNED, epochs=1, activations=Activations.PACT)
-    made = _quantize(member, checkpoint, tmp_path)
-    started = {line.name: line.bound for line in made.conversion.converted}
-    ranges = {key: value for key, value in made.model.state_dict().items() if key.endswith("activation_bound")}
+    result = _quantize(member, checkpoint, tmp_path)
+    started = {line.name: line.bound for line in result.conversion.converted}
+    ranges = {key: value for key, value in result.model.state_dict().items() if key.endswith("activation_bound")}
     assert len(ranges) == len(started) == 8
     assert any(value.item() != started[key.removesuffix(".activation_bound")] for key, value in ranges.items())
     again = initial_network(ARCHITECTURE, member, TRAINING)
-    load_packed(again, made.weights)
+    load_packed(again, result.weights)
     assert all(torch.equal(again.state_dict()[key], value) for key, value in ranges.items())
 
 
@@ -284,22 +284,22 @@ def test_architectures_of_empir_keep_the_layers_of_the_release(tmp_path: Path) -
         full = initial_network("cifarconv", replace(AFTER, precision=Precision()), TRAINING)
     save_packed(full, tmp_path / "full.safetensors")
     plan = QuantizationPlan("cifarconv", AFTER)
-    made = quantize_checkpoint(plan, tmp_path / "full.safetensors", TRAINING, TEST, tmp_path)
-    assert [layer.name for layer in made.conversion.converted] == ["conv1", "conv2", "conv3"]
-    assert {layer.reason for layer in made.conversion.kept} == {"as in the release"}
-    assert torch.equal(dict(made.model.state_dict())["conv1.weight"], dict(full.state_dict())["conv1.weight"])
+    result = quantize_checkpoint(plan, tmp_path / "full.safetensors", TRAINING, TEST, tmp_path)
+    assert [layer.name for layer in result.conversion.converted] == ["conv1", "conv2", "conv3"]
+    assert {layer.reason for layer in result.conversion.kept} == {"as in the release"}
+    assert torch.equal(dict(result.model.state_dict())["conv1.weight"], dict(full.state_dict())["conv1.weight"])
     plan = QuantizationPlan("cifarconv", replace(AFTER, name="all"), Extent("all"))
     with pytest.raises(InputError, match=r"'all'.*leave out layers"):
         quantize_checkpoint(plan, tmp_path / "full.safetensors", TRAINING, TEST, tmp_path)
     with pytest.raises(WeightsError, match=r"3 of its weights, such as 'conv1.weight'.*full-precision"):
-        quantize_checkpoint(QuantizationPlan("cifarconv", AFTER), made.weights, TRAINING, TEST, tmp_path)
+        quantize_checkpoint(QuantizationPlan("cifarconv", AFTER), result.weights, TRAINING, TEST, tmp_path)
 
 
 def test_fine_tuning_minimizes_the_loss_of_its_schedule(checkpoint: Path, tmp_path: Path) -> None:
     one = replace(TUNED, epochs=1)
     plain = _quantize(one, checkpoint, tmp_path / "plain").history[0]["loss"]
     for name, key, value in (("bounded", "gce_q", 1.0), ("smoothed", "label_smoothing", 0.5)):
-        made = _quantize(replace(one, **{key: value}), checkpoint, tmp_path / name)  # type: ignore[arg-type]
-        assert made.history[0]["loss"] != plain, key
+        result = _quantize(replace(one, **{key: value}), checkpoint, tmp_path / name)  # type: ignore[arg-type]
+        assert result.history[0]["loss"] != plain, key
     bounded = _quantize(replace(one, gce_q=1.0), checkpoint, tmp_path / "bounded").history[0]["loss"]
     assert 0 < bounded < 1, "one minus a probability"

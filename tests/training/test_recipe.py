@@ -161,7 +161,7 @@ def test_bad_parts_of_recipes_are_refused(text: str, sentence: str) -> None:
         (HEAD + MEMBER.replace("w2a2", "2bit"), "a precision is written"),
         (HEAD + MEMBER.replace("epochs = 2", "epochs = 0"), "epochs of member 'm' must be positive"),
         (HEAD + MEMBER + "ema = 1.0", r"^ema of member 'm' must lie in \[0, 1\)"),
-        (HEAD + MEMBER + "shift = -1", "must not be negative"),
+        (HEAD + MEMBER + "shift = -1", "shift of member 'm' .*got -1"),
     ],
 )
 def test_bad_recipes_are_refused(text: str, sentence: str) -> None:

@@ -20,10 +20,11 @@ from empir_plugin.models.packing import load_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
-from empir_plugin.training.objectives import Adversarial, WeightPerturbed
+from empir_plugin.training.objectives import Adversarial
 from empir_plugin.training.recipe import HoldOut, Recipe
 from empir_plugin.training.run import TrainedMember, train_recipe
 from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe
+from empir_plugin.training.weight_perturbation import WeightPerturbed
 
 ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
 FP = MemberRecipe("full", 1, 1, 16, precision=Precision(), objective=ATTACKED)
@@ -97,14 +98,14 @@ def test_the_finish_stage_starts_from_the_selected_weights_and_resumes(tiny_mnis
 def test_members_are_trained_through_the_decision_rule_of_the_stage(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     finish = FinishRecipe("both", 4, 1, 16, rule="mean_logits")
     recipe = replace(RECIPE, joint=replace(JOINT, epochs=1), finish=finish)
-    made = train_recipe(recipe, tiny_mnist, tmp_path)
+    trained = train_recipe(recipe, tiny_mnist, tmp_path)
     assert json.loads((tmp_path / "low.json").read_text())["finish"]["recipe"]["rule"] == "mean_logits"
     assert "rule" not in json.loads((tmp_path / "low.json").read_text())["joint"]["recipe"], "as before there were two"
     other = replace(recipe, finish=replace(finish, rule="mean_probability"))
     with pytest.raises(WeightsError, match="belongs to another recipe"):
         train_recipe(other, tiny_mnist, tmp_path)
     again = train_recipe(other, tiny_mnist, tmp_path / "other", finish_from=tmp_path / "joint")
-    assert not set(_digests(again)) & set(_digests(made))
+    assert not set(_digests(again)) & set(_digests(trained))
     with pytest.raises(InputError, match=r"rule of \[finish\] must be one of max_vote, mean_.*, got 'vote'"):
         replace(finish, rule="vote")
 
@@ -112,9 +113,9 @@ def test_members_are_trained_through_the_decision_rule_of_the_stage(tiny_mnist: 
 def test_the_finish_stage_writes_the_files_of_a_teacher_too(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     teacher, low = replace(FP, in_ensemble=False), replace(LP, start="", precision=Precision())
     recipe = replace(RECIPE, members=(teacher, low), joint=replace(JOINT, epochs=1))
-    made = train_recipe(replace(recipe, finish=FinishRecipe("both", 4, 1, 16)), tiny_mnist, tmp_path)
-    assert [member.weights for member in made] == [tmp_path / "full.safetensors", tmp_path / "low.safetensors"]
-    assert made[0].weights.read_bytes() == (tmp_path / "joint" / "full.safetensors").read_bytes()
+    trained = train_recipe(replace(recipe, finish=FinishRecipe("both", 4, 1, 16)), tiny_mnist, tmp_path)
+    assert [member.weights for member in trained] == [tmp_path / "full.safetensors", tmp_path / "low.safetensors"]
+    assert trained[0].weights.read_bytes() == (tmp_path / "joint" / "full.safetensors").read_bytes()
 
 
 def test_the_finish_stage_refuses_files_of_another_training(tiny_mnist: ImageSet, tmp_path: Path) -> None:
