@@ -162,7 +162,7 @@ def test_a_member_starts_from_another_one(tiny_mnist: ImageSet, tmp_path: Path) 
 
 
 def test_a_first_stage_hands_on_its_average(tiny_mnist: ImageSet, tmp_path: Path) -> None:
-    """Joint or apart, the second stage begins with the same weights; images kept back choose among last ones only."""
+    """Joint or apart, the second stage begins with the same weights; held-out images select only in the last stage."""
     first = replace(FP, batch_size=32, ema=0.5, in_ensemble=False)
     on = replace(LP, epochs=1, batch_size=32)
     apart = Recipe("both", "mnistconv", "mnist", (first, on), None, HoldOut(16))
