@@ -11,7 +11,7 @@ from empir_plugin.evaluation.audit.report import tail
 from empir_plugin.evaluation.record import Record
 from empir_plugin.reproduce.results import attack_accuracy, attack_of
 from empir_plugin.training.networks import member_of
-from empir_plugin.training.run import find_recipe
+from empir_plugin.training.recipe import find_recipe
 
 _SHOWN = (
     "alone-fp",

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from empir_plugin._files import tables
+from empir_plugin._files.tables import build, check_keys, tables_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.leaderboard.entry import escaped
@@ -19,7 +20,6 @@ from empir_plugin.leaderboard.entry import escaped
 _STEM = re.compile(r"[A-Z][A-Za-z-]*(?:19|20)\d\d[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*")
 _PERCENT = re.compile(r"\d+(?:\.\d+)?")
 _PAPER = "title", "link", "authors", "venue"
-_TEXTS = "model", "dataset", *_PAPER, "architecture", "note"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Claim:
     threat: Threat
     accuracy: str
     attack: str
+
+    def __post_init__(self) -> None:
+        if not _PERCENT.fullmatch(self.accuracy):
+            raise InputError(f'accuracy must be a percentage as text, such as "1.50", got {self.accuracy!r}')
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Facts:
         claims: Of the paper about this model.
 
     Raises:
-        InputError: If the stem is none that RobustBench would use, or another text is none.
+        InputError: If the stem is none that RobustBench would use.
     """
 
     model: str
@@ -74,9 +78,6 @@ class Facts:
 
     def __post_init__(self) -> None:
         require_stem(self.stem)
-        for name in _TEXTS:
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"{name} of {self.model} must be text, got {getattr(self, name)!r}: put it in quotes")
 
     def fields(self) -> dict[str, Any]:
         """Their part of an entry's table."""
@@ -118,7 +119,7 @@ def all_facts() -> Mapping[str, Facts]:
     """
     folder = files("empir_plugin.leaderboard").joinpath("papers")
     texts = [file.read_text(encoding="utf-8") for file in sorted(folder.iterdir(), key=lambda file: file.name)]
-    return MappingProxyType({facts.model: facts for text in texts for facts in _parsed(text)})
+    return MappingProxyType({facts.model: facts for text in texts for facts in _parse(text)})
 
 
 def facts_of(model: str) -> Facts:
@@ -155,8 +156,8 @@ def read_facts(path: Path, model: str) -> Facts:
         InputError: If the file is missing, of another form, or does not speak of the model.
     """
     try:
-        found = {facts.model: facts for facts in _parsed(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = {facts.model: facts for facts in _parse(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError) as error:
         form = f"{', '.join(_PAPER)}, and a table [[models]] for each model"
         raise InputError(f"{path} describes no paper ({type(error).__name__}: {error}): it must have {form}") from error
     if model not in found:
@@ -164,15 +165,9 @@ def read_facts(path: Path, model: str) -> Facts:
     return found[model]
 
 
-def _parsed(text: str) -> Iterator[Facts]:
+def _parse(text: str) -> Iterator[Facts]:
     table = tables.loads(text)
+    check_keys(table, required={*_PAPER, "models"}, known=table, where="the file")
     paper = {key: table[key] for key in _PAPER}
-    for row in table["models"]:
-        claims = tuple(_claim(claim) for claim in row.pop("claims", ()))
-        yield Facts(**paper, **row, claims=claims)
-
-
-def _claim(row: Mapping[str, str]) -> Claim:
-    if not _PERCENT.fullmatch(row["accuracy"]):
-        raise ValueError(f'the accuracy of a claim is a percentage as text, such as "1.50", got {row["accuracy"]!r}')
-    return Claim(Threat.parse(row["threat"]), row["accuracy"], row["attack"])
+    for row in tables_of(table["models"], "[[models]]"):
+        yield build(Facts, {**paper, **row}, f"model {row.get('model', '?')!r}")

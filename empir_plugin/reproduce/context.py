@@ -22,9 +22,9 @@ from empir_plugin.reproduce.subjects import Subject, Training
 from empir_plugin.reproduce.workspace import Workspace
 from empir_plugin.training.loop import Step
 from empir_plugin.training.networks import load_trained_member, member_of
-from empir_plugin.training.recipe import Recipe
-from empir_plugin.training.run import find_recipe, train_recipe
-from empir_plugin.training.schedules import reported, settings_of
+from empir_plugin.training.recipe import Recipe, find_recipe
+from empir_plugin.training.run import train_recipe
+from empir_plugin.training.schedules import report_settings, settings_of
 
 
 class ImageSource(Protocol):
@@ -209,7 +209,7 @@ def recipe_digest(recipe: Recipe) -> str:
         >>> recipe_digest(find_recipe("empir-mnist")) == recipe_digest(find_recipe("empir-cifar"))
         False
     """
-    members = [reported(member) for member in recipe.members]
+    members = [report_settings(member) for member in recipe.members]
     joint = recipe.joint and settings_of(recipe.joint)
     settings = [recipe.architecture, recipe.dataset, members, joint, repr(recipe.holdout)]
     if recipe.finish:

@@ -54,13 +54,14 @@ def table2() -> Mapping[tuple[str, str], PublishedNumbers]:
         >>> table2()["cifar10", "empir"].reference[-1]
         26.78
     """
-    rows = data_table("empir")["table2"]
-    return MappingProxyType(
-        {
-            (row["dataset"], row["defence"]): PublishedNumbers(tuple(row["paper"]), tuple(row.get("repository", ())))
-            for row in rows
-        }
-    )
+    rows = tables.tables_of(data_table("empir")["table2"], "[[table2]]")
+    return MappingProxyType(dict(tables.build(_table2_row, row, "[[table2]]") for row in rows))
+
+
+def _table2_row(
+    dataset: str, defence: str, paper: tuple[float, ...], repository: tuple[float, ...] = ()
+) -> tuple[tuple[str, str], PublishedNumbers]:
+    return (dataset, defence), PublishedNumbers(paper, repository)
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,8 @@ def all_differences() -> tuple[Difference, ...]:
         >>> [each.code for each in all_differences() if each.applies("released", "mnist", "baseline")]
         ['W', 'N']
     """
-    lists = "ours", "datasets", "defences"
-    rows = data_table("differences")["differences"]
-    return tuple(
-        Difference(row["code"], row["facet"], row["text"], *(frozenset(row.get(name, ())) for name in lists))
-        for row in rows
-    )
+    rows = tables.tables_of(data_table("differences")["differences"], "[[differences]]")
+    return tuple(tables.build(Difference, row, "[[differences]]") for row in rows)
 
 
 def codes(ours: str, dataset: str, defence: str) -> str:

@@ -25,7 +25,7 @@ from empir_plugin.reproduce.targets.precisions import FIG1, FIG3A
 from empir_plugin.reproduce.targets.table2 import TABLE2
 from empir_plugin.reproduce.targets.weight_quantized import WEIGHT_QUANTIZED
 from empir_plugin.reproduce.workspace import Workspace, check_publishable
-from empir_plugin.training.run import find_recipe
+from empir_plugin.training.recipe import find_recipe
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {target.name: target for target in (TABLE2, FIG1, FIG3A, FIG3B, FIG4, FIG5, DISCRETIZATION, WEIGHT_QUANTIZED)}

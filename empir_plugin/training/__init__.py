@@ -1,1 +1,1 @@
-"""How are members made?"""
+"""Training of ensemble members and quantized networks: recipes, objectives, the loop, checkpoints."""

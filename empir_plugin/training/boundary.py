@@ -1,9 +1,9 @@
-"""Retraining on images near the decision boundary, after the description of feedback learning.
+"""Retraining on images near the decision boundary, following the published description of feedback learning.
 
 Song et al., "Feedback learning for improving the robustness of neural networks", https://arxiv.org/abs/1909.05443, is
-used by https://arxiv.org/abs/2012.14965 and described there: distances to the decision boundary of a trained network
-are measured, examples made from them, more of them for classes that lie closer, and the network is trained again so
-that margins grow. How each of this is done is decided here: this is not a reproduction.
+used and summarised by https://arxiv.org/abs/2012.14965: measure the distances of images to the decision boundary of a
+trained network, generate examples from them, more for classes closer to the boundary, and retrain the network to
+enlarge its margins. The papers leave the details open, so this is not a reproduction.
 """
 
 from __future__ import annotations
@@ -20,44 +20,49 @@ from empir_plugin.attacks.batch import parameters_frozen
 from empir_plugin.attacks.losses import cross_entropy
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.errors import InputError
-from empir_plugin.training.adversary import as_attacked
-from empir_plugin.training.batch import Fit, Lesson
+from empir_plugin.training.adversary import attack_mode
+from empir_plugin.training.batch import LossOutput, TrainingBatch
 
 
 class Boundary(NamedTuple):
-    """Where the decision on each image changes first.
+    """The nearest decision boundary found for each image.
 
     Args:
-        radius: L2 distance ``(N,)`` in units of the image, before the way is clipped to [0, 1].
-        direction: Unit vectors ``(N, C, H, W)``.
+        radius: L2 distance ``(N,)`` in units of the image, before clipping to [0, 1].
+        direction: Unit vectors ``(N, C, H, W)`` from the images to the boundary.
     """
 
     radius: Tensor
     direction: Tensor
 
     def at(self, x: Tensor, share: Tensor | float) -> Tensor:
-        """Images ``(N, C, H, W)`` at shares of the way to the boundary, one number or ``(N, 1, 1, 1)``, in [0, 1]."""
+        """Images ``(N, C, H, W)``, moved by a share of the distance to the boundary and clipped to [0, 1].
+
+        Args:
+            x: Images ``(N, C, H, W)``.
+            share: A number, or one per image ``(N, 1, 1, 1)``; 1 is the boundary, above 1 lies beyond it.
+        """
         return (x + share * self.radius.view(-1, 1, 1, 1) * self.direction).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class BoundarySearch:
-    """Look for the decision boundary along the gradient of the loss and along random directions, by bisection.
+    """Search for the decision boundary by bisection, along the gradient of the loss and along random directions.
 
-    Of several changes of the decision on one line, one is found. An image that is wrong from the start lies on the
-    boundary; one whose decision changes nowhere has the radius ``reach`` along the gradient.
+    If the decision changes several times along one direction, one of the changes is found. A misclassified image has
+    radius 0; an image whose decision changes in no direction has the radius ``reach`` along the gradient.
 
     Args:
-        reach: The largest distance looked at, L2 in units of the image.
-        directions: Random directions for each image, beside the gradient.
-        halvings: Steps of bisection: radii are too large by at most ``reach / 2**halvings``.
+        reach: The largest distance searched, L2 in units of the image.
+        directions: Number of random directions per image, in addition to the gradient.
+        halvings: Bisection steps; radii are too large by at most ``reach / 2**halvings``.
 
     Raises:
         InputError: If the reach is not above 0, or a number of directions or halvings is impossible.
 
     Example:
-        >>> lesson = Lesson(torch.tensor([[[[0.6, 0.4]]]]), torch.tensor([0]))
-        >>> round(BoundarySearch(1.0, halvings=20)(nn.Flatten(), lesson).radius.item(), 4)
+        >>> batch = TrainingBatch(torch.tensor([[[[0.6, 0.4]]]]), torch.tensor([0]))
+        >>> round(BoundarySearch(1.0, halvings=20)(nn.Flatten(), batch).radius.item(), 4)
         0.1414
     """
 
@@ -72,31 +77,31 @@ class BoundarySearch:
                 f"directions must be 0 or more and halvings 1 or more, got {self.directions} and {self.halvings}"
             )
 
-    def __call__(self, model: nn.Module, lesson: Lesson) -> Boundary:
-        """Search around the images of a lesson; the network is left as it was."""
-        with as_attacked(model), parameters_frozen(model):
-            found = [Boundary(self._radius(model, lesson, each), each) for each in self._directions(model, lesson)]
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> Boundary:
+        """Search around the images of a batch; the network's modes and weights are left unchanged."""
+        with attack_mode(model), parameters_frozen(model):
+            found = [Boundary(self._bisect(model, batch, each), each) for each in self._directions(model, batch)]
         radii = torch.stack([each.radius for each in found])  # (1 + directions, N)
         nearest = radii.argmin(0)
-        rows = torch.arange(len(lesson.x), device=nearest.device)
+        rows = torch.arange(len(batch.x), device=nearest.device)
         return Boundary(radii[nearest, rows], torch.stack([each.direction for each in found])[nearest, rows])
 
-    def _directions(self, model: nn.Module, lesson: Lesson) -> Iterator[Tensor]:
+    def _directions(self, model: nn.Module, batch: TrainingBatch) -> Iterator[Tensor]:
         with torch.enable_grad():
-            x = lesson.x.detach().clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(cross_entropy(model(x), lesson.y).sum(), x)
+            x = batch.x.detach().clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(cross_entropy(model(x), batch.y).sum(), x)
         yield _unit(gradient)
-        images = torch.arange(len(lesson.x), device=lesson.x.device)
+        images = torch.arange(len(batch.x), device=batch.x.device)
         for number in range(self.directions):
-            yield _unit(Draw(lesson.seed, images, number).normal(lesson.x))
+            yield _unit(Draw(batch.seed, images, number).normal(batch.x))
 
     @torch.no_grad()
-    def _radius(self, model: nn.Module, lesson: Lesson, direction: Tensor) -> Tensor:
-        low = lesson.x.new_zeros(len(lesson.x))
+    def _bisect(self, model: nn.Module, batch: TrainingBatch, direction: Tensor) -> Tensor:
+        low = batch.x.new_zeros(len(batch.x))
         high = torch.full_like(low, self.reach)
         for _ in range(self.halvings):
             middle = (low + high) / 2
-            changed = model(Boundary(middle, direction).at(lesson.x, 1.0)).argmax(1) != lesson.y
+            changed = model(Boundary(middle, direction).at(batch.x, 1.0)).argmax(1) != batch.y
             low, high = torch.where(changed, low, middle), torch.where(changed, middle, high)
         return high
 
@@ -107,12 +112,12 @@ def _unit(direction: Tensor) -> Tensor:
 
 
 def class_weights(radius: Tensor, y: Tensor, least: float) -> Tensor:
-    """Weight of each image ``(N,)`` so that classes are drawn in inverse proportion to their mean radius.
+    """Sampling weight of each image ``(N,)``, so that each class is drawn in inverse proportion to its mean radius.
 
     Args:
         radius: Distances ``(N,)`` to the boundary.
         y: Labels ``(N,)``.
-        least: Means below it count as this.
+        least: Lower bound of the mean radius of a class.
 
     Example:
         >>> class_weights(torch.tensor([0.1, 0.3, 0.4]), torch.tensor([0, 0, 1]), 0.01)
@@ -125,25 +130,25 @@ def class_weights(radius: Tensor, y: Tensor, least: float) -> Tensor:
 
 @dataclass(frozen=True)
 class BoundaryRetrain:
-    """Learn images on both sides of the decision boundary with their true labels: "boundary_retrain" in recipes.
+    """Train on images on both sides of the decision boundary with their true labels: "boundary_retrain" in recipes.
 
-    In every step the boundary of the network as it is then is searched, and as many examples are drawn as the batch has
-    images: of classes in inverse proportion to their mean distance, in turn ``spread`` short of the boundary and
-    ``spread`` beyond it. Meant for a network that is trained already.
+    Each step searches for the current network's boundary and draws as many examples as the batch has images. Classes
+    are drawn in inverse proportion to their mean distance; examples lie alternately ``spread`` short of the boundary
+    and ``spread`` beyond it. Intended for a network that is already trained.
 
     Args:
-        reach: See :class:`BoundarySearch`; also what images are moved by whose decision changes nowhere nearer.
+        reach: See :class:`BoundarySearch`; images whose decision does not change within it are moved by it.
         directions: See :class:`BoundarySearch`.
         halvings: See :class:`BoundarySearch`.
-        spread: How far before and behind the boundary examples lie, as a share of the distance to it.
-        clean_share: Share of the loss that is taken from the images as they are.
+        spread: Distance of the examples from the boundary, as a share of the image's distance to it.
+        clean_share: Share of the loss that is computed on the unmodified images, in [0, 1).
 
     Raises:
-        InputError: If a setting is impossible.
+        InputError: If a setting is out of its range.
 
     Example:
-        >>> lesson = Lesson(torch.tensor([[[[0.6, 0.4]]], [[[0.3, 0.5]]]]), torch.tensor([0, 1]))
-        >>> BoundaryRetrain(reach=1.0)(nn.Flatten(), lesson).loss > 0.6
+        >>> batch = TrainingBatch(torch.tensor([[[[0.6, 0.4]]], [[[0.3, 0.5]]]]), torch.tensor([0, 1]))
+        >>> BoundaryRetrain(reach=1.0)(nn.Flatten(), batch).loss > 0.6
         tensor(True)
     """
 
@@ -160,21 +165,21 @@ class BoundaryRetrain:
         if not 0 <= self.clean_share < 1:
             raise InputError(f"clean_share must lie in [0, 1), got {self.clean_share!r}")
 
-    def __call__(self, model: nn.Module, lesson: Lesson) -> Fit:
-        """Search, draw, then take the loss."""
-        x, y = self.examples(model, lesson)
-        near = lesson.criterion(model, x, y)
-        unharmed = lesson.criterion(model, lesson.x, lesson.y)
-        return Fit(torch.lerp(near.loss, unharmed.loss, self.clean_share), unharmed.logits)
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> LossOutput:
+        """Search for the boundary, draw examples, then compute the loss."""
+        x, y = self.examples(model, batch)
+        near_output = batch.criterion(model, x, y)
+        clean_output = batch.criterion(model, batch.x, batch.y)
+        return LossOutput(torch.lerp(near_output.loss, clean_output.loss, self.clean_share), clean_output.logits)
 
-    def examples(self, model: nn.Module, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """Images ``(N, C, H, W)`` near the boundary, and their labels ``(N,)``."""
-        boundary = BoundarySearch(self.reach, self.directions, self.halvings)(model, lesson)
-        weights = class_weights(boundary.radius, lesson.y, self.reach / 100)
-        generator = torch.Generator().manual_seed(lesson.seed)
+    def examples(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Draw images ``(N, C, H, W)`` near the boundary, with their labels ``(N,)``."""
+        boundary = BoundarySearch(self.reach, self.directions, self.halvings)(model, batch)
+        weights = class_weights(boundary.radius, batch.y, self.reach / 100)
+        generator = torch.Generator().manual_seed(batch.seed)
         drawn = torch.multinomial(weights.cpu(), len(weights), replacement=True, generator=generator)
-        drawn = drawn.to(lesson.x.device)
+        drawn = drawn.to(batch.x.device)
         share = torch.ones_like(boundary.radius) + self.spread
         share[::2] = 1 - self.spread
         moved = Boundary(boundary.radius[drawn], boundary.direction[drawn])
-        return moved.at(lesson.x[drawn], share.view(-1, 1, 1, 1)), lesson.y[drawn]
+        return moved.at(batch.x[drawn], share.view(-1, 1, 1, 1)), batch.y[drawn]

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: safetensors, written atomically, readable without running code from the file."""
+"""Checkpoints of a training run, as safetensors files: written atomically, read without executing code from them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import WeightsError
 
 REPORT = JsonKind("a training report", WeightsError)
-"""What a finished training says of itself, beside its weights."""
+"""The report of a finished training run, written next to the weights."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run has come.
+class TrainingState:
+    """State of a training run at the end of an epoch, besides its tensors.
 
     Args:
-        epoch: Finished epochs.
-        identity: What was trained and how, as JSON text; a run resumes only its own checkpoint.
+        epoch: Number of finished epochs.
+        identity: What is trained and how, as JSON text; a run resumes only a checkpoint with its own identity.
         history: One mapping per finished epoch: loss, accuracy on the training batches, seconds.
     """
 
@@ -37,13 +37,13 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, progress: Progress, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, state: TrainingState, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old one or the new one, never half of one."""
+    """Write a checkpoint; if interrupted, either the previous or the new file is there, never a partial one."""
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     tensors |= {f"average.{key}": value for key, value in average.state_dict().items()}
     tensors |= _optimizer_tensors(optimizer)
-    metadata = {"epoch": str(progress.epoch), "identity": progress.identity, "history": json.dumps(progress.history)}
+    metadata = {"epoch": str(state.epoch), "identity": state.identity, "history": json.dumps(state.history)}
     partial = path.with_suffix(".partial")
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
     os.replace(partial, path)
@@ -51,11 +51,11 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, identity: str, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress:
-    """Read a checkpoint back into a model, its weight average and its optimizer.
+) -> TrainingState:
+    """Restore a model, its weight average and its optimizer from a checkpoint.
 
     Raises:
-        WeightsError: If the file is damaged, or belongs to another run.
+        WeightsError: If the file is damaged or belongs to another run.
     """
     tensors, metadata = _read(path)
     if not _is_same_run(metadata.get("identity"), identity):
@@ -63,11 +63,11 @@ def load_checkpoint(
     model.load_state_dict(_part(tensors, "model."))
     average.load_state_dict(_part(tensors, "average."))
     _restore_optimizer(optimizer, _part(tensors, "optimizer."))
-    return Progress(int(metadata["epoch"]), identity, tuple(json.loads(metadata["history"])))
+    return TrainingState(int(metadata["epoch"]), identity, tuple(json.loads(metadata["history"])))
 
 
 def identity_of(path: Path) -> str:
-    """What a checkpoint says that was trained, and how; empty if it says nothing.
+    """The identity of the run a checkpoint belongs to, as JSON text; empty if it has none.
 
     Raises:
         WeightsError: If the file is damaged.
@@ -75,11 +75,11 @@ def identity_of(path: Path) -> str:
     return _read(path)[1].get("identity", "")
 
 
-def _is_same_run(found: str | None, identity: str) -> bool:
-    """Whether a checkpoint is of a run; the first checkpoints did not name the architecture, and still serve."""
+def _is_same_run(recorded: str | None, identity: str) -> bool:
+    """Whether a checkpoint belongs to a run; the first checkpoints did not record the architecture and are accepted."""
     facts = json.loads(identity)
     facts.pop("architecture", None)
-    return found in (identity, json.dumps(facts, sort_keys=True))
+    return recorded in (identity, json.dumps(facts, sort_keys=True))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -100,9 +100,9 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    whole = optimizer.state_dict()
+    defaults = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**whole, "state": state})
+    optimizer.load_state_dict({**defaults, "state": state})

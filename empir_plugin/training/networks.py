@@ -1,4 +1,4 @@
-"""The network a member of a recipe is before its first step."""
+"""Networks before and after training: pretrained weights, initial networks of members, trained networks from files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from empir_plugin.models.packing import is_packed, load_packed, load_strictly, p
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.recipe import Recipe
-from empir_plugin.training.schedules import MemberRecipe, reported
+from empir_plugin.training.schedules import MemberRecipe, report_settings
 from empir_plugin.zoo.quantized.architectures import network
 from empir_plugin.zoo.quantized.build import settings_for
 
@@ -39,17 +39,17 @@ _PARALLEL = "module."
 def load_pretrained(model: nn.Module, path: Path) -> None:
     """Load the weights of a full-precision checkpoint into a network of the same architecture.
 
-    A file of torch is read without running code from it; its state dict may be wrapped as ``state_dict``, and its keys
-    may all begin with the ``module.`` of ``DataParallel``.
+    A PyTorch file is read without executing code from it. Its state dict may be stored under the key ``state_dict``,
+    and its keys may all start with the ``module.`` of ``DataParallel``.
 
     Args:
-        model: In full precision.
-        path: A packed file of this package, a safetensors state dict, or one of torch (``.pt``, ``.pth``, ``.tar``,
+        model: Full-precision network.
+        path: A packed file of this package, a safetensors state dict, or a PyTorch file (``.pt``, ``.pth``, ``.tar``,
             ``.ckpt``, ``.bin``).
 
     Raises:
-        WeightsError: If the file is missing, damaged, of few bits already, or made for another architecture; the
-            network is then left as it was.
+        WeightsError: If the file is missing, damaged, already quantized, or made for another architecture; the network
+            is then left unchanged.
 
     Example:
         >>> import tempfile
@@ -64,7 +64,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     elif is_packed(path):
         if names := packed_names(path):
             some = f"{len(names)} of its weights, such as {names[0]!r}, are quantized"
-            raise WeightsError(f"{path} is of few bits already ({some}): start from full-precision weights")
+            raise WeightsError(f"{path} is already quantized ({some}): start from full-precision weights")
         return load_packed(model, path)
     else:
         state = _from_safetensors(path)
@@ -83,17 +83,19 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     try:
-        # The user's own full-precision weights, which mostly come as .pth; weights_only reads tensors and runs no code.
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # Users' own full-precision weights mostly come as .pth; weights_only reads tensors and executes no code.
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
-        # A text under the name of a checkpoint fails in one of these ways or another, depending on its first letters.
+        # A text file named like a checkpoint raises any of these, depending on its first characters.
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(
-            f"{path} cannot be read without running code from it ({reason}): save a state dict"
+            f"{path} cannot be read without executing code from it ({reason}): save a state dict"
         ) from error
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict: save model.state_dict(), as it is or as 'state_dict'")
+        raise WeightsError(
+            f"{path} holds no state dict: save model.state_dict(), directly or under the key 'state_dict'"
+        )
     parallel = all(key.startswith(_PARALLEL) for key in state)
     return {key.removeprefix(_PARALLEL) if parallel else key: value for key, value in state.items()}
 
@@ -101,56 +103,57 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
 def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
     for key, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite")
+            raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite: use another checkpoint")
 
 
 CALIBRATION_IMAGES = 512
-"""So many of the first training images decide signs, ranges and statistics of a converted network."""
+"""Number of training images, the first ones, that signs, ranges and statistics of a network are calibrated on."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of a network is quantized.
+    """Which part of a network is quantized.
 
     Args:
         layers: See :func:`~empir_plugin.models.convert.quantize_.quantize_`.
-        allow_unsupported: Likewise.
+        allow_unsupported: See :func:`~empir_plugin.models.convert.quantize_.quantize_`.
     """
 
     layers: Layers | str = INNER
     allow_unsupported: bool = False
 
 
-def first_network(
+def initial_network(
     architecture: str, member: MemberRecipe, training: ImageSet, start: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """Make a network with the random weights of the member's seed, or those it starts from.
+    """Build a member's network before its first training step.
 
-    EMPIR's own architectures are built at the member's precision; all others in full precision, and then converted
-    with a calibration on the first training images.
+    Its weights are random, from the member's seed, or those of the member it starts from. EMPIR's own architectures are
+    built at the member's precision; all others are built in full precision and then quantized, calibrated on the first
+    training images.
 
     Args:
         architecture: A key of :data:`empir_plugin.models.architectures.ARCHITECTURES`, or a name for
             :func:`empir_plugin.zoo.quantized.architectures.network`.
-        member: What is to be trained.
-        training: Images to train on.
-        start: State dict of another network of the architecture, named by ``member.start``.
+        member: The member to build.
+        training: Training images.
+        start: State dict of the member named by ``member.start``.
 
     Raises:
-        InputError: If there is no such architecture, or it cannot be quantized so.
-        WeightsError: If ``start`` is of another architecture.
+        InputError: If there is no such architecture, or it cannot be quantized this way.
+        WeightsError: If ``start`` belongs to another architecture.
 
     Example:
         >>> from empir_plugin.data.image_set import load_images
         >>> member = MemberRecipe("m", seed=0, epochs=1, precision=Precision.parse("w4a4"), scale="max")
-        >>> type(first_network("WideResNet-10-1", member, load_images("cifar10", n_examples=16))).__name__
+        >>> type(initial_network("WideResNet-10-1", member, load_images("cifar10", n_examples=16))).__name__
         'WideResNet'
     """
     with _seeded(member.seed):
         if architecture in ARCHITECTURES:
-            model = _of_empir(architecture, member, training.num_classes)
+            model = _release_network(architecture, member, training.num_classes)
         else:
-            model = _in_full_precision(architecture, training)
+            model = _build_full_precision(architecture, training)
         if start is not None:
             load_strictly(model, _without_ranges(start), Path(member.start))
         if architecture not in ARCHITECTURES and not member.precision.is_full:
@@ -159,42 +162,47 @@ def first_network(
 
 
 def full_precision_network(architecture: str, member: MemberRecipe, training: ImageSet) -> nn.Module:
-    """Make the network of a member before it is quantized, with the random weights of the member's seed.
+    """Build a member's network in full precision, with random weights from the member's seed.
 
     Raises:
         InputError: If there is no such architecture.
     """
     with _seeded(member.seed):
-        return _in_full_precision(architecture, training)
+        return _build_full_precision(architecture, training)
 
 
-def converted(
+def convert_network(
     model: nn.Module, architecture: str, member: MemberRecipe, training: ImageSet, extent: Extent
 ) -> tuple[nn.Module, ConversionReport]:
-    """Quantize a network from :func:`full_precision_network` as :func:`first_network` does.
+    """Quantize a network from :func:`full_precision_network`, as :func:`initial_network` does.
 
     Args:
-        model: With the weights to keep. It is converted in place, unless EMPIR's own architectures have to be built
-            anew.
-        architecture: Its name.
+        model: Network with the weights to keep, quantized in place unless it is one of EMPIR's own architectures.
+        architecture: Name of its architecture.
         member: Precision, scale and activations.
-        training: Its first images are looked at.
-        extent: How much of the network is quantized.
+        training: Training images; the first ones are used for calibration.
+        extent: Which part of the network is quantized.
+
+    Returns:
+        The quantized network, and a report on each layer.
 
     Raises:
-        InputError: If it cannot be quantized so.
+        InputError: If it cannot be quantized this way.
     """
     with _seeded(member.seed):
         if architecture not in ARCHITECTURES:
             return model, _convert(model, member, training, extent)
         if extent != Extent():
-            raise InputError(f"which layers of {architecture} are quantized is decided by EMPIR's release: leave it so")
+            raise InputError(
+                f"EMPIR's release fixes the quantized layers of {architecture}, got {extent}: leave out layers and "
+                "allow_unsupported"
+            )
         if member.precision.is_full:
             raise InputError("precision 'fp' leaves every layer as it is: pass one such as 'w4a4'")
-        low = _of_empir(architecture, member, training.num_classes)
+        low = _release_network(architecture, member, training.num_classes)
     low.load_state_dict(model.state_dict())
-    renewed = recalibrate_(low, _calibration(training))
-    return low, report_as_built(low, member.precision, member.scale, renewed)
+    recalibrated = recalibrate_(low, _calibration(training))
+    return low, report_as_built(low, member.precision, member.scale, recalibrated)
 
 
 @contextmanager
@@ -204,14 +212,14 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _in_full_precision(architecture: str, training: ImageSet) -> nn.Module:
+def _build_full_precision(architecture: str, training: ImageSet) -> nn.Module:
     classes = training.num_classes
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture](Precision(), num_classes=classes)
     return network(architecture, num_classes=classes, **settings_for(architecture, training.name))
 
 
-def _of_empir(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:
+def _release_network(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:
     if member.activations not in (Activations.UNSIGNED, Activations.AUTO):
         mode = member.activations.value
         raise InputError(f"activations of member {member.name!r} must be 'unsigned' in {architecture}, got {mode!r}")
@@ -219,7 +227,7 @@ def _of_empir(architecture: str, member: MemberRecipe, num_classes: int) -> nn.M
 
 
 def _without_ranges(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without learned ranges: a converted network's are found anew, one in full precision has none."""
+    """A state dict without learned ranges: conversion calibrates them again, and full precision has none."""
     return {key: value for key, value in state.items() if key.rpartition(".")[2] != "activation_bound"}
 
 
@@ -240,32 +248,32 @@ def _calibration(training: ImageSet) -> Tensor:
 
 
 _IMAGES = 2
-"""A converted network has to see some before it takes over from its file whatever follows from them."""
+"""Images that a network is calibrated on before its weights, with all calibrated values, are loaded from a file."""
 
 
 def load_trained(recipe: Recipe, folder: Path, rule: Rule | None = None, *, images: ImageSet | None = None) -> Ensemble:
     """The ensemble of a recipe's members, in evaluation mode.
 
-    The same files give the ensemble under every rule: its members do not know how they are to decide.
+    The members do not depend on the decision rule, so the same files can be loaded with any rule.
 
     Args:
-        recipe: As it was trained.
-        folder: Where :func:`~empir_plugin.training.run.train_recipe` left the members' packed weights.
-        rule: How they decide; EMPIR's vote if left out.
-        images: Some of the recipe's data set, where this package holds none.
+        recipe: The recipe they were trained with.
+        folder: Output folder of :func:`~empir_plugin.training.run.train_recipe` with the members' packed weights.
+        rule: Decision rule; EMPIR's max vote if left out.
+        images: Some images of the recipe's data set, needed if this package has none.
 
     Raises:
-        DataError: If this package holds no images of the data set, and none are passed.
-        WeightsError: If a member's file is missing, damaged, or of another recipe.
+        DataError: If this package has no images of the data set and none are passed.
+        WeightsError: If a member's file is missing, damaged, or belongs to another recipe.
 
     Example:
-        >>> from empir_plugin.training.run import find_recipe
+        >>> from empir_plugin.training.recipe import find_recipe
         >>> load_trained(find_recipe("empir-cifar-at"), Path("nowhere"))
         Traceback (most recent call last):
         empir_plugin.errors.WeightsError: no weight file at nowhere/cifarconv-at-fp.safetensors
     """
     members = [member for member in recipe.members if member.in_ensemble]
-    return Ensemble([_network(recipe, member, folder, images) for member in members], rule).eval()
+    return Ensemble([_load_member(recipe, member, folder, images) for member in members], rule).eval()
 
 
 def load_trained_member(
@@ -276,65 +284,66 @@ def load_trained_member(
     images: ImageSet | None = None,
     expected_sha256: str | None = None,
 ) -> nn.Module:
-    """One network of a recipe, in evaluation mode.
+    """One member of a recipe, in evaluation mode.
 
     Args:
-        recipe: As it was trained.
-        folder: Where :func:`~empir_plugin.training.run.train_recipe` left its packed weights.
-        name: The member's.
-        images: Some of the recipe's data set, where this package holds none.
-        expected_sha256: Of its file; any will do if left out.
+        recipe: The recipe it was trained with.
+        folder: Output folder of :func:`~empir_plugin.training.run.train_recipe` with its packed weights.
+        name: Name of the member.
+        images: Some images of the recipe's data set, needed if this package has none.
+        expected_sha256: SHA-256 its file must have; not checked if left out.
 
     Raises:
-        DataError: If this package holds no images of the data set, and none are passed.
+        DataError: If this package has no images of the data set and none are passed.
         InputError: If the recipe has no such member.
-        WeightsError: If its file is missing, damaged, not the expected one, or of another recipe.
+        WeightsError: If its file is missing, damaged, not the expected one, or belongs to another recipe.
 
     Example:
-        >>> from empir_plugin.training.run import find_recipe
+        >>> from empir_plugin.training.recipe import find_recipe
         >>> load_trained_member(find_recipe("empir-cifar"), Path("nowhere"), "cifarconv-fp")
         Traceback (most recent call last):
         empir_plugin.errors.WeightsError: no weight file at nowhere/cifarconv-fp.safetensors
     """
-    return _network(recipe, member_of(recipe, name), folder, images, expected_sha256).eval()
+    return _load_member(recipe, member_of(recipe, name), folder, images, expected_sha256).eval()
 
 
 def member_of(recipe: Recipe, name: str) -> MemberRecipe:
-    """The member of a name.
+    """The recipe's member of a name.
 
     Raises:
-        InputError: If the recipe has none.
+        InputError: If the recipe has no such member.
     """
-    found = {member.name: member for member in recipe.members}
-    if name not in found:
-        raise InputError(f"recipe {recipe.name} has the members {', '.join(found)}, got {name!r}")
-    return found[name]
+    members = {member.name: member for member in recipe.members}
+    if name not in members:
+        raise InputError(f"recipe {recipe.name} has the members {', '.join(members)}, got {name!r}")
+    return members[name]
 
 
-def _network(
+def _load_member(
     recipe: Recipe, member: MemberRecipe, folder: Path, images: ImageSet | None, expected_sha256: str | None = None
 ) -> nn.Module:
     _check_report(member, folder / f"{member.name}.json")
     some = load_images(recipe.dataset) if images is None else images
-    network = first_network(recipe.architecture, member, some.first(min(_IMAGES, len(some))))
+    network = initial_network(recipe.architecture, member, some.first(min(_IMAGES, len(some))))
     load_packed(network, folder / f"{member.name}.safetensors", expected_sha256=expected_sha256)
     return network
 
 
 def _check_report(member: MemberRecipe, path: Path) -> None:
-    """Refuse weights whose report, if there is one, tells of other settings: not all of them show in the weights."""
+    """Check that a report, if there is one, has the member's settings; the weights alone do not show all of them."""
     if not path.is_file():
         return
-    wanted, trained = _quantizers(reported(member)), REPORT.read(path, lambda report: _quantizers(report["recipe"]))
-    for key, value in wanted.items():
+    expected = _quantizers(report_settings(member))
+    trained = REPORT.read(path, lambda report: _quantizers(report["recipe"]))
+    for key, value in expected.items():
         if trained[key] != value:
             raise WeightsError(
-                f"{path.with_suffix('.safetensors')} is of another recipe: by its report member {member.name!r} was "
-                f"trained with {key} {trained[key]!r}, the recipe says {value!r}: pass the recipe it was trained with"
+                f"{path.with_suffix('.safetensors')} belongs to another recipe: by its report, {member.name!r} was "
+                f"trained with {key} {trained[key]!r}, the recipe has {value!r}: pass the recipe it was trained with"
             )
 
 
 def _quantizers(settings: Mapping[str, object]) -> dict[str, object]:
-    """Of a member's settings as in its report, those that decide what its weights mean."""
+    """Those of a member's reported settings that determine how its weights are interpreted."""
     activations = settings.get("activations", Activations.UNSIGNED.value)
     return {"precision": settings["precision"], "scale": settings["scale"], "activations": activations}

@@ -1,4 +1,4 @@
-"""From a full-precision checkpoint to a network of few bits: converted, calibrated, fine-tuned, packed."""
+"""Quantization of a full-precision checkpoint: convert, calibrate, optionally fine-tune, measure, pack the weights."""
 
 from __future__ import annotations
 
@@ -22,25 +22,23 @@ from empir_plugin.models.convert.report import ConversionReport
 from empir_plugin.models.packing import save_packed, sha256
 from empir_plugin.training.checkpoint import REPORT, identity_of
 from empir_plugin.training.loop import Step, Task, fit
-from empir_plugin.training.networks import Extent, converted, full_precision_network, load_pretrained
+from empir_plugin.training.networks import Extent, convert_network, full_precision_network, load_pretrained
 from empir_plugin.training.objectives import DistilledFrom, Objective
-from empir_plugin.training.schedules import MemberRecipe, reported
-from empir_plugin.training.selection import select
+from empir_plugin.training.schedules import MemberRecipe, report_settings
+from empir_plugin.training.selection import select_weights
 
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What is to become of a checkpoint.
+    """How to quantize a checkpoint.
 
     Args:
-        architecture: Of the checkpoint, see :func:`~empir_plugin.training.networks.first_network`.
-        member: Precision and quantizers, and how the network is fine-tuned; with no epochs it is quantized after
-            training, and that is all.
-        extent: How much of the network is quantized.
+        architecture: Architecture of the checkpoint, see :func:`~empir_plugin.training.networks.initial_network`.
+        member: Precision, quantizers, and the schedule of the fine-tuning; with 0 epochs there is no fine-tuning.
+        extent: Which part of the network is quantized.
 
     Raises:
-        InputError: If the precision is full, the name is none for a file, or the member needs another one, of which
-            there is none here.
+        InputError: If the precision is full, the name is not a plain file name, or the member refers to another one.
     """
 
     architecture: str
@@ -51,13 +49,15 @@ class QuantizationPlan:
         if self.member.precision.is_full:
             raise InputError("precision 'fp' leaves every layer as it is: pass one such as 'w4a4'")
         if Path(self.member.name).name != self.member.name:
-            raise InputError(f"the name must be one for files, without a folder, got {self.member.name!r}")
+            raise InputError(f"the name must be a file name without a folder, got {self.member.name!r}")
         if self.member.start or isinstance(self.member.objective, DistilledFrom):
-            raise InputError(f"member {self.member.name!r} is alone: it can neither start from another nor learn of it")
+            raise InputError(
+                f"member {self.member.name!r} must not refer to another member: leave out start and distillation"
+            )
 
     @property
     def objective(self) -> Objective:
-        """What the fine-tuning lowers."""
+        """The objective of the fine-tuning."""
         return cast(Objective, self.member.objective)
 
 
@@ -66,7 +66,7 @@ class Accuracies:
     """Shares of the test images classified correctly, 0 to 1.
 
     Args:
-        full_precision: Of the checkpoint.
+        full_precision: Accuracy of the checkpoint.
         converted: After conversion and calibration.
         fine_tuned: After fine-tuning; None if there was none.
     """
@@ -77,55 +77,55 @@ class Accuracies:
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """Where one run leaves its files.
+class QuantizationFiles:
+    """The files of one quantization run.
 
     Args:
-        plan: What is done.
-        out: Folder.
-        made_from: All that decides the result, as JSON text.
-        resume: Whether to go on from what is there.
+        plan: How the checkpoint is quantized.
+        out: Output folder.
+        inputs: Everything that determines the result, as JSON text.
+        resume: Whether to resume from existing files.
     """
 
     plan: QuantizationPlan
     out: Path
-    made_from: str
+    inputs: str
     resume: bool
 
     @classmethod
-    def of(
+    def for_run(
         cls, plan: QuantizationPlan, checkpoint: Path, training: ImageSet, out: Path, *, resume: bool = True
-    ) -> Workplace:
-        """The workplace of a run.
+    ) -> QuantizationFiles:
+        """The files of a run.
 
         Raises:
-            WeightsError: If it is to be resumed, but the folder holds the work of another one.
+            WeightsError: If the run is to be resumed, but the folder holds files of another run.
         """
         facts = {
             "architecture": plan.architecture,
             "extent": describe(plan.extent),
-            "recipe": reported(plan.member),
+            "recipe": report_settings(plan.member),
             "checkpoint_sha256": sha256(checkpoint),
             "training_images": training.fingerprint,
         }
-        workplace = cls(plan, out, json.dumps(facts, sort_keys=True), resume)
+        files = cls(plan, out, json.dumps(facts, sort_keys=True), resume)
         if resume:
-            workplace._check_free()
-        return workplace
+            files._check_unclaimed()
+        return files
 
     @property
     def weights(self) -> Path:
-        """Of the packed weights."""
+        """The packed weights."""
         return self.out / f"{self.plan.member.name}.safetensors"
 
     @property
     def checkpoint(self) -> Path:
-        """Of the checkpoint of the fine-tuning."""
+        """The checkpoint of the fine-tuning."""
         return self.out / f"{self.plan.member.name}.checkpoint.safetensors"
 
     @property
     def report(self) -> Path:
-        """Of the report."""
+        """The report."""
         return self.out / f"{self.plan.member.name}.json"
 
     def publish(
@@ -137,7 +137,7 @@ class Workplace:
         history: Sequence[dict[str, float]],
         test: ImageSet,
     ) -> str:
-        """Write weights and report, and return the SHA-256 of the weights.
+        """Write weights and report; returns the SHA-256 of the weight file.
 
         Raises:
             WeightsError: If they cannot be written.
@@ -145,7 +145,7 @@ class Workplace:
         self.out.mkdir(parents=True, exist_ok=True)
         digest = save_packed(model, self.weights)
         report = {
-            **json.loads(self.made_from),
+            **json.loads(self.inputs),
             "sha256": digest,
             "bytes": self.weights.stat().st_size,
             "full_precision_bytes": full_precision_bytes,
@@ -158,27 +158,27 @@ class Workplace:
         REPORT.write(self.report, report)
         return digest
 
-    def _check_free(self) -> None:
+    def _check_unclaimed(self) -> None:
         if self.report.is_file():
-            if not self._is_ours():
-                raise WeightsError(f"{self.report} is of another checkpoint or other settings: {_CURE}")
-        elif self.weights.exists() and not self._was_tuned():
-            raise WeightsError(f"{self.weights} exists, and nothing tells what it was made from: {_CURE}")
+            if not self._is_own_report():
+                raise WeightsError(f"{self.report} belongs to another checkpoint or other settings: {_CURE}")
+        elif self.weights.exists() and not self._has_own_checkpoint():
+            raise WeightsError(f"{self.weights} exists without a report of how it was made: {_CURE}")
         elif self.checkpoint.exists() and not self.plan.member.epochs:
-            raise WeightsError(f"{self.checkpoint} is of a fine-tuning, but none is asked for now: {_CURE}")
+            raise WeightsError(f"{self.checkpoint} belongs to a fine-tuning, but epochs are 0 now: {_CURE}")
 
-    def _was_tuned(self) -> bool:
-        """Whether the fine-tuning of this very run is there: it was stopped before it had written its report."""
+    def _has_own_checkpoint(self) -> bool:
+        """Whether there is a checkpoint of this run, which was then interrupted before it wrote its report."""
         if not self.checkpoint.is_file():
             return False
-        return json.loads(identity_of(self.checkpoint) or "{}").get("made_from") == self.made_from
+        return json.loads(identity_of(self.checkpoint) or "{}").get("made_from") == self.inputs
 
-    def _is_ours(self) -> bool:
+    def _is_own_report(self) -> bool:
         try:
-            found = json.loads(self.report.read_text("utf-8"))
+            report = json.loads(self.report.read_text("utf-8"))
         except ValueError as error:
             raise WeightsError(f"{self.report} is damaged ({error}): {_CURE}") from error
-        return isinstance(found, dict) and json.loads(self.made_from).items() <= found.items()
+        return isinstance(report, dict) and json.loads(self.inputs).items() <= report.items()
 
 
 _CURE = "choose another --out or --name, or pass --restart to replace it"
@@ -186,15 +186,15 @@ _CURE = "choose another --out or --name, or pass --restart to replace it"
 
 @dataclass(frozen=True, eq=False)
 class QuantizedNetwork:
-    """What came of a checkpoint.
+    """A quantized network with its files and measurements.
 
     Args:
         model: The network, in evaluation mode.
         weights: Its packed weight file.
-        sha256: Of that file.
+        sha256: SHA-256 of that file.
         conversion: Which layers are quantized, which are not, and why.
-        accuracies: On the test images.
-        full_precision_bytes: Size of the packed file of the network before.
+        accuracies: Accuracies on the test images.
+        full_precision_bytes: Size of the packed file of the full-precision network.
         history: One mapping per epoch of fine-tuning: loss, accuracy on the training batches, seconds.
     """
 
@@ -219,66 +219,65 @@ def quantize_checkpoint(
     on_conversion: Callable[[ConversionReport], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> QuantizedNetwork:
-    """Quantize a trained network, fine-tune it if the plan says so, and write it down.
+    """Quantize a trained network, fine-tune it if the plan says so, and write weights and report.
 
-    Leaves in ``out``: packed weights ``<name>.safetensors``, the report ``<name>.json`` and, if it was fine-tuned, the
-    checkpoint of that training, from which a killed run goes on to the same bits. Files of an earlier run stay as they
-    are until the new ones are ready.
+    Writes to ``out``: packed weights ``<name>.safetensors``, the report ``<name>.json`` and, with fine-tuning, its
+    checkpoint, from which an interrupted run resumes with bitwise the same result. Files of an earlier run are not
+    touched until the new ones are ready.
 
     Args:
-        plan: What to do.
+        plan: How to quantize.
         checkpoint: Full-precision weights, see :func:`~empir_plugin.training.networks.load_pretrained`.
-        training: Images to calibrate and to fine-tune on.
-        test: Images to measure accuracies on; nothing is decided by them.
-        out: Folder for the files; made if it is missing.
-        device: Where to train and measure; the CPU by default.
-        resume: Go on from a checkpoint in ``out``, and refuse to replace what other settings left there.
-        on_conversion: Told what was quantized, before the fine-tuning.
-        on_step: Told after every step of the fine-tuning.
+        training: Images to calibrate and fine-tune on.
+        test: Images to measure accuracies on; they influence nothing else.
+        out: Output folder; created if missing.
+        device: Device to train and measure on; the CPU by default.
+        resume: Whether to resume from a checkpoint in ``out``; files of other settings are then never replaced.
+        on_conversion: Called with the conversion report, before the fine-tuning.
+        on_step: Called after every step of the fine-tuning.
 
     Raises:
-        InputError: If the images are of the wrong kind, or the network cannot be quantized so.
-        WeightsError: If the checkpoint does not fit, or ``out`` holds the work of another run.
+        InputError: If the images are of the wrong kind, or the network cannot be quantized this way.
+        WeightsError: If the checkpoint does not match the architecture, or ``out`` holds files of another run.
         EvaluationError: If a loss is no longer finite.
     """
     _check_images(plan, training, test)
     model = full_precision_network(plan.architecture, plan.member, training)
     load_pretrained(model, checkpoint)
-    workplace = Workplace.of(plan, checkpoint, training, out, resume=resume)
-    _check_fit(model, training)
+    files = QuantizationFiles.for_run(plan, checkpoint, training, out, resume=resume)
+    _check_forward(model, training)
     device = device or torch.device("cpu")
-    full, size = _accuracy(model, test, device), packed_bytes(model)
-    model, conversion = converted(model, plan.architecture, plan.member, training, plan.extent)
+    before, size = _accuracy(model, test, device), packed_bytes(model)
+    model, conversion = convert_network(model, plan.architecture, plan.member, training, plan.extent)
     if on_conversion is not None:
         on_conversion(conversion)
     after = _accuracy(model, test, device)
-    tuned, history = _fine_tuned(model, workplace, training, device, on_step)
-    reached = Accuracies(full, after, _accuracy(tuned, test, device) if plan.member.epochs else None)
-    digest = workplace.publish(tuned, conversion, reached, size, history, test)
-    return QuantizedNetwork(tuned, workplace.weights, digest, conversion, reached, size, history)
+    tuned, history = _fine_tune(model, files, training, device, on_step)
+    reached = Accuracies(before, after, _accuracy(tuned, test, device) if plan.member.epochs else None)
+    digest = files.publish(tuned, conversion, reached, size, history, test)
+    return QuantizedNetwork(tuned, files.weights, digest, conversion, reached, size, history)
 
 
-def _fine_tuned(
+def _fine_tune(
     model: nn.Module,
-    workplace: Workplace,
+    files: QuantizationFiles,
     training: ImageSet,
     device: torch.device,
     on_step: Callable[[Step], None] | None,
 ) -> tuple[nn.Module, tuple[dict[str, float], ...]]:
-    member = workplace.plan.member
+    member = files.plan.member
     if not member.epochs:
         return model.eval(), ()
-    task = Task(member, workplace.plan.objective, (member.ema,), {"made_from": workplace.made_from})
-    workplace.out.mkdir(parents=True, exist_ok=True)
-    where = workplace.checkpoint
-    trained = fit(model, task, training, where, device=device, resume=workplace.resume, on_step=on_step)
-    return select(trained, task.decays, None, None).model, trained.history
+    task = Task(member, files.plan.objective, (member.ema,), {"made_from": files.inputs})
+    files.out.mkdir(parents=True, exist_ok=True)
+    trained = fit(model, task, training, files.checkpoint, device=device, resume=files.resume, on_step=on_step)
+    return select_weights(trained, task.decays, None, None).model, trained.history
 
 
 def _accuracy(model: nn.Module, test: ImageSet, device: torch.device) -> float:
-    subject = prepare(model, device)
-    right = correct(subject, test.as_float().to(device), test.labels.to(device))
-    return right.sum().item() / len(test)
+    evaluated = prepare(model, device)
+    is_correct = correct(evaluated, test.as_float().to(device), test.labels.to(device))
+    return is_correct.sum().item() / len(test)
 
 
 def _check_images(plan: QuantizationPlan, training: ImageSet, test: ImageSet) -> None:
@@ -294,6 +293,6 @@ def _check_images(plan: QuantizationPlan, training: ImageSet, test: ImageSet) ->
         raise InputError(f"{len(training)} training images are fewer than a batch of {size}: lower batch_size")
 
 
-def _check_fit(model: nn.Module, training: ImageSet) -> None:
+def _check_forward(model: nn.Module, training: ImageSet) -> None:
     with modes_kept(model), torch.no_grad():
         run(model.eval(), training.batch(0, 1)[0])

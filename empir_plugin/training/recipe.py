@@ -1,4 +1,4 @@
-"""Training recipes as data: what is trained, on what, how; read from TOML."""
+"""Training recipes: which networks are trained, on which data set and how, as dataclasses read from TOML."""
 
 from __future__ import annotations
 
@@ -9,117 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from empir_plugin._files import tables
-from empir_plugin._files.tables import build, check_keys, table_of
+from empir_plugin._files.tables import build, check_keys, table_of, tables_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
-from empir_plugin.models.activations import Activations
-from empir_plugin.models.precision import Precision
 from empir_plugin.training.objectives import DistilledFrom
-from empir_plugin.training.schedules import FinishRecipe as FinishRecipe
-from empir_plugin.training.schedules import JointRecipe as JointRecipe
-from empir_plugin.training.schedules import MemberRecipe as MemberRecipe
-from empir_plugin.training.schedules import parse_objective
-
-_OPTIONAL = ("joint", "finish", "holdout")
-"""Tables a recipe can do without."""
-_MERGED = ("defaults", *_OPTIONAL)
-"""Tables of which a change replaces single keys; of everything else it replaces the whole."""
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Names of the recipes that travel with this package.
-
-    Example:
-        >>> "empir-cifar" in recipe_names()
-        True
-    """
-    folder = files("empir_plugin.training").joinpath("recipes")
-    return tuple(sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml")))
-
-
-def recipe_text(name: str) -> str:
-    """The TOML text of a recipe of this package.
-
-    Raises:
-        InputError: If there is no such recipe.
-    """
-    if name not in recipe_names():
-        raise InputError(f"no recipe {name!r}: use one of {', '.join(recipe_names())}")
-    return (files("empir_plugin.training") / "recipes" / f"{name}.toml").read_text("utf-8")
-
-
-def spelled_out(table: Mapping[str, Any], text_of: Callable[[str], str] = recipe_text) -> Mapping[str, Any]:
-    """A recipe's table without ``extends``: that of the recipe it extends, with its own changes.
-
-    Keys replace those of the base; ``[defaults]``, ``[joint]``, ``[finish]`` and ``[holdout]`` replace key by key. A
-    ``[[members]]`` table of the base's name changes that member, another one adds a member at the end. ``without``
-    lists members and tables to leave out. A run that the changes do not reach is the base's own, and can take over its
-    checkpoint.
-
-    Args:
-        table: What the file says; it is given back as it is if it extends nothing.
-        text_of: The TOML text of the recipe of a name.
-
-    Raises:
-        InputError: If the base is no recipe of its own or has none of what is left out, or the name is the base's.
-
-    Example:
-        >>> found = spelled_out({"extends": "empir-cifar-at", "name": "pair", "without": ["cifarconv-at-w4a4-b"]})
-        >>> [member["name"] for member in found["members"]]
-        ['cifarconv-at-fp', 'cifarconv-at-w4a4']
-    """
-    if "extends" not in table:
-        return table
-    changes = dict(table)
-    base = _base(changes.pop("extends"), text_of)
-    if changes.get("name", base["name"]) == base["name"]:
-        raise InputError(f"a recipe that extends {base['name']} needs a name of its own, got {changes.get('name')!r}")
-    left_out = _left_out(changes.pop("without", []), base)
-    members = _merged_members(base["members"], changes.pop("members", []))
-    merged = {key: {**base.get(key, {}), **table_of(changes[key], f"[{key}]")} for key in _MERGED if key in changes}
-    whole = {**base, **changes, **merged, "members": [each for each in members if each.get("name") not in left_out]}
-    return {key: value for key, value in whole.items() if key not in left_out}
-
-
-def _base(name: Any, text_of: Callable[[str], str]) -> Mapping[str, Any]:
-    if not isinstance(name, str):
-        raise InputError(f"extends must name a recipe, got {name!r}")
-    base = tables.loads(text_of(name))
-    if "extends" in base:
-        raise InputError(f"{name} extends {base['extends']} itself: extend that")
-    return base
-
-
-def _left_out(names: Any, base: Mapping[str, Any]) -> frozenset[str]:
-    tables = [key for key in _OPTIONAL if key in base]
-    known = [member["name"] for member in base["members"]] + tables
-    if not isinstance(names, list) or not all(name in known for name in names):
-        raise InputError(f"without must be a list of names among {', '.join(known)}, got {names!r}")
-    return frozenset(names)
-
-
-def _merged_members(base: list[Mapping[str, Any]], changes: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(changes, list):
-        raise InputError(f"members must be [[members]] tables, got {changes!r}")
-    changed = {table_of(each, "[[members]]").get("name"): each for each in changes}
-    if len(changed) != len(changes):
-        raise InputError("every [[members]] table of a recipe needs a name of its own: one is there twice, or missing")
-    known = {member["name"] for member in base}
-    kept = ({**member, **changed.get(member["name"], {})} for member in base)
-    return [*kept, *(each for each in changes if each.get("name") not in known)]
+from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """The last images of the training set, kept back to choose between averaged and last weights of every member.
+    """Held-out images, the last of the training set, to select between averaged and last weights of each member.
 
     Args:
-        images: How many.
-        threat: The choice is for accuracy under PGD within it; for clean accuracy if left out.
-        steps: Of PGD.
+        images: Number of images.
+        threat: Select by accuracy under PGD within this threat; by clean accuracy if left out.
+        steps: Steps of PGD.
 
     Raises:
-        InputError: If there is no image or no step.
+        InputError: If a number is below 1.
     """
 
     images: int
@@ -128,25 +35,25 @@ class HoldOut:
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.steps < 1:
-            raise InputError(f"[holdout] needs images and steps of 1 or more, got {self.images} and {self.steps}")
+            raise InputError(f"images and steps must be 1 or more, got {self.images} and {self.steps}")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Networks of one architecture, trained one after the other on one data set, and then, if wanted, together.
+    """Networks of one architecture, trained one after the other on one data set, and then optionally together.
 
     Args:
-        name: The ensemble's name.
-        architecture: One for :func:`empir_plugin.training.networks.first_network`.
-        dataset: ``"mnist"``, ``"cifar10"`` or another name :func:`empir_plugin.evaluation.load_images` knows.
-        members: In the order of training, which is the ensemble's.
-        joint: How they are trained together; None if they are not.
-        holdout: What part of the training set is kept back; None for nothing.
-        finish: How they are trained together after ``joint``; None if they are not.
+        name: Name of the ensemble.
+        architecture: Name for :func:`empir_plugin.training.networks.initial_network`.
+        dataset: ``"mnist"``, ``"cifar10"`` or another name known to :func:`empir_plugin.evaluation.load_images`.
+        members: The members, in order of training and of their place in the ensemble.
+        joint: Schedule of training them together; None if they are not.
+        holdout: Part of the training set that is held out; None for none.
+        finish: Schedule of training them together once more after ``joint``; None if they are not.
 
     Raises:
-        InputError: If two members share a name, one refers to another that does not come before it, none is in the
-            ensemble, one would not be trained at all, or ``finish`` has no ``joint`` to go on from.
+        InputError: If two members share a name, a member refers to one that is not trained before it, no member is in
+            the ensemble, a member would not be trained at all, or there is ``finish`` without ``joint``.
 
     Example:
         >>> recipe = Recipe.parse(
@@ -181,40 +88,44 @@ class Recipe:
         earlier: set[str] = set()
         for member in self.members:
             if member.name in earlier or member.name == self.name:
-                raise InputError(f"two things of this recipe are called {member.name!r}: their files would be one")
+                raise InputError(
+                    f"the name {member.name!r} is used twice in this recipe: rename one, files are named by it"
+                )
             for key, other in _references(member).items():
                 if other not in earlier:
                     raise InputError(f"{key} of member {member.name!r} must name an earlier member, got {other!r}")
             if not member.epochs and (self.joint is None or not member.in_ensemble):
-                raise InputError(f"epochs of member {member.name!r} must be positive, got 0: nothing else trains it")
+                raise InputError(f"epochs of member {member.name!r} must be positive, got 0: no other table trains it")
             earlier.add(member.name)
         if not any(member.in_ensemble for member in self.members):
             raise InputError("a recipe must have at least one [[members]] table that is in_ensemble, got none")
         if self.finish and not self.joint:
-            raise InputError("[finish] goes on from [joint], which is not there: call it [joint], or leave it out")
+            raise InputError(
+                "[finish] needs a table [joint] before it, got none: rename [finish] to [joint], or leave it out"
+            )
         for table, stage in self.stages.items():
             if isinstance(stage.objective, DistilledFrom) and stage.objective.teacher not in earlier:
                 raise InputError(f"teacher of [{table}] must name a member, got {stage.objective.teacher!r}")
 
     @property
     def stages(self) -> dict[str, JointRecipe]:
-        """The runs of all members together, in their order, each under the name of its table."""
-        tables = {"joint": self.joint, "finish": self.finish}
-        return {table: stage for table, stage in tables.items() if stage is not None}
+        """The schedules of training all members together, in order, by the name of their table."""
+        stages = {"joint": self.joint, "finish": self.finish}
+        return {table: stage for table, stage in stages.items() if stage is not None}
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Read a recipe from TOML text.
 
-        ``[defaults]`` holds for every member, and its keys that ``[joint]`` and ``[finish]`` have for those as well;
-        ``[objective]`` for whatever has no ``objective`` of its own. With ``extends`` it is another recipe, changed:
-        see :func:`~empir_plugin.training.recipe.spelled_out`.
+        ``[defaults]`` applies to every member, and to ``[joint]`` and ``[finish]`` where these have the key.
+        ``[objective]`` applies to every table without an ``objective`` of its own. With ``extends`` a recipe changes
+        another one: see :func:`~empir_plugin.training.recipe.resolve_extends`.
 
         Raises:
-            InputError: If the text is no TOML, or a key is missing, unknown or of the wrong kind.
+            InputError: If the text is not TOML, or a key is missing, unknown or of the wrong kind.
         """
         try:
-            table = spelled_out(tables.loads(text))
+            table = resolve_extends(tables.loads(text))
         except tables.TOMLDecodeError as error:
             raise InputError(f"a recipe must be TOML: {error}") from error
         known = {"defaults", "objective", "joint", "finish", "holdout"}
@@ -222,18 +133,18 @@ class Recipe:
         shared = {**table_of(table.get("defaults", {}), "[defaults]")}
         if "objective" in table:
             shared["objective"] = table["objective"]
-        plain = {key: table[key] for key in ("name", "architecture", "dataset")}
-        stages = {"joint": JointRecipe, "finish": FinishRecipe}
-        made_of = {key: _stage(kind, key, table, shared) for key, kind in stages.items() if key in table}
-        members = _members(table["members"], shared)
-        return build(cls, plain, "recipe", members=members, **made_of, holdout=_holdout(table))
+        members = tuple(_member({**shared, **row}) for row in tables_of(table["members"], "[[members]]"))
+        kinds = {"joint": JointRecipe, "finish": FinishRecipe}
+        stages = {key: _stage(kind, key, table, shared) for key, kind in kinds.items() if key in table}
+        parts = {key: table[key] for key in ("name", "architecture", "dataset", "holdout") if key in table}
+        return build(cls, parts, "recipe", members=members, **stages)
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """Read a recipe from a file.
 
         Raises:
-            InputError: If there is no such file, or what is in it is no recipe.
+            InputError: If there is no such file, or it is no recipe.
         """
         if not path.is_file():
             raise InputError(f"no recipe file at {path}")
@@ -245,43 +156,123 @@ class Recipe:
 
 
 def _references(member: MemberRecipe) -> dict[str, str]:
-    found = {"start": member.start} if member.start else {}
+    """Names of the members that a member needs to be trained first."""
+    references = {"start": member.start} if member.start else {}
     if isinstance(member.objective, DistilledFrom):
-        found["teacher"] = member.objective.teacher
-    return found
+        references["teacher"] = member.objective.teacher
+    return references
 
 
-def _members(tables: Any, shared: Mapping[str, Any]) -> tuple[MemberRecipe, ...]:
-    if not isinstance(tables, list) or not tables:
-        raise InputError("a recipe must have at least one [[members]] table, got none")
-    return tuple(_member({**shared, **table_of(table, "[[members]]")}) for table in tables)
-
-
-def _member(table: dict[str, Any]) -> MemberRecipe:
-    where = f"member {table.get('name', '?')!r}"
-    known = {field.name for field in fields(MemberRecipe)}
-    check_keys(table, required={"name", "precision", "seed", "epochs"}, known=known, where=where)
-    given: dict[str, Any] = {"precision": Precision.parse(str(table.pop("precision")))}
-    if "activations" in table:
-        given["activations"] = Activations.parse(str(table.pop("activations")))
-    return build(MemberRecipe, table, where, **given, **_objective(table, where))
+def _member(table: Mapping[str, Any]) -> MemberRecipe:
+    return build(MemberRecipe, table, f"member {table.get('name', '?')!r}")
 
 
 def _stage(kind: type[JointRecipe], key: str, table: Mapping[str, Any], shared: Mapping[str, Any]) -> JointRecipe:
-    where, known = f"[{key}]", {field.name for field in fields(kind)}
-    fitting = {name: value for name, value in shared.items() if name in known}
-    settings = {**fitting, **table_of(table[key], where)}
-    return build(kind, settings, where, name=str(table["name"]), **_objective(settings, where))
+    known = {field.name for field in fields(kind)}
+    defaults = {name: value for name, value in shared.items() if name in known}
+    settings = {**defaults, **table_of(table[key], f"[{key}]")}
+    return build(kind, settings, f"[{key}]", name=str(table["name"]))
 
 
-def _objective(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """The objective a table names, taken out of it."""
-    return {"objective": parse_objective(table.pop("objective", {"kind": "clean"}), f"objective of {where}")}
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes in this package.
+
+    Example:
+        >>> "empir-cifar" in recipe_names()
+        True
+    """
+    folder = files("empir_plugin.training").joinpath("recipes")
+    return tuple(sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml")))
 
 
-def _holdout(table: Mapping[str, Any]) -> HoldOut | None:
-    if "holdout" not in table:
-        return None
-    settings = dict(table_of(table["holdout"], "[holdout]"))
-    threat = Threat.parse(str(settings.pop("threat"))) if "threat" in settings else None
-    return build(HoldOut, settings, "[holdout]", threat=threat)
+def recipe_text(name: str) -> str:
+    """The TOML text of a recipe in this package.
+
+    Raises:
+        InputError: If there is no such recipe.
+    """
+    if name not in recipe_names():
+        raise InputError(f"no recipe {name!r}: use one of {', '.join(recipe_names())}")
+    return (files("empir_plugin.training") / "recipes" / f"{name}.toml").read_text("utf-8")
+
+
+def find_recipe(text: str) -> Recipe:
+    """A recipe of this package by name, or one from a TOML file by path.
+
+    Raises:
+        InputError: If it is neither, or the file is no recipe.
+
+    Example:
+        >>> [member.name for member in find_recipe("empir-cifar").members]
+        ['cifarconv-w4a2', 'cifarconv-w2a2', 'cifarconv-fp']
+    """
+    if text in recipe_names():
+        return Recipe.parse(recipe_text(text))
+    if text.endswith(".toml"):
+        return Recipe.read(Path(text))
+    raise InputError(f"no recipe {text!r}: use one of {', '.join(recipe_names())}, or a path that ends in .toml")
+
+
+_OPTIONAL = ("joint", "finish", "holdout")
+"""Optional tables of a recipe."""
+_MERGED = ("defaults", *_OPTIONAL)
+"""Tables that an extending recipe changes key by key; it replaces everything else as a whole."""
+
+
+def resolve_extends(table: Mapping[str, Any], text_of: Callable[[str], str] = recipe_text) -> Mapping[str, Any]:
+    """Replace ``extends`` in a recipe's table by the recipe it names, with the table's own changes applied.
+
+    Keys replace those of the base; ``[defaults]``, ``[joint]``, ``[finish]`` and ``[holdout]`` are merged key by key. A
+    ``[[members]]`` table with the name of a member of the base changes that member; any other adds a member at the end.
+    ``without`` lists members and tables to leave out. Runs that the changes do not affect can reuse the checkpoints of
+    the base.
+
+    Args:
+        table: The recipe's table; returned as it is if it extends nothing.
+        text_of: Returns the TOML text of a recipe by name.
+
+    Raises:
+        InputError: If the base does not exist, extends another recipe, or lacks what is left out, or if the name is
+            the base's.
+
+    Example:
+        >>> table = {"extends": "empir-cifar-at", "name": "pair", "without": ["cifarconv-at-w4a4-b"]}
+        >>> [member["name"] for member in resolve_extends(table)["members"]]
+        ['cifarconv-at-fp', 'cifarconv-at-w4a4']
+    """
+    if "extends" not in table:
+        return table
+    changes = dict(table)
+    base = _base(changes.pop("extends"), text_of)
+    if changes.get("name", base["name"]) == base["name"]:
+        raise InputError(f"a recipe that extends {base['name']} needs a name of its own, got {changes.get('name')!r}")
+    left_out = _left_out(changes.pop("without", []), base)
+    members = _merge_members(base["members"], tables_of(changes.pop("members", []), "[[members]]"))
+    merged = {key: {**base.get(key, {}), **table_of(changes[key], f"[{key}]")} for key in _MERGED if key in changes}
+    whole = {**base, **changes, **merged, "members": [each for each in members if each.get("name") not in left_out]}
+    return {key: value for key, value in whole.items() if key not in left_out}
+
+
+def _base(name: Any, text_of: Callable[[str], str]) -> Mapping[str, Any]:
+    if not isinstance(name, str):
+        raise InputError(f"extends must name a recipe, got {name!r}")
+    base = tables.loads(text_of(name))
+    if "extends" in base:
+        raise InputError(f"{name} itself extends {base['extends']}: extend {base['extends']} instead")
+    return base
+
+
+def _left_out(names: Any, base: Mapping[str, Any]) -> frozenset[str]:
+    known = [member["name"] for member in base["members"]] + [key for key in _OPTIONAL if key in base]
+    if not isinstance(names, list) or not all(name in known for name in names):
+        raise InputError(f"without must be a list of names among {', '.join(known)}, got {names!r}")
+    return frozenset(names)
+
+
+def _merge_members(base: list[Mapping[str, Any]], changes: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    changed = {each.get("name"): each for each in changes}
+    if len(changed) != len(changes):
+        raise InputError("every [[members]] table of a recipe needs its own name: a name is missing or used twice")
+    known = {member["name"] for member in base}
+    kept = ({**member, **changed.get(member["name"], {})} for member in base)
+    return [*kept, *(each for each in changes if each.get("name") not in known)]

@@ -1,20 +1,18 @@
-"""How one network, or all members of an ensemble together, are taken through a training set."""
+"""Training schedules of single members and of whole ensembles, and the objectives recipes name in them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from empir_plugin._files.tables import build, table_of
+from empir_plugin._files.tables import build, build_kind, read_with, table_of
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
-from empir_plugin.training.adversary import Adversary, fgsm, nfgsm, pgd, rfgsm
 from empir_plugin.training.batch import Criterion, check_gce_q
 from empir_plugin.training.boundary import BoundaryRetrain
 from empir_plugin.training.objectives import (
@@ -24,17 +22,17 @@ from empir_plugin.training.objectives import (
     GradientPenalty,
     Objective,
     Trades,
-    WeightPerturbed,
     clean,
 )
+from empir_plugin.training.weight_perturbation import WeightPerturbed
 from empir_plugin.zoo.card import RULES
 
 Compute = Literal["float32", "bfloat16"]
-"""What networks are trained in. Evaluation is always in float32."""
+"""Arithmetic of the networks during training. Evaluation is always in float32."""
 
 
 def check_compute(compute: str, of: str) -> None:
-    """Refuse an arithmetic there is none of.
+    """Check the name of an arithmetic.
 
     Raises:
         InputError: If it is neither float32 nor bfloat16.
@@ -44,89 +42,70 @@ def check_compute(compute: str, of: str) -> None:
 
 
 RecipeObjective = Objective | DistilledFrom
-"""An objective, or what becomes one once its teacher is trained."""
+"""An objective, or a distillation whose teacher is still to be trained."""
 
-_ADVERSARIES: Mapping[str, Callable[..., Adversary]] = MappingProxyType(
-    {"fgsm": fgsm, "rfgsm": rfgsm, "nfgsm": nfgsm, "pgd": pgd}
+_OBJECTIVES: Mapping[str, Callable[..., RecipeObjective]] = MappingProxyType(
+    {
+        "clean": Clean,
+        "adversarial": Adversarial,
+        "trades": Trades,
+        "gradient_penalty": GradientPenalty,
+        "distilled": DistilledFrom,
+        "boundary_retrain": BoundaryRetrain,
+    }
 )
 
 
 def parse_objective(table: Any, where: str = "[objective]") -> RecipeObjective:
-    """Read an objective from its table.
+    """Read an objective from its table in a recipe.
 
-    ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty``, ``distilled`` or ``boundary_retrain``;
-    ``adversarial`` and ``trades`` have a table ``adversary``, whose ``kind`` is ``fgsm``, ``rfgsm``, ``nfgsm`` or
-    ``pgd``, and may have a table ``awp`` with the arguments of
-    :class:`~empir_plugin.training.objectives.WeightPerturbed`. All other keys are the arguments of what the kinds name.
+    Args:
+        table: Its ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty``, ``distilled`` or
+            ``boundary_retrain``; the other keys are the arguments of that objective. ``adversarial`` and ``trades``
+            have a table ``adversary``, see :func:`~empir_plugin.training.adversary.parse_adversary`, and may have a
+            table ``awp`` with the arguments of :class:`~empir_plugin.training.weight_perturbation.WeightPerturbed`.
+        where: What error messages call the table.
 
     Raises:
-        InputError: If the table names no objective, or a wrong one.
+        InputError: If the kind is unknown, or an argument is missing, unknown or impossible.
 
     Example:
         >>> parse_objective({"kind": "gradient_penalty", "weight": 100})
         GradientPenalty(weight=100)
     """
-    return _by_kind(_OBJECTIVES, table, where)
-
-
-def _by_kind(kinds: Mapping[str, Callable[..., Any]], table: Any, where: str) -> Any:
     settings = dict(table_of(table, where))
-    kind = settings.pop("kind", None)
-    if kind not in kinds:
-        raise InputError(f"kind of {where} must be one of {', '.join(kinds)}, got {kind!r}")
-    return kinds[kind](settings, where)
-
-
-def _plain_objective(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> Any:
-    return build(target, table, where)
-
-
-def _attacked(target: Callable[..., Any], table: Mapping[str, Any], where: str) -> Any:
-    settings = dict(table)
-    adversary = _by_kind(_READERS, settings.pop("adversary", {}), f"{where}, adversary")
     awp = settings.pop("awp", None)
-    objective = build(target, settings, where, adversary=adversary)
+    objective = build_kind(_OBJECTIVES, settings, where)
     if awp is None:
         return objective
-    return build(WeightPerturbed, table_of(awp, f"{where}, awp"), f"{where}, awp", objective=objective)
-
-
-_READERS = MappingProxyType({kind: partial(_plain_objective, target) for kind, target in _ADVERSARIES.items()})
-
-_OBJECTIVES = MappingProxyType(
-    {
-        "clean": partial(_plain_objective, Clean),
-        "adversarial": partial(_attacked, Adversarial),
-        "trades": partial(_attacked, Trades),
-        "gradient_penalty": partial(_plain_objective, GradientPenalty),
-        "distilled": partial(_plain_objective, DistilledFrom),
-        "boundary_retrain": partial(_plain_objective, BoundaryRetrain),
-    }
-)
+    if not isinstance(objective, (Adversarial, Trades)):
+        kind = settings["kind"]
+        raise InputError(f"awp of {where} needs the kind 'adversarial' or 'trades', got {kind!r}: leave awp out")
+    return build(WeightPerturbed, table_of(awp, f"awp of {where}"), f"awp of {where}", objective=objective)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a network, or an ensemble, is taken through the training set; all randomness in it follows from ``seed``.
+    """Schedule of one training run, of a network or an ensemble; ``seed`` determines all its randomness.
 
     Args:
-        name: Of what is trained.
-        seed: Of the initial weights, the order of the images, their augmentation, and an objective's random numbers.
+        name: Name of what is trained.
+        seed: Seed of the initial weights, the order of the images, their augmentation, and the objective's randomness.
         epochs: Passes over the training set.
         batch_size: Images per step; the last, incomplete batch of an epoch is dropped.
-        learning_rate: Of Adam, the highest of the schedule.
-        warmup: Share of all steps in which the learning rate rises linearly; it then falls along a cosine to zero.
-        weight_decay: Of AdamW, decoupled.
-        label_smoothing: Share of the target that is spread evenly over all classes.
-        gce_q: Makes the loss on labels the generalized cross-entropy: see
+        learning_rate: Peak learning rate of AdamW.
+        warmup: Share of all steps over which the learning rate rises linearly, before it decays to zero along a cosine.
+        weight_decay: Decoupled weight decay of AdamW.
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        gce_q: Above 0, the loss on labels is the generalized cross-entropy: see
             :class:`~empir_plugin.training.batch.Criterion`.
-        compute: Arithmetic of the networks: see :func:`~empir_plugin.training.loop.computing`.
-        shift: Training images are moved by up to so many pixels in each direction, zeros coming in.
-        flip: Whether half of the training images are mirrored.
-        objective: What is lowered.
+        compute: Arithmetic of the networks: see :func:`~empir_plugin.training.loop.compute_in`.
+        shift: Largest random shift of the training images in pixels, padded with zeros.
+        flip: Whether half of the training images are flipped horizontally.
+        objective: The objective whose loss is minimized.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If a setting is out of its range.
     """
 
     name: str
@@ -139,7 +118,7 @@ class Schedule:
     label_smoothing: float = 0.0
     shift: int = 0
     flip: bool = False
-    objective: RecipeObjective = clean
+    objective: RecipeObjective = field(default=clean, metadata=read_with(parse_objective))
     gce_q: float = field(default=0.0, kw_only=True)
     compute: Compute = field(default="float32", kw_only=True)
 
@@ -150,14 +129,15 @@ class Schedule:
         for key in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
                 raise InputError(f"{key} of {self._who} must lie in [0, 1), got {getattr(self, key)!r}")
-        if self.epochs < 0 or self.shift < 0 or not self.weight_decay >= 0:
-            raise InputError(f"epochs, shift and weight_decay of {self._who} must not be negative")
+        for key in ("epochs", "shift", "weight_decay"):
+            if not getattr(self, key) >= 0:
+                raise InputError(f"{key} of {self._who} must be 0 or more, got {getattr(self, key)!r}")
         check_gce_q(self.gce_q, self.label_smoothing)
         check_compute(self.compute, self._who)
         self._check_labels_are_used()
 
     def _check_labels_are_used(self) -> None:
-        """A student that never sees a label has no use for what shapes the loss on labels."""
+        """Check that settings of the loss on labels are unset for a distillation without labels, which ignores them."""
         if not isinstance(self.objective, DistilledFrom) or self.objective.label_share:
             return
         for key in ("label_smoothing", "member_share", "gce_q"):
@@ -167,12 +147,12 @@ class Schedule:
 
     @property
     def run(self) -> str:
-        """What the files of this run are called."""
+        """Stem of the run's file names."""
         return self.name
 
     @property
     def criterion(self) -> Criterion:
-        """How far an output is from the labels."""
+        """The loss on the labels."""
         return Criterion(self.label_smoothing, gce_q=self.gce_q)
 
     @property
@@ -182,20 +162,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class MemberRecipe(Schedule):
-    """How one network is trained.
+    """Schedule and precision of one member.
 
     Args:
         precision: Bits of its quantized layers.
         scale: Scale of the quantized weights.
-        activations: Range of the quantized layers' inputs; DoReFa's [0, 1] by default, and always that in EMPIR's own
+        activations: Range of the quantized layers' inputs: DoReFa's [0, 1] by default, the only one in EMPIR's own
             architectures.
-        ema: Decay of the exponential moving average of the weights that is kept as the result; 0 keeps the last ones.
-            It also holds while all members are trained together.
-        start: Name of an earlier member whose trained weights this one starts from, instead of random ones.
-        in_ensemble: Whether it is a member in the end; a mere teacher is not.
+        ema: Decay of the exponential moving average of the weights that is kept as the result, in [0, 1); 0 keeps the
+            last weights. It also applies while all members are trained together.
+        start: Name of an earlier member whose trained weights are the initial weights; random ones if empty.
+        in_ensemble: Whether it becomes a member of the ensemble; a teacher does not.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If a setting is out of its range.
     """
 
     precision: Precision = field(kw_only=True)
@@ -213,15 +193,15 @@ class MemberRecipe(Schedule):
 
 @dataclass(frozen=True)
 class JointRecipe(Schedule):
-    """How all members are trained together, through their common decision, after each was trained alone.
+    """Schedule of training all members together, through their common decision, after each was trained alone.
 
     Args:
-        member_share: Share of the loss that is the mean of the members' own: see
+        member_share: Share of the loss that is the mean of the members' own losses: see
             :class:`~empir_plugin.training.batch.Criterion`.
-        rule: How they decide: a key of :data:`~empir_plugin.zoo.card.RULES`.
+        rule: Decision rule of the ensemble: a key of :data:`~empir_plugin.zoo.card.RULES`.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If a setting is out of its range.
     """
 
     member_share: float = 0.0
@@ -238,12 +218,12 @@ class JointRecipe(Schedule):
 
     @property
     def run(self) -> str:
-        """What the files of this run are called."""
+        """Stem of the run's file names."""
         return f"{self.name}.together"
 
     @property
     def criterion(self) -> Criterion:
-        """How far an output is from the labels, and the members' own from them."""
+        """The loss on the labels, shared between the ensemble's decision and its members."""
         return replace(super().criterion, member_share=self.member_share)
 
     @property
@@ -253,11 +233,11 @@ class JointRecipe(Schedule):
 
 @dataclass(frozen=True)
 class FinishRecipe(JointRecipe):
-    """How all members are trained together once more, in another way, from the weights ``[joint]`` left."""
+    """Schedule of a second training of all members together, starting from the weights ``[joint]`` produced."""
 
     @property
     def run(self) -> str:
-        """What the files of this run are called."""
+        """Stem of the run's file names."""
         return f"{self.name}.finish"
 
     @property
@@ -266,26 +246,26 @@ class FinishRecipe(JointRecipe):
 
 
 def settings_of(schedule: Schedule) -> dict[str, object]:
-    """A schedule as plain values, for files.
+    """A schedule as plain values, for reports and checkpoints.
 
-    The keys younger than the first checkpoints are left out at their default, so that those can still be resumed.
+    Keys added after the first checkpoints are omitted at their default, so that old checkpoints can still be resumed.
 
     Example:
         >>> sorted(settings_of(Schedule("m", seed=1, epochs=2)))[-3:]
         ['shift', 'warmup', 'weight_decay']
     """
     plain = [item for item in fields(schedule) if item.name != "objective"]
-    young = {item.name for item in plain if item.name in _YOUNG and getattr(schedule, item.name) == item.default}
-    found = {item.name: getattr(schedule, item.name) for item in plain if item.name not in young}
+    omitted = {item.name for item in plain if item.name in _ADDED and getattr(schedule, item.name) == item.default}
+    settings = {item.name: _plain(getattr(schedule, item.name)) for item in plain if item.name not in omitted}
     objective = {} if schedule.objective == clean else {"objective": describe(schedule.objective)}
-    return {**{key: _plain(value) for key, value in found.items()}, **objective}
+    return {**settings, **objective}
 
 
-def reported(member: MemberRecipe) -> dict[str, object]:
-    """A member's settings as its report has them: its precision as text.
+def report_settings(member: MemberRecipe) -> dict[str, object]:
+    """A member's settings as written in its report, with the precision as text.
 
     Example:
-        >>> reported(MemberRecipe("m", seed=1, epochs=2, precision=Precision(2, 4)))["precision"]
+        >>> report_settings(MemberRecipe("m", seed=1, epochs=2, precision=Precision(2, 4)))["precision"]
         'w2a4'
     """
     return {**settings_of(member), "precision": str(member.precision)}
@@ -297,4 +277,5 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Activations) else value
 
 
-_YOUNG = frozenset({"start", "in_ensemble", "activations", "gce_q", "compute", "rule"})
+_ADDED = frozenset({"start", "in_ensemble", "activations", "gce_q", "compute", "rule"})
+"""Keys that the first checkpoints did not have."""

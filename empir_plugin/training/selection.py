@@ -1,4 +1,4 @@
-"""Averaged or last weights? Every member's are chosen on images kept back from training."""
+"""Selection between averaged and last weights, for each member, by accuracy on held-out training images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.training.adversary import as_attacked
-from empir_plugin.training.loop import Trained, parts_of
+from empir_plugin.training.adversary import attack_mode
+from empir_plugin.training.loop import TrainedNetwork, parts_of
 from empir_plugin.training.recipe import HoldOut
 
 _BATCH = 250
@@ -19,12 +19,12 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy on the images kept back.
+    """Accuracy on the held-out images.
 
     Args:
-        averaged: For every member, whether it had its averaged weights.
+        averaged: For each member, whether its averaged weights were used.
         clean: Share of the images classified correctly.
-        robust: Share of them also classified correctly under attack; the same as ``clean`` without a threat.
+        robust: Share classified correctly under attack as well; equal to ``clean`` without a threat.
     """
 
     averaged: tuple[bool, ...]
@@ -33,65 +33,68 @@ class Score:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """A network with its weights chosen.
+class WeightSelection:
+    """A network with the selected weights.
 
     Args:
         model: The network.
-        scores: Of all choices that were tried, in their order; none if no image was kept back.
+        scores: Scores of all combinations tried, in order; empty without held-out images.
     """
 
     model: nn.Module
     scores: tuple[Score, ...] = ()
 
 
-def select(trained: Trained, decays: tuple[float, ...], data: ImageSet | None, holdout: HoldOut | None) -> Selection:
-    """Choose the weights of every member that has an average.
+def select_weights(
+    trained: TrainedNetwork, decays: tuple[float, ...], data: ImageSet | None, holdout: HoldOut | None
+) -> WeightSelection:
+    """Select between the averaged and the last weights of each member that has an average.
 
-    All averages are tried first; then, member by member, the last weights, kept if the robust accuracy rises. Without
-    images, all averages are taken.
+    Averaged weights for all members are tried first. Then each member in turn is tried with its last weights, which
+    are kept if the robust accuracy rises, or the clean accuracy at equal robust accuracy. Without held-out images,
+    averaged weights are used.
 
     Args:
         trained: Network with last and with averaged weights.
-        decays: Of the averages; a member with 0 has none.
-        data: Images kept back.
-        holdout: What to measure on them.
+        decays: Decay of each member's average; a member with 0 has no average.
+        data: Held-out images, if any.
+        holdout: Threat and steps of the attack to measure with.
     """
     picks = [decay > 0 for decay in decays]
     if data is None or holdout is None:
-        return Selection(_composed(trained, picks))
-    best = measure(_composed(trained, picks), data, holdout, picks)
+        return WeightSelection(_compose(trained, picks))
+    best = measure(_compose(trained, picks), data, holdout, picks)
     scores = [best]
     for i in [i for i, pick in enumerate(picks) if pick]:
         other = [pick and j != i for j, pick in enumerate(best.averaged)]
-        scores.append(measure(_composed(trained, other), data, holdout, other))
+        scores.append(measure(_compose(trained, other), data, holdout, other))
         best = max(best, scores[-1], key=lambda score: (score.robust, score.clean))
-    return Selection(_composed(trained, best.averaged), tuple(scores))
+    return WeightSelection(_compose(trained, best.averaged), tuple(scores))
 
 
 def measure(model: nn.Module, data: ImageSet, holdout: HoldOut, averaged: list[bool]) -> Score:
-    """Accuracy of a network on images kept back, clean and under PGD; the network is left as it was."""
+    """Measure clean accuracy and accuracy under PGD on held-out images; the network is left unchanged."""
     device = next(model.parameters()).device
     attack, clean, robust = pgd(holdout.steps), 0, 0
-    with as_attacked(model):
+    with attack_mode(model):
         for start in range(0, len(data), _BATCH):
             x, y = (part.to(device) for part in data.batch(start, min(start + _BATCH, len(data))))
             x = x.contiguous(memory_format=torch.channels_last)
-            right = _right(model, x, y)
-            clean += int(right.sum())
+            correct = _is_correct(model, x, y)
+            clean += int(correct.sum())
             if holdout.threat is not None:
-                x, y = x[right], y[right]
-                right = _right(model, attack(model, x, y, holdout.threat, seed=start), y)
-            robust += int(right.sum())
+                x, y = x[correct], y[correct]
+                correct = _is_correct(model, attack(model, x, y, holdout.threat, seed=start), y)
+            robust += int(correct.sum())
     return Score(tuple(averaged), clean / len(data), robust / len(data))
 
 
 @torch.no_grad()
-def _right(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _is_correct(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return model(x).argmax(1) == y
 
 
-def _composed(trained: Trained, picks: list[bool] | tuple[bool, ...]) -> nn.Module:
+def _compose(trained: TrainedNetwork, picks: list[bool] | tuple[bool, ...]) -> nn.Module:
     pairs = zip(parts_of(trained.average), parts_of(trained.last), picks, strict=True)
     parts = [average if pick else last for average, last, pick in pairs]
     return Ensemble(parts, trained.last.rule) if isinstance(trained.last, Ensemble) else parts[0]

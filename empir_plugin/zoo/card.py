@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from empir_plugin._files import tables
+from empir_plugin._files.tables import build, check_keys, tables_of
 from empir_plugin.attacks.surrogates import MeanLogits
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
@@ -131,29 +132,29 @@ def family_cards(table: Mapping[str, Any]) -> list[ModelCard]:
     Raises:
         InputError: If a value is an impossible one.
     """
-    family = {key: value for key, value in table.items() if key not in ("networks", "ensembles")}
-    family["threats"] = tuple(family["threats"])
-    architecture = family.pop("architecture")
+    check_keys(table, required={"architecture", "networks"}, known=table, where="a family of cards")
+    architecture = table["architecture"]
+    shared = {key: value for key, value in table.items() if key not in ("architecture", "networks", "ensembles")}
     networks: dict[str, NetworkCard] = {}
     singles: list[ModelCard] = []
-    own = {item.name for item in fields(NetworkCard)}
-    for row in table["networks"]:
-        network = _network(architecture, {key: value for key, value in row.items() if key in own})
+    for row in tables_of(table["networks"], "[[networks]]"):
+        where = f"network {row.get('name', '?')!r}"
+        own = {key: value for key, value in row.items() if key in _NETWORK_KEYS}
+        network = build(NetworkCard, {**own, "architecture": architecture}, where)
+        settings = {**shared, **{key: value for key, value in row.items() if key not in _NETWORK_KEYS}}
+        singles.append(build(ModelCard, settings, where, name=network.name, networks=(network,)))
         networks[network.name] = network
-        rest = {key: value for key, value in row.items() if key not in own}
-        singles.append(ModelCard(name=network.name, networks=(network,), **{**family, **rest}))
-    ensembles = [
-        ModelCard(**{**family, **row, "networks": tuple(networks[name] for name in row["networks"])})
-        for row in table.get("ensembles", ())
-    ]
-    return ensembles + singles
+    ensembles = tables_of(table.get("ensembles", []), "[[ensembles]]")
+    return [_ensemble({**shared, **row}, networks) for row in ensembles] + singles
 
 
-def _network(architecture: str, row: Mapping[str, Any]) -> NetworkCard:
-    read: dict[str, Callable[[Any], Any]] = {
-        "precision": Precision.parse,
-        "activations": Activations.parse,
-        "layers": lambda given: given if isinstance(given, str) else tuple(given),
-    }
-    plain = {key: read[key](value) if key in read else value for key, value in row.items()}
-    return NetworkCard(architecture=architecture, **plain)
+_NETWORK_KEYS = frozenset(item.name for item in fields(NetworkCard)) - {"architecture"}
+
+
+def _ensemble(table: Mapping[str, Any], networks: Mapping[str, NetworkCard]) -> ModelCard:
+    where = f"ensemble {table.get('name', '?')!r}"
+    settings = dict(table)
+    names = settings.pop("networks", [])
+    if not isinstance(names, list) or not all(name in networks for name in names):
+        raise InputError(f"networks of {where} must be a list of names among {', '.join(networks)}, got {names!r}")
+    return build(ModelCard, settings, where, networks=tuple(networks[name] for name in names))

@@ -161,6 +161,6 @@ def parse_model(
         raise CommandError("--trained and --checkpoint both name the weights: pass one of them")
     if rule and member:
         raise CommandError("--rule is for several members and --member for one: pass one of them")
-    from empir_plugin.training.run import find_recipe
+    from empir_plugin.training.recipe import find_recipe
 
     return TrainedRecipe(find_recipe(model), trained, rule or RULE_NAMES[0], member)

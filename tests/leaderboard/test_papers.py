@@ -95,7 +95,7 @@ def test_what_describes_no_paper(text: str, tmp_path: Path) -> None:
 def test_texts_are_texts(tmp_path: Path) -> None:
     path = tmp_path / "paper.toml"
     path.write_text(PAPER.replace('stem = "', 'note = 5\nstem = "'))
-    with pytest.raises(InputError, match=r"note of my-model must be text, got 5: put it in quotes"):
+    with pytest.raises(InputError, match=r"note of model 'my-model'.*got 5: put it in quotes"):
         read_facts(path, "my-model")
 
 

@@ -28,8 +28,8 @@ from empir_plugin.reproduce.subjects import (
     ZooSubject,
 )
 from empir_plugin.reproduce.workspace import Workspace
-from empir_plugin.training.recipe import Recipe
-from empir_plugin.training.run import find_recipe, train_recipe
+from empir_plugin.training.recipe import Recipe, find_recipe
+from empir_plugin.training.run import train_recipe
 from empir_plugin.zoo.card import cards
 
 Fill = Callable[[Target], None]

@@ -1,8 +1,8 @@
-"""Training learns, repeats itself bit for bit, and survives a kill."""
+"""Training learns, is reproducible bit for bit, and resumes after an interruption."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from empir_plugin.errors import EvaluationError, InputError, WeightsError
 from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.packing import load_packed
 from empir_plugin.models.precision import Precision
+from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
+from empir_plugin.training.objectives import Adversarial, DistilledFrom, GradientPenalty
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe
 from empir_plugin.training.schedules import MemberRecipe
@@ -25,6 +27,11 @@ LP = MemberRecipe(
 )
 FP = MemberRecipe(
     "full", precision=Precision(), seed=6, epochs=1, batch_size=16, label_smoothing=0.1, weight_decay=1e-4
+)
+
+
+ATTACKED = MemberRecipe(
+    "full", 1, 1, 16, precision=Precision(), objective=Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
 )
 
 
@@ -44,7 +51,7 @@ def _kill_at(step: int) -> Callable[[Step], None]:
     return on_step
 
 
-def test_training_leaves_loadable_weights_history_and_the_ensemble(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+def test_training_writes_weights_history_and_the_ensemble(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     seen: list[Step] = []
     low, full = train_recipe(_recipe(LP, FP), tiny_mnist, tmp_path, on_step=seen.append)
     assert [line.keys() for line in low.history] == [{"loss", "accuracy", "seconds"}] * 3
@@ -66,7 +73,7 @@ def test_training_learns(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     assert member.history[0]["accuracy"] < 0.6 < 0.95 < member.history[-1]["accuracy"]
 
 
-def test_killed_and_resumed_gives_the_same_bits_and_repeats_no_epoch(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+def test_a_resumed_run_gives_the_same_bits_and_repeats_no_epoch(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     (whole,) = train_recipe(_recipe(LP), tiny_mnist, tmp_path / "whole")
     with pytest.raises(_KilledError):
         train_recipe(_recipe(LP), tiny_mnist, tmp_path / "cut", on_step=_kill_at(8))
@@ -76,7 +83,7 @@ def test_killed_and_resumed_gives_the_same_bits_and_repeats_no_epoch(tiny_mnist:
     assert resumed.sha256 == whole.sha256
 
 
-def test_restart_forgets_the_checkpoint(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+def test_a_restart_ignores_the_checkpoint(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     train_recipe(_recipe(FP), tiny_mnist, tmp_path)
     seen: list[int] = []
     train_recipe(_recipe(FP), tiny_mnist, tmp_path, resume=False, on_step=lambda at: seen.append(at.step))
@@ -88,20 +95,10 @@ def test_another_seed_gives_other_weights(tiny_mnist: ImageSet, tmp_path: Path) 
     assert one.sha256 != other.sha256
 
 
-def test_the_caller_s_random_numbers_are_left_alone(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+def test_the_global_random_state_is_unchanged(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     train_recipe(_recipe(FP), tiny_mnist, tmp_path)
     assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tiny_mnist: ImageSet, tmp_path: Path) -> None:
-    train_recipe(_recipe(FP), tiny_mnist, tmp_path)
-    with pytest.raises(WeightsError, match="belongs to another recipe"):
-        train_recipe(_recipe(replace(FP, seed=8)), tiny_mnist, tmp_path)
-    checkpoint = tmp_path / "full.checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    with pytest.raises(WeightsError, match="is damaged"):
-        train_recipe(_recipe(FP), tiny_mnist, tmp_path)
 
 
 def test_a_diverging_run_stops(tiny_mnist: ImageSet, tmp_path: Path) -> None:
@@ -125,3 +122,67 @@ def test_latent_weights_of_binary_layers_stay_within_their_clip(tiny_mnist: Imag
     largest = {key: value.abs().max().item() for key, value in latent.items() if value.ndim == 2}
     assert max(largest.values()) > 1, "the last layer is in full precision, and steps of 0.5 leave [-1, 1]"
     assert min(largest.values()) == 1
+
+
+@pytest.fixture
+def spoiling() -> Iterator[None]:
+    """Every optimizer step writes NaN into the first weights."""
+    original = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, closure: None = None) -> None:
+        original(self)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        yield
+
+
+def test_an_error_before_the_first_checkpoint_says_so(spoiling: None, tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"step 1, before the first checkpoint.*lower learning_rate"):
+        train_recipe(_recipe(ATTACKED), tiny_mnist, tmp_path)
+
+
+def test_weights_that_turn_nan_in_the_last_step_of_an_epoch_are_not_saved(
+    spoiling: None, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    with pytest.raises(EvaluationError, match=r"full stopped in step 0, .*: a weight is not finite"):
+        train_recipe(_recipe(replace(ATTACKED, batch_size=48)), tiny_mnist, tmp_path)
+    assert not (tmp_path / "full.checkpoint.safetensors").exists()
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(
+    request: pytest.FixtureRequest, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    recipe = _recipe(replace(ATTACKED, epochs=2))
+    with pytest.raises(_KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path, on_step=_kill_at(4))
+    good = (tmp_path / "full.checkpoint.safetensors").read_bytes()
+    request.getfixturevalue("spoiling")
+    with pytest.raises(EvaluationError, match=r"full .*step 4.*epoch 1"):
+        train_recipe(recipe, tiny_mnist, tmp_path)
+    assert (tmp_path / "full.checkpoint.safetensors").read_bytes() == good
+
+
+def test_a_student_learns_from_a_teacher_outside_the_ensemble(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    teacher = MemberRecipe("teacher", 1, 6, 16, 2e-3, precision=Precision(), in_ensemble=False)
+    student = MemberRecipe(
+        "student", 2, 6, 16, 2e-3, precision=Precision(), objective=DistilledFrom("teacher", 2.0, 0.0)
+    )
+    found = train_recipe(_recipe(teacher, student), tiny_mnist, tmp_path)
+    assert [member.name for member in found] == ["teacher", "student"]
+    assert found[1].history[-1]["accuracy"] > 0.9, "it has never seen a label"
+    assert {key.split(".")[1] for key in load_file(tmp_path / "tiny.safetensors")} == {"0"}
+    with pytest.raises(WeightsError, match="belongs to another recipe"):
+        _retrain_teacher_and_resume(teacher, student, tiny_mnist, tmp_path)
+
+
+def _retrain_teacher_and_resume(teacher: MemberRecipe, student: MemberRecipe, data: ImageSet, out: Path) -> None:
+    (out / "teacher.checkpoint.safetensors").unlink()
+    train_recipe(_recipe(replace(teacher, seed=9), student), data, out)
+
+
+def test_a_gradient_penalty_trains_a_recipe(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    (member,) = train_recipe(_recipe(replace(ATTACKED, objective=GradientPenalty(1.0), epochs=4)), tiny_mnist, tmp_path)
+    assert member.history[-1]["loss"] < member.history[0]["loss"]

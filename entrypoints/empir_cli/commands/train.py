@@ -38,7 +38,8 @@ def train(
     """
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.prepare import parse_device
-    from empir_plugin.training.run import find_recipe, train_recipe
+    from empir_plugin.training.recipe import find_recipe
+    from empir_plugin.training.run import train_recipe
 
     set_threads(threads)
     plan, target = find_recipe(recipe), parse_device(device)

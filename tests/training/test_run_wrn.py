@@ -1,4 +1,4 @@
-"""The recipe for WideResNet members, which is not trained here, runs for a few steps."""
+"""The recipe for WideResNet members, of which no weights are shipped, runs for a few steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.models.ensemble import MeanProbability
 from empir_plugin.models.layers import quantized_layers
 from empir_plugin.training.networks import load_trained
-from empir_plugin.training.objectives import Trades, WeightPerturbed
-from empir_plugin.training.recipe import Recipe
-from empir_plugin.training.run import find_recipe, train_recipe
+from empir_plugin.training.objectives import Trades
+from empir_plugin.training.recipe import Recipe, find_recipe
+from empir_plugin.training.run import train_recipe
+from empir_plugin.training.weight_perturbation import WeightPerturbed
 
 
 def _few_steps(architecture: str) -> Recipe:
@@ -32,7 +33,7 @@ def four_images() -> ImageSet:
     return ImageSet("cifar10", "train", images, torch.arange(4), tuple("0123456789"))
 
 
-def test_it_is_what_its_comment_says() -> None:
+def test_the_recipe_matches_its_comment() -> None:
     recipe = find_recipe("empir-wrn-at")
     assert recipe.architecture == "WideResNet-16-4"
     assert [str(member.precision) for member in recipe.members] == ["fp", "w4a4", "w2a4"]
@@ -45,7 +46,7 @@ def test_it_is_what_its_comment_says() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["WideResNet-10-1", "WideResNet-16-4"])
-def test_it_trains_for_a_few_steps(architecture: str, four_images: ImageSet, tmp_path: Path) -> None:
+def test_the_recipe_trains_for_a_few_steps(architecture: str, four_images: ImageSet, tmp_path: Path) -> None:
     recipe = _few_steps(architecture)
     members = train_recipe(recipe, four_images, tmp_path)
     assert [len(member.history) for member in members] == [2, 1, 1]

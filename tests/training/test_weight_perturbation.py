@@ -1,4 +1,4 @@
-"""Perturbed weights against answers known by hand, the authors' procedure, and no perturbation at all."""
+"""Adversarial weight perturbation against answers known by hand and the authors' procedure."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import fgsm, pgd
-from empir_plugin.training.batch import Criterion, Fit, Lesson
-from empir_plugin.training.objectives import Adversarial, InTwoSteps, Trades, WeightPerturbed
+from empir_plugin.training.batch import Criterion, LossOutput, TrainingBatch
+from empir_plugin.training.objectives import Adversarial, AdversarialObjective, Trades
+from empir_plugin.training.weight_perturbation import WeightPerturbed
 
 ADVERSARIAL = Adversarial(pgd("Linf:0.1", steps=2), clean_share=0.25)
 TRADES = Trades(pgd("Linf:0.1", steps=2), beta=3.0)
-BARS = Lesson(torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(3)), torch.arange(16) % 4, seed=5)
+BARS = TrainingBatch(torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(3)), torch.arange(16) % 4, seed=5)
 
 
 @dataclass(frozen=True)
 class Bowl:
     """Half the squared length of all parameters: the gradient at w is w, and there is no attack."""
 
-    def __call__(self, model: nn.Module, lesson: Lesson) -> Fit:
-        return self.taught(model, lesson, self.attacked(model, lesson))
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> LossOutput:
+        return self.loss_on(model, batch, self.attack(model, batch))
 
-    def attacked(self, model: nn.Module, lesson: Lesson) -> Tensor:
-        return lesson.x
+    def attack(self, model: nn.Module, batch: TrainingBatch) -> Tensor:
+        return batch.x
 
-    def taught(self, model: nn.Module, lesson: Lesson, found: Tensor) -> Fit:
-        return Fit(0.5 * torch.stack([p.square().sum() for p in model.parameters()]).sum(), found.flatten(1))
+    def loss_on(self, model: nn.Module, batch: TrainingBatch, found: Tensor) -> LossOutput:
+        return LossOutput(0.5 * torch.stack([p.square().sum() for p in model.parameters()]).sum(), found.flatten(1))
 
 
-def test_in_a_bowl_weights_move_outwards_by_their_own_share_and_biases_stay() -> None:
+def test_in_a_quadratic_bowl_weights_move_outwards_and_biases_do_not() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)).double()
-    fit = WeightPerturbed(Bowl(), gamma=0.25)(model, BARS)
-    fit.loss.backward()
+    output = WeightPerturbed(Bowl(), gamma=0.25)(model, BARS)
+    output.loss.backward()
     weights, biases = [model[0].weight, model[1].weight], [model[0].bias, model[1].bias]
     squares = [sum(float(p.detach().square().sum()) for p in group) for group in (weights, biases)]
-    assert fit.loss.item() == pytest.approx(0.5 * (1.25**2 * squares[0] + squares[1]))
+    assert output.loss.item() == pytest.approx(0.5 * (1.25**2 * squares[0] + squares[1]))
     assert all(torch.allclose(w.grad, 1.25 * w) for w in weights)  # type: ignore[arg-type]
     assert all(torch.equal(b.grad, b) for b in biases)  # type: ignore[arg-type]
 
 
-def test_a_linear_network_moves_along_its_hand_made_gradient() -> None:
+def test_a_linear_network_moves_along_the_gradient_known_by_hand() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(5, 1, 1, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False)).double()
@@ -61,9 +62,9 @@ def test_a_linear_network_moves_along_its_hand_made_gradient() -> None:
         return residual.T @ attacked / 5
 
     moved = w + 0.1 * w.norm() * gradient(w) / gradient(w).norm()
-    fit = WeightPerturbed(Adversarial(fgsm("Linf:0.05")), gamma=0.1)(model, Lesson(x, y))
-    fit.loss.backward()
-    assert torch.allclose(fit.logits, attacked @ moved.T)
+    output = WeightPerturbed(Adversarial(fgsm("Linf:0.05")), gamma=0.1)(model, TrainingBatch(x, y))
+    output.loss.backward()
+    assert torch.allclose(output.logits, attacked @ moved.T)
     assert torch.allclose(model[1].weight.grad, gradient(moved))  # type: ignore[arg-type]
     assert not torch.allclose(model[1].weight.grad, gradient(w))  # type: ignore[arg-type]
     assert torch.equal(model[1].weight, w), "the weights themselves have not moved"
@@ -79,33 +80,35 @@ def _ensemble() -> Ensemble:
     return Ensemble([member(nn.Conv2d(1, 8, 3)), member(low)], MeanProbability()).train()
 
 
-def _by_the_authors_procedure(objective: InTwoSteps, model: nn.Module, lesson: Lesson, gamma: float) -> Fit:
+def _by_the_authors_procedure(
+    objective: AdversarialObjective, model: nn.Module, batch: TrainingBatch, gamma: float
+) -> LossOutput:
     """A proxy takes a step uphill; the network is moved by as much, layer by layer, and then back."""
-    images = objective.attacked(model, lesson)
+    images = objective.attack(model, batch)
     proxy = copy.deepcopy(model)
-    (-objective.taught(proxy, lesson, images).loss).backward()
+    (-objective.loss_on(proxy, batch, images).loss).backward()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for name, p in proxy.named_parameters():
         if p.dim() > 1 and p.grad is not None:
             difference = -0.01 * p.grad
             own = dict(model.named_parameters())[name]
             own.data.add_(gamma * own.data.norm() / (difference.norm() + 1e-20) * difference)
-    fit = objective.taught(model, lesson, images)
-    fit.loss.backward()
+    output = objective.loss_on(model, batch, images)
+    output.loss.backward()
     for name, p in model.named_parameters():
         p.data.copy_(before[name])
-    return fit
+    return output
 
 
 @pytest.mark.parametrize("objective", [ADVERSARIAL, TRADES], ids=["adversarial", "trades"])
-def test_an_ensemble_is_perturbed_as_the_authors_do_it(objective: InTwoSteps) -> None:
-    lesson = Lesson(BARS.x, BARS.y, Criterion(member_share=0.3), seed=5)
+def test_an_ensemble_is_perturbed_as_the_authors_do_it(objective: AdversarialObjective) -> None:
+    batch = TrainingBatch(BARS.x, BARS.y, Criterion(member_share=0.3), seed=5)
     ours, theirs = _ensemble(), _ensemble()
-    fit = WeightPerturbed(objective, gamma=0.05)(ours, lesson)
-    fit.loss.backward()
-    expected = _by_the_authors_procedure(objective, theirs, lesson, 0.05)
-    assert fit.loss.item() == pytest.approx(expected.loss.item(), rel=1e-4)
-    assert fit.loss.item() > objective(_ensemble(), lesson).loss.item() + 0.01
+    output = WeightPerturbed(objective, gamma=0.05)(ours, batch)
+    output.loss.backward()
+    expected = _by_the_authors_procedure(objective, theirs, batch, 0.05)
+    assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-4)
+    assert output.loss.item() > objective(_ensemble(), batch).loss.item() + 0.01
     for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert own.grad is not None, name
         assert torch.allclose(own.grad, other.grad, rtol=1e-2, atol=1e-4), name  # type: ignore[arg-type]
@@ -114,7 +117,7 @@ def test_an_ensemble_is_perturbed_as_the_authors_do_it(objective: InTwoSteps) ->
 
 
 @pytest.mark.parametrize("objective", [ADVERSARIAL, TRADES], ids=["adversarial", "trades"])
-def test_weights_are_as_they_were_to_the_bit(objective: InTwoSteps) -> None:
+def test_weights_are_bitwise_unchanged(objective: AdversarialObjective) -> None:
     model = _ensemble()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     WeightPerturbed(objective, gamma=0.1)(model, BARS).loss.backward()
@@ -123,55 +126,59 @@ def test_weights_are_as_they_were_to_the_bit(objective: InTwoSteps) -> None:
 
 
 @pytest.mark.parametrize(
-    ("perturbed", "lesson"),
+    ("perturbed", "batch"),
     [
         (WeightPerturbed(ADVERSARIAL, gamma=0.0), BARS),
-        (WeightPerturbed(ADVERSARIAL, gamma=0.1, warmup=0.5), Lesson(BARS.x, BARS.y, seed=5, progress=0.5)),
+        (WeightPerturbed(ADVERSARIAL, gamma=0.1, warmup=0.5), TrainingBatch(BARS.x, BARS.y, seed=5, progress=0.5)),
     ],
     ids=["gamma 0", "warmup"],
 )
-def test_without_a_perturbation_nothing_differs_in_a_bit(perturbed: WeightPerturbed, lesson: Lesson) -> None:
+def test_without_a_perturbation_gradients_are_bitwise_the_same(
+    perturbed: WeightPerturbed, batch: TrainingBatch
+) -> None:
     one, other = _ensemble(), _ensemble()
-    perturbed(one, lesson).loss.backward()
-    ADVERSARIAL(other, lesson).loss.backward()
+    perturbed(one, batch).loss.backward()
+    ADVERSARIAL(other, batch).loss.backward()
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(one.parameters(), other.parameters(), strict=True))  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
 
 
-def test_after_its_warmup_it_does_perturb() -> None:
-    late = Lesson(BARS.x, BARS.y, seed=5, progress=0.51)
+def test_weights_are_perturbed_after_the_warmup() -> None:
+    late = TrainingBatch(BARS.x, BARS.y, seed=5, progress=0.51)
     perturbed = WeightPerturbed(ADVERSARIAL, gamma=0.1, warmup=0.5)(_ensemble(), late)
     assert perturbed.loss > ADVERSARIAL(_ensemble(), late).loss + 0.01
 
 
-def test_latent_weights_of_a_quantized_layer_are_what_moves() -> None:
+def test_latent_weights_of_a_quantized_layer_are_perturbed() -> None:
     torch.manual_seed(2)
     layer = QuantConv2d(1, 8, 3, precision=Precision(2, 4), scale="none")
-    model, lesson = nn.Sequential(layer, nn.Flatten()), Lesson(BARS.x, BARS.y)
+    model, batch = nn.Sequential(layer, nn.Flatten()), TrainingBatch(BARS.x, BARS.y)
     plain = Adversarial(fgsm("Linf:0.1"))
-    losses = [WeightPerturbed(plain, gamma)(model, lesson).loss for gamma in (0.0, 1e-7, 0.3)]
+    losses = [WeightPerturbed(plain, gamma)(model, batch).loss for gamma in (0.0, 1e-7, 0.3)]
     assert losses[1] == losses[0], "too little to lead any latent weight to another of the four levels"
     assert losses[2] > losses[0]
 
 
-def test_what_the_loss_does_not_depend_on_and_what_is_not_taught_stay_where_they_are() -> None:
+def test_unused_and_frozen_weights_are_not_perturbed() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.Linear(6, 4))
     model.add_module("idle", nn.Identity())
     model[1].weight.requires_grad_(False)
     spare = nn.Linear(3, 3)
     model[3].register_module("spare", spare)
-    fit = WeightPerturbed(Adversarial(fgsm("Linf:0.1")), gamma=0.1)(model, BARS)
-    fit.loss.backward()
+    output = WeightPerturbed(Adversarial(fgsm("Linf:0.1")), gamma=0.1)(model, BARS)
+    output.loss.backward()
     assert model[1].weight.grad is None
     assert spare.weight.grad is None
-    assert torch.isfinite(fit.loss)
+    assert torch.isfinite(output.loss)
 
 
-def test_a_flat_loss_moves_nothing() -> None:
+def test_a_flat_loss_perturbs_nothing() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))  # one class: its probability is 1 whatever the weights
-    fit = WeightPerturbed(Adversarial(fgsm("Linf:0.1")), gamma=0.5)(model, Lesson(BARS.x, torch.zeros(16).long()))
-    assert fit.loss.item() == 0
-    assert torch.isfinite(fit.logits).all()
+    output = WeightPerturbed(Adversarial(fgsm("Linf:0.1")), gamma=0.5)(
+        model, TrainingBatch(BARS.x, torch.zeros(16).long())
+    )
+    assert output.loss.item() == 0
+    assert torch.isfinite(output.logits).all()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +189,6 @@ def test_a_flat_loss_moves_nothing() -> None:
         (lambda: WeightPerturbed(ADVERSARIAL, gamma=5e-3, warmup=1.0), r"warmup .* must lie in \[0, 1\), got 1.0"),
     ],
 )
-def test_impossible_perturbations(build: object, sentence: str) -> None:
+def test_impossible_perturbations_are_refused(build: object, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         build()  # type: ignore[operator]
