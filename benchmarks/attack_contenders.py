@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attack_timing import Contender, Make, Role
 from torch import Tensor, nn
 
-from empir_plugin._compat import autoattack_state_kept_clean, contiguous_gradient
+from empir_plugin._compat import isolate_autoattack_state, contiguous_gradient
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 STEPS = 40
 
 
-def as_written(model: nn.Module) -> nn.Module:
+def copy_as_written(model: nn.Module) -> nn.Module:
     """A copy as one would write it: weights quantized at every pass, parameters that want gradients, usual layout."""
     network = copy.deepcopy(model).train().eval()  # Training mode forgets the weights quantized in advance.
     return network.to(memory_format=torch.contiguous_format).requires_grad_(True)
@@ -28,7 +28,7 @@ def as_written(model: nn.Module) -> nn.Module:
 
 def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
     """PGD with 40 steps of a quarter of eps: ours, three libraries twice, and 40 bare passes twice."""
-    plain, ready = as_written(model), prepare(model, CPU)
+    plain, ready = copy_as_written(model), prepare(model, CPU)
     found = [Contender("empir_plugin", Role.OURS, plain, _our_pgd(threat, seed))]
     for network, role, where in ((plain, Role.PLAIN_PEER, "as written"), (ready, Role.PREPARED_PEER, "prepared")):
         makes = {
@@ -43,7 +43,7 @@ def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contende
 
 def autoattack_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
     """AutoAttack, standard version: ours, and pyautoattack twice."""
-    plain, ready = as_written(model), _ContiguousGradient(prepare(model, CPU))
+    plain, ready = copy_as_written(model), _ContiguousGradient(prepare(model, CPU))
     make = _pyautoattack(threat, seed)
     return [
         Contender("empir_plugin", Role.OURS, plain, _our_autoattack(threat, seed)),
@@ -122,7 +122,7 @@ def _pyautoattack(threat: Threat, seed: int) -> Make:
     from pyautoattack import AutoAttack
 
     def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with autoattack_state_kept_clean():
+        with isolate_autoattack_state():
             attack = AutoAttack(network, norm="Linf", eps=threat.eps, seed=seed, version="standard")
             found = attack.run_standard_evaluation(x, y, batch_size=250)
         return found[0]

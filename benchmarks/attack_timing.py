@@ -84,7 +84,7 @@ class Timed:
 
 
 @contextmanager
-def counted(network: nn.Module) -> Iterator[Tally]:
+def count_passes(network: nn.Module) -> Iterator[Tally]:
     """Count the images that go through a network, and through copies made of it inside."""
     tally = Tally()
 
@@ -145,7 +145,7 @@ class _Run:
 
 def _run(contender: Contender, x: Tensor, y: Tensor, clock: Callable[[], float]) -> _Run:
     x, y = x.clone(), y.clone()
-    with counted(contender.network) as tally:
+    with count_passes(contender.network) as tally:
         start, cpu_start = clock(), time.process_time()
         images = contender.make(contender.network, x, y)
         run = _Run(clock() - start, time.process_time() - cpu_start, images.detach(), tally)

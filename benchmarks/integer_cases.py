@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from integer_forms import CPU, on_exact_levels
+from integer_forms import CPU, to_exact_levels
 from integer_networks import resnet18
 from integer_peers import onnxruntime_stack
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def _conv(channels: int, side: int, batch_size: int, measure: Measure) -> dict[s
     full = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     network = to_integer(low).network
     (integer,) = (module for module in network.modules() if isinstance(module, IntegerLayer))
-    between = integer.reworked(emits=integer.grid)
+    between = integer.with_changes(emits=integer.grid)
     x = torch.rand(batch_size, channels, side, side).to(memory_format=torch.channels_last)
     codes = integer.grid.codes(x)
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
@@ -79,7 +79,7 @@ def _stack(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str,
     low = nn.Sequential(*(QuantConv2d(channels, channels, 3, **how) for _ in range(DEPTH))).eval()
     full = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(DEPTH)))
     layers = [integer_layer(layer, kernel_for(CPU)) for _, layer in quantized_layers(low)]
-    layers = [layer.reworked(emits=layer.grid) for layer in layers]
+    layers = [layer.with_changes(emits=layer.grid) for layer in layers]
     x = torch.rand(batch_size, channels, side, side).to(memory_format=torch.channels_last)
     codes, own = layers[0].grid.codes(x), nn.Sequential(*layers)
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
@@ -121,7 +121,7 @@ CASES: Mapping[str, Callable[[int, int, Measure], dict[str, dict[str, Any]]]] = 
 
 def _agreement(simulated: nn.Module, integer: nn.Module, x: Tensor) -> dict[str, Any]:
     """How far the member on integers and two layouts of the simulated one are from the network in exact arithmetic."""
-    exact = on_exact_levels(simulated)
+    exact = to_exact_levels(simulated)
     contiguous = prepare(simulated, CPU).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     forms = {"on integers": integer, "simulated, channels last": simulated, "simulated, NCHW": contiguous}
     return {name: asdict(agree(exact, form, x)) for name, form in forms.items()}

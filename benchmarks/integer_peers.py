@@ -56,7 +56,7 @@ def _model(layers: Sequence[IntegerLayer], shape: torch.Size) -> Any:
         made = _constants(index, layer)
         tensors = [tensor.name for tensor in made]
         constants += made
-        padding = [*layer.work.geometry.padding] * 2 if layer.work.geometry else []
+        padding = [*layer.op.geometry.padding] * 2 if layer.op.geometry else []
         inputs = [before, tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[0], tensors[1]]
         nodes.append(helper.make_node("QLinearConv", inputs, [after], pads=padding))
     ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, list(shape)) for name in (names[0], names[-1])]
@@ -68,12 +68,12 @@ def _constants(index: int, layer: IntegerLayer) -> list[Any]:
     """Step and zero of the codes; integers, steps and zeros of the weights."""
     from onnx import numpy_helper
 
-    work, step = layer.work, torch.tensor(layer.grid.scale)
+    op, step = layer.op, torch.tensor(layer.grid.scale)
     values = {
         "step": step,
-        "zero": torch.tensor(work.zero, dtype=torch.uint8),
-        "weight": work.weight,
-        "weight_step": (work.scale / layer.grid.scale).float(),
-        "weight_zero": torch.zeros(len(work.scale), dtype=torch.int8),
+        "zero": torch.tensor(op.zero, dtype=torch.uint8),
+        "weight": op.weight,
+        "weight_step": (op.scale / layer.grid.scale).float(),
+        "weight_zero": torch.zeros(len(op.scale), dtype=torch.int8),
     }
     return [numpy_helper.from_array(value.numpy(), f"{name}{index}") for name, value in values.items()]

@@ -121,11 +121,11 @@ def test_passes_are_counted_with_and_without_gradient_and_through_copies(
     timing: ModuleType, contenders: ModuleType, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    with timing.counted(model) as tally, torch.no_grad():
+    with timing.count_passes(model) as tally, torch.no_grad():
         model(x)
         contenders.prepare(model, contenders.CPU)(x[:5])
     assert (tally.forward, tally.gradient) == (17, 0)
-    with timing.counted(model) as tally:
+    with timing.count_passes(model) as tally:
         contenders._bare_passes(model, x, y)
     assert (tally.forward, tally.gradient) == (0, 12 * 40)
     model(x)
@@ -133,7 +133,7 @@ def test_passes_are_counted_with_and_without_gradient_and_through_copies(
 
 
 def test_as_written_quantizes_at_every_pass(contenders: ModuleType, model: nn.Module, batch: Any) -> None:
-    network = contenders.as_written(model)
+    network = contenders.copy_as_written(model)
     assert all(p.requires_grad for p in network.parameters())
     assert all(m.baked_weight is None for m in network.modules() if isinstance(m, QuantConv2d))
     assert all(m.baked_weight is not None for m in model.modules() if isinstance(m, QuantConv2d)), "a copy"

@@ -87,9 +87,9 @@ def test_other_weights_are_other_codes(script: ModuleType) -> None:
     torch.manual_seed(0)
     layer = QuantConv2d(4, 4, 3, padding=1, bias=False, precision=Precision(4, 8), scale="max").eval()
     integer = integer_layer(layer, OneDNN())
-    integer = integer.reworked(emits=integer.grid)
+    integer = integer.with_changes(emits=integer.grid)
     codes = torch.randint(0, 256, (2, 4, 6, 6)).to(torch.uint8)
-    ours, other = integer(codes).int(), integer.reworked(weight=-integer.work.weight)
+    ours, other = integer(codes).int(), integer.with_changes(weight=-integer.op.weight)
     same, unlike = (peers.onnxruntime_stack([layer], codes, 1).run().int() for layer in (integer, other))
     assert (same - ours).abs().max() <= 1, "rounding may end on either side of an edge"
     assert (same != ours).double().mean() < 0.05

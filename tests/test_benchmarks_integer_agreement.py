@@ -71,7 +71,7 @@ def test_a_gap_by_hand(script: ModuleType) -> None:
 def test_exact_levels_are_integers_times_one_step(forms: ModuleType) -> None:
     model = network()
     bake_(model)
-    exact = dict(quantized_layers(forms.on_exact_levels(model)))
+    exact = dict(quantized_layers(forms.to_exact_levels(model)))
     for (_, layer), ready in zip(quantized_layers(model), exact.values(), strict=True):
         levels, rounded = ready.quantized_weight(), layer.quantized_weight().double()
         codes = 15 * levels / levels.abs().max()
@@ -102,7 +102,7 @@ def test_one_weight_on_another_level_is_seen(script: ModuleType, forms: ModuleTy
     (_, last) = list(quantized_layers(other))[-1]
     last.weight.data[0, 0, 1, 1] *= -1
     made = {name: make(model) for name, make in forms.FORMS.items()}
-    made["on integers, float64 between"] = forms.on_integers_in_float64(other)
+    made["on integers, float64 between"] = forms.to_integers_in_float64(other)
     found = script.gaps(made, images(), 7)
     assert found[forms.EXACT, "on integers, float64 between"].beyond_tolerance == 30
 
@@ -151,4 +151,4 @@ def test_shipped_networks_agree_in_float64(script: ModuleType, forms: ModuleType
 
 
 def _exact_forms(forms: ModuleType, model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    return forms.on_exact_levels(model), forms.on_integers_in_float64(model)
+    return forms.to_exact_levels(model), forms.to_integers_in_float64(model)

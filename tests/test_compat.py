@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empir_plugin._compat import autoattack_state_kept_clean, collect_autoattack_flags, contiguous_gradient
+from empir_plugin._compat import isolate_autoattack_state, collect_autoattack_flags, contiguous_gradient
 from empir_plugin._compat.adapter import AutoAttack
 from empir_plugin.errors import InputError
 
@@ -605,7 +605,7 @@ def test_the_trace_function_survives(images: Tensor) -> None:
 
 
 def die_untraced() -> None:
-    with autoattack_state_kept_clean():
+    with isolate_autoattack_state():
         sys.settrace(None)
         raise ZeroDivisionError
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from empir_plugin._compat.observe import (
-    autoattack_state_kept_clean,
+    isolate_autoattack_state,
     collect_autoattack_flags,
     contiguous_gradient,
-    heard_by,
+    send_logs_to,
 )
 from empir_plugin.errors import InputError
 
@@ -133,13 +133,13 @@ class AutoAttack(pyautoattack.AutoAttack):
     @contextmanager
     def _observed(self) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(autoattack_state_kept_clean())
+            stack.enter_context(isolate_autoattack_state())
             self.flags = stack.enter_context(collect_autoattack_flags())
             if self.log_path is not None:
                 handler = logging.FileHandler(self.log_path, encoding="utf-8")
                 handler.setLevel(logging.DEBUG)
                 stack.callback(handler.close)
-                stack.enter_context(heard_by(handler))
+                stack.enter_context(send_logs_to(handler))
             yield
 
 

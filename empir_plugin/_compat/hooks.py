@@ -28,7 +28,7 @@ _HARMLESS = (
 
 
 @contextmanager
-def harmless_warnings_silenced() -> Iterator[None]:
+def silence_harmless_warnings() -> Iterator[None]:
     """Silence, inside, what timm and RobustBench are known to warn of when they are imported."""
     with warnings.catch_warnings():
         for message in _HARMLESS:
@@ -37,7 +37,7 @@ def harmless_warnings_silenced() -> Iterator[None]:
 
 
 @contextmanager
-def pkg_resources_stubbed(_: ModuleType) -> Iterator[None]:
+def stub_pkg_resources(_: ModuleType) -> Iterator[None]:
     """Have ``import pkg_resources`` succeed inside, with the one function RobustBench calls.
 
     The stub is preferred even to an installed one, which warns that it is deprecated; one that somebody has imported
@@ -68,7 +68,7 @@ def _resource_filename(module: str, resource: str) -> str:
 
 
 @contextmanager
-def template_supplied(module: ModuleType) -> Iterator[None]:
+def supply_template_after(module: ModuleType) -> Iterator[None]:
     """Supply the template to a module that is executed inside."""
     yield
     supply_template(module)
@@ -86,7 +86,7 @@ def supply_template(module: ModuleType) -> None:
     vars(module)["PackageLoader"] = with_fallback
 
 
-def rebind_leftovers(package: str) -> None:
+def rebind_submodules(package: str) -> None:
     """Bind to their parents the modules that survived an import of ``package`` which failed.
 
     Python keeps them, but does not bind them to the package when that is imported again: ``package.module`` would be
@@ -162,7 +162,7 @@ class AutoAttackFinder(MetaPathFinder):
         return ModuleSpec(fullname, AutoAttackLoader(), is_package=fullname == "autoattack")
 
 
-class AttendedLoader(Loader):
+class WrappingLoader(Loader):
     """Executes a module inside a context manager, then hands the module back to its own loader."""
 
     def __init__(self, loader: Loader, around: Around) -> None:
@@ -194,8 +194,8 @@ class RobustBenchFinder(MetaPathFinder):
         # The stub stands in for pkg_resources during one module only, lest other libraries' probes for it be fooled.
         self._attended: dict[str, Around] = {
             "robustbench": self._around_package,
-            "robustbench.loaders": pkg_resources_stubbed,
-            TEMPLATE: template_supplied,
+            "robustbench.loaders": stub_pkg_resources,
+            TEMPLATE: supply_template_after,
         }
 
     def find_spec(self, fullname: str, path: SearchPath, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -204,7 +204,7 @@ class RobustBenchFinder(MetaPathFinder):
         spec = self._find_elsewhere(fullname, path, target) if around else None
         if around is None or spec is None or spec.loader is None:
             return None
-        spec.loader = AttendedLoader(spec.loader, around)
+        spec.loader = WrappingLoader(spec.loader, around)
         return spec
 
     def _find_elsewhere(self, name: str, path: SearchPath, target: ModuleType | None) -> ModuleSpec | None:
@@ -214,9 +214,9 @@ class RobustBenchFinder(MetaPathFinder):
 
     @contextmanager
     def _around_package(self, _: ModuleType) -> Iterator[None]:
-        with harmless_warnings_silenced():
+        with silence_harmless_warnings():
             yield
-        rebind_leftovers("robustbench")
+        rebind_submodules("robustbench")
         require_usable()
         for callback in self.callbacks:
             callback()

@@ -13,7 +13,7 @@ LOGGER = "auto-attack"
 
 
 @contextmanager
-def autoattack_state_kept_clean() -> Iterator[None]:
+def isolate_autoattack_state() -> Iterator[None]:
     """Run AutoAttack inside without what it leaves behind: https://github.com/fra31/auto-attack.
 
     Its check for dynamic defences ends the trace function (coverage and debuggers fall silent) and counts calls in a
@@ -23,7 +23,7 @@ def autoattack_state_kept_clean() -> Iterator[None]:
     Example:
         >>> import sys
         >>> before = sys.gettrace()
-        >>> with autoattack_state_kept_clean():
+        >>> with isolate_autoattack_state():
         ...     sys.settrace(None)
         >>> sys.gettrace() is before
         True
@@ -55,12 +55,12 @@ def collect_autoattack_flags() -> Iterator[list[str]]:
         ['it seems to be a dynamic defense!']
     """
     collector = _Collector()
-    with heard_by(collector):
+    with send_logs_to(collector):
         yield collector.texts
 
 
 @contextmanager
-def heard_by(handler: logging.Handler) -> Iterator[None]:
+def send_logs_to(handler: logging.Handler) -> Iterator[None]:
     """Have ``handler`` hear what AutoAttack logs, from its level on, whatever the logging configuration says."""
     logger = logging.getLogger(LOGGER)
     level, disabled, muted = logger.level, logger.disabled, logger.manager.disable

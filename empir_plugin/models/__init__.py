@@ -5,6 +5,7 @@ from empir_plugin.models.architectures.convnets import CIFARConv as CIFARConv
 from empir_plugin.models.architectures.convnets import MNISTConv as MNISTConv
 from empir_plugin.models.ensemble import Ensemble as Ensemble
 from empir_plugin.models.ensemble import MaxVote as MaxVote
+from empir_plugin.models.ensemble import MeanLogits as MeanLogits
 from empir_plugin.models.ensemble import MeanProbability as MeanProbability
 from empir_plugin.models.integer.convert import to_integer as to_integer
 from empir_plugin.models.integer.report import agree as agree

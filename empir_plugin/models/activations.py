@@ -119,7 +119,7 @@ def is_signed(quantizer: InputQuantizer) -> bool:
     return not isinstance(quantizer, ActivationQuantizer)
 
 
-def in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> Tensor:
+def quantize_in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> Tensor:
     """Quantize on [0, bound] or [-bound, bound]: PACT, https://arxiv.org/abs/1805.06085, Equations 2 and 3.
 
     An activation passes its gradient on inside of the range; outside, where the output moves with the bound, the bound
@@ -132,7 +132,7 @@ def in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> Ten
 
     Example:
         >>> bound = torch.tensor(2.0, requires_grad=True)
-        >>> y = in_learned_range(ActivationQuantizer(2), torch.tensor([-1.0, 1.0, 5.0]), bound)
+        >>> y = quantize_in_learned_range(ActivationQuantizer(2), torch.tensor([-1.0, 1.0, 5.0]), bound)
         >>> y.detach(), torch.autograd.grad(y.sum(), bound)
         (tensor([0.0000, 1.3333, 2.0000]), (tensor(1.),))
     """

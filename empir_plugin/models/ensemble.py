@@ -40,6 +40,23 @@ class MeanProbability:
 
 
 @dataclass(frozen=True)
+class MeanLogits:
+    """The class of the highest mean logit wins; a member of large logits counts most.
+
+    The softmax of the mean logits is the members' geometric mean probability, normalised: a single member that all but
+    excludes a class can veto it. :class:`MeanProbability` is the arithmetic mean.
+
+    Example:
+        >>> MeanLogits()(torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]]), None)
+        tensor([[1.0000, 0.5000]])
+    """
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Mean of the members' logits ``(N, K)``."""
+        return logits.mean(0)
+
+
+@dataclass(frozen=True)
 class MaxVote:
     """The class with most votes wins; among equals the one of the first full-precision member, if it is one of them.
 

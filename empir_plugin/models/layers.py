@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.models.activations import InputQuantizer, in_learned_range
+from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
@@ -70,7 +70,7 @@ class QuantizedLayer(nn.Module):
         """What the layer computes with in place of its input, of the same shape."""
         if self.activation_bound is None:
             return self.activation_quantizer(input)
-        return in_learned_range(self.activation_quantizer, input, self.activation_bound)
+        return quantize_in_learned_range(self.activation_quantizer, input, self.activation_bound)
 
     def bake_(self) -> None:
         """Quantize the weights once, for evaluation mode; training or newly loaded weights undo it."""
@@ -159,7 +159,7 @@ def bake_(model: nn.Module) -> None:
 
 
 @contextmanager
-def differentiated_by(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
+def use_backward_rule(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
     """Give every quantizer of activations or images another gradient inside; outputs stay the same, bit for bit.
 
     What is computed inside keeps the rule when it is differentiated later.
@@ -167,7 +167,7 @@ def differentiated_by(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
     Example:
         >>> from empir_plugin.models.backward import identity
         >>> layer, x = QuantLinear(1, 1, precision=Precision.parse("w2a2")), torch.tensor([[2.0]], requires_grad=True)
-        >>> with differentiated_by(layer, identity):
+        >>> with use_backward_rule(layer, identity):
         ...     y = layer(x)
         >>> torch.autograd.grad(y.abs().sum(), x)
         (tensor([[1.]]),)

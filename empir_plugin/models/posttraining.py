@@ -12,13 +12,13 @@ from torch import nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.convert.layers import quantize_layer_class_
 from empir_plugin.models.convert.probe import negative_shares, noise
-from empir_plugin.models.convert.select import Layers, Plan, plan, without_uncalled
+from empir_plugin.models.convert.select import Layers, Plan, plan, refuse_uncalled
 from empir_plugin.models.precision import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, UniformWeightQuantizer
 
 
-def after_training(bits: int) -> AnyWeightQuantizer:
+def post_training_quantizer(bits: int) -> AnyWeightQuantizer:
     """The quantizer of trained weights: ``2**bits - 1`` equally spaced levels, and for one bit ``mean|w| sign(w)``.
 
     Args:
@@ -28,7 +28,7 @@ def after_training(bits: int) -> AnyWeightQuantizer:
         InputError: If the number of bits is another.
 
     Example:
-        >>> after_training(3)
+        >>> post_training_quantizer(3)
         UniformWeightQuantizer(bits=3)
     """
     if not isinstance(bits, int) or not 1 <= bits <= 8:
@@ -46,7 +46,7 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
 
     Args:
         model: A network or an ensemble in full precision.
-        bits: 1 to 8, see :func:`after_training`.
+        bits: 1 to 8, see :func:`post_training_quantizer`.
         layers: See :func:`~empir_plugin.models.convert.quantize_.quantize_`; here all of them by default.
 
     Returns:
@@ -59,7 +59,7 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
         >>> quantize_weights_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
         ('0', '2')
     """
-    quantizer, selected = after_training(bits), _looked_over(model, plan(model, layers))
+    quantizer, selected = post_training_quantizer(bits), _looked_over(model, plan(model, layers))
     if selected.refused:
         first = selected.refused[0]
         raise InputError(f"{first.name or first.kind} cannot be quantized ({first.reason}): name others with layers=")
@@ -76,6 +76,6 @@ def _looked_over(model: nn.Module, selected: Plan) -> Plan:
     if images is None:
         return selected
     try:
-        return without_uncalled(selected, negative_shares(model, selected.chosen, images))
+        return refuse_uncalled(selected, negative_shares(model, selected.chosen, images))
     except InputError:  # It takes images of another size than its configuration says, which is no reason to refuse it.
         return selected

@@ -10,12 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from empir_plugin._files import tables
-from empir_plugin.attacks.surrogates import MeanLogits
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.convert.select import INNER, Layers
-from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
+from empir_plugin.models.ensemble import MaxVote, MeanLogits, MeanProbability, Rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
 

@@ -13,14 +13,14 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from empir_plugin._compat.hooks import harmless_warnings_silenced
+from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
 from empir_plugin.models.packing import is_packed, load_packed, load_strictly
 from empir_plugin.zoo.builders import ModelBuilder
-from empir_plugin.zoo.quantized.build import curated
+from empir_plugin.zoo.quantized.build import curated_networks
 
-with harmless_warnings_silenced():
+with silence_harmless_warnings():
     import timm.models
 
 GROUP = "robustbench.models"
@@ -62,7 +62,7 @@ def register() -> None:
     """Register every discovered model, and every quantized network that has a name from the start, with timm."""
     for name, builder in builders().items():
         register_family(name, (builder,))
-    for name, family in curated().items():
+    for name, family in curated_networks().items():
         register_family(name, family)
 
 
@@ -218,6 +218,6 @@ def _load_from_robustbench(name: str, model_dir: str | Path, dataset: str, threa
 
     known = {model for threats in model_dicts.values() for models in threats.values() for model in models}
     if name not in known:
-        advice = hint(name, [*builders(), *curated(), *known], f"this package has {', '.join(builders())}")
+        advice = hint(name, [*builders(), *curated_networks(), *known], f"this package has {', '.join(builders())}")
         raise InputError(f"no model {name!r} here or in RobustBench: {advice}")
     return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))

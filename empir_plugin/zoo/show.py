@@ -9,7 +9,7 @@ from types import MappingProxyType
 from empir_plugin._entry_points import find
 from empir_plugin.zoo.builders import ModelBuilder, count_parameters
 from empir_plugin.zoo.card import ModelCard, cards
-from empir_plugin.zoo.quantized.build import FAMILIES, PRECISIONS, curated
+from empir_plugin.zoo.quantized.build import FAMILIES, PRECISIONS, curated_networks
 from empir_plugin.zoo.registry import find_builder
 
 _OTHERWISE = "Linf:8/255"
@@ -64,7 +64,7 @@ def named_rows() -> Iterator[tuple[str, ...]]:
         >>> next(named_rows())
         ('dorefa-w1a2-resnet18', 'cifar10, cifar100, imagenet', 'w1a2', '', '', 'none')
     """
-    for name, family in curated().items():
+    for name, family in curated_networks().items():
         yield name, ", ".join(builder.dataset for builder in family), name.split("-")[1], "", "", "none"
 
 
@@ -72,7 +72,7 @@ def named_summary() -> str:
     """One line that stands for all of :func:`named_rows`."""
     precisions = ", ".join(str(precision) for precision in PRECISIONS)
     names = f"dorefa-<precision>-<architecture>, {precisions} x {len(FAMILIES)} architectures"
-    return f"and {len(curated())} networks without weights, for custom_checkpoint= ({names}): empir list --all"
+    return f"and {len(curated_networks())} networks without weights, for custom_checkpoint= ({names}): empir list --all"
 
 
 def _clean(card: ModelCard) -> str:

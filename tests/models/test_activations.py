@@ -16,7 +16,7 @@ from empir_plugin.models.activations import (
     InputQuantizer,
     SignActivationQuantizer,
     SignedActivationQuantizer,
-    in_learned_range,
+    quantize_in_learned_range,
     is_signed,
 )
 from empir_plugin.models.backward import identity
@@ -87,8 +87,8 @@ def test_signs_and_their_gradient() -> None:
     "quantizer", [ActivationQuantizer(2), SignedActivationQuantizer(3)], ids=["unsigned", "signed"]
 )
 def test_a_learned_range_of_one_is_the_range_it_widens(quantizer: InputQuantizer) -> None:
-    assert torch.equal(in_learned_range(quantizer, X, torch.tensor(1.0)), quantizer(X))
-    assert not torch.equal(in_learned_range(quantizer, X, torch.tensor(2.0)), quantizer(X))
+    assert torch.equal(quantize_in_learned_range(quantizer, X, torch.tensor(1.0)), quantizer(X))
+    assert not torch.equal(quantize_in_learned_range(quantizer, X, torch.tensor(2.0)), quantizer(X))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_learned_range_of_one_is_the_range_it_widens(quantizer: InputQuantizer
 def test_pact_by_hand(quantizer: InputQuantizer, x: list[float], expected: list[float], bound_slope: float) -> None:
     bound = torch.tensor(2.0, requires_grad=True)
     inputs = torch.tensor(x, requires_grad=True)
-    y = in_learned_range(quantizer, inputs, bound)
+    y = quantize_in_learned_range(quantizer, inputs, bound)
     torch.testing.assert_close(y, torch.tensor(expected))
     to_inputs, to_bound = torch.autograd.grad(y.sum(), (inputs, bound))
     assert to_bound.item() == bound_slope
@@ -113,7 +113,7 @@ def test_pact_by_hand(quantizer: InputQuantizer, x: list[float], expected: list[
 
 def test_a_range_that_collapsed_gives_finite_numbers_and_can_grow_again() -> None:
     bound = torch.tensor(-1.0, requires_grad=True)
-    y = in_learned_range(ActivationQuantizer(2), X, bound)
+    y = quantize_in_learned_range(ActivationQuantizer(2), X, bound)
     assert bool(y.isfinite().all())
     assert torch.autograd.grad(y.sum(), bound)[0].item() > 0
 

@@ -13,7 +13,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, Soft, as_trained, identity, parse_backward, soft
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.layers import QuantConv2d, QuantLinear, differentiated_by
+from empir_plugin.models.layers import QuantConv2d, QuantLinear, use_backward_rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer
 
@@ -79,7 +79,7 @@ def test_inside_the_model_gradients_change_and_outputs_do_not(x: Tensor) -> None
     x = (5 * x).requires_grad_(True)  # mostly beyond the clip of the first layer
     before = model(x)
     (clipped,) = torch.autograd.grad(before.sum(), x)
-    with differentiated_by(model, identity):
+    with use_backward_rule(model, identity):
         inside = model(x)
     after = model(x)
     (seen,) = torch.autograd.grad(inside.sum(), x)
@@ -93,7 +93,7 @@ def test_inside_the_model_gradients_change_and_outputs_do_not(x: Tensor) -> None
 
 def test_the_rule_leaves_with_an_exception() -> None:
     model = network()
-    with pytest.raises(RuntimeError, match="stop"), differentiated_by(model, identity):
+    with pytest.raises(RuntimeError, match="stop"), use_backward_rule(model, identity):
         raise RuntimeError("stop")
     assert [layer.activation_quantizer.clip for layer in model if hasattr(layer, "activation_quantizer")] == [
         as_trained,

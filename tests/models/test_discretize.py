@@ -20,7 +20,7 @@ from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.backward import identity, soft
 from empir_plugin.models.discretize import Discretized, InputDiscretizer, Levels, discretized
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
-from empir_plugin.models.layers import differentiated_by
+from empir_plugin.models.layers import use_backward_rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.quantized.architectures import network
 
@@ -116,7 +116,7 @@ def test_an_attacker_s_rule_reaches_the_discretization_and_leaves_with_its_block
     model, x = Discretized(nn.Flatten(), 2), torch.tensor([[[[-0.5, 0.3, 1.5]]]], requires_grad=True)
     slopes = []
     for rule in (identity, soft):
-        with differentiated_by(model, rule):
+        with use_backward_rule(model, rule):
             inside = model(x)
         assert torch.equal(inside, model(x))
         slopes.append(torch.autograd.grad(inside.sum(), x)[0].flatten())
@@ -145,6 +145,8 @@ def test_weights_keep_their_names_behind_a_prefix() -> None:
     assert torch.equal(model(x), bare(InputDiscretizer(3)(x)))
 
 
+# On Python 3.13.0, and no other, torch.compile warns of slower guards: a bug of that release, python/cpython#125608.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_copies_pickles_and_exports_compute_the_same() -> None:
     torch.manual_seed(0)
     model, x = Discretized(MNISTConv(Precision(2, 4), scale="max"), 2, "center").eval(), torch.rand(2, 1, 28, 28)

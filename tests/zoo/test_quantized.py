@@ -21,7 +21,7 @@ from empir_plugin.models.ensemble import MeanProbability
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.packing import save_packed
 from empir_plugin.zoo.quantized.architectures import network
-from empir_plugin.zoo.quantized.build import FAMILIES, curated, normalize_images_
+from empir_plugin.zoo.quantized.build import FAMILIES, curated_networks, normalize_images_
 from empir_plugin.zoo.quantized.register import empir, register_quantized
 from empir_plugin.zoo.registry import find_builder, load_model, timm_name
 from empir_plugin.zoo.show import dataset_of, named_rows, named_summary
@@ -164,20 +164,24 @@ def test_misuse_is_answered_with_what_to_do(call: Any, sentence: str) -> None:
 
 
 def test_every_architecture_has_five_precisions_and_its_data_sets() -> None:
-    assert len(curated()) == 5 * len(FAMILIES)
+    assert len(curated_networks()) == 5 * len(FAMILIES)
     assert {family.architecture for family in FAMILIES} >= {
         "resnet18",
         "wide_resnet_28_10",
         "preact_resnet18",
         "alexnet",
     }
-    assert {name.split("-")[1] for name in curated()} == {"w1a2", "w2a2", "w2a4", "w4a4", "w8a8"}
-    assert [builder.num_classes for builder in curated()["dorefa-w2a4-vit_tiny_patch16_224"]] == [10, 100, 1000]
+    assert {name.split("-")[1] for name in curated_networks()} == {"w1a2", "w2a2", "w2a4", "w4a4", "w8a8"}
+    assert [builder.num_classes for builder in curated_networks()["dorefa-w2a4-vit_tiny_patch16_224"]] == [
+        10,
+        100,
+        1000,
+    ]
 
 
-@pytest.mark.parametrize("name", list(curated())[::7])
+@pytest.mark.parametrize("name", list(curated_networks())[::7])
 def test_timm_knows_every_name_for_every_data_set_and_threat(name: str) -> None:
-    for builder in curated()[name]:
+    for builder in curated_networks()[name]:
         assert all(timm.is_model(timm_name(name, builder.dataset, threat)) for threat in builder.threats)
         assert find_builder(name, builder.dataset) is builder
 
@@ -195,7 +199,7 @@ def test_every_network_is_built_and_quantized_for_each_of_its_data_sets(family: 
 
 
 def test_the_list_stays_short_and_names_them_all_when_asked() -> None:
-    assert len(list(named_rows())) == len(curated())
+    assert len(list(named_rows())) == len(curated_networks())
     assert named_summary().startswith("and 80 networks without weights")
     assert dataset_of("DoReFa-W4A4-ResNet18") == "cifar10"
 

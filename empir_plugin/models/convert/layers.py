@@ -9,10 +9,10 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from empir_plugin._compat.hooks import harmless_warnings_silenced
+from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 
-with harmless_warnings_silenced():
+with silence_harmless_warnings():
     from timm.layers.conv2d_same import Conv2dSame
     from timm.layers.padding import pad_same
     from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame

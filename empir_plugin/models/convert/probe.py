@@ -18,7 +18,7 @@ from empir_plugin.models.layers import quantized_layers
 _NOISE_IMAGES = 2
 
 
-def checked_images(model: nn.Module, images: object) -> Tensor:
+def check_images(model: nn.Module, images: object) -> Tensor:
     """Calibration images, moved to where the network is.
 
     Raises:
@@ -49,7 +49,7 @@ def noise(model: nn.Module) -> Tensor | None:
 
 
 @dataclass
-class _Tally:
+class _SignTally:
     negative: int = 0
     total: int = 0
 
@@ -60,11 +60,11 @@ def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: T
     Raises:
         InputError: If the network does not take the images.
     """
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, _SignTally] = {}
 
     def watch(name: str, layer: nn.Module) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tally = tallies.setdefault(name, _Tally())
+            tally = tallies.setdefault(name, _SignTally())
             tally.negative += int((inputs[0] < 0).sum())
             tally.total += inputs[0].numel()
 
@@ -72,7 +72,7 @@ def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: T
 
     handles = [watch(name, layer) for name, layer in layers.items()]
     try:
-        with modes_kept(model), torch.no_grad():
+        with preserve_modes(model), torch.no_grad():
             model.eval()
             run(model, images)
     finally:
@@ -96,7 +96,7 @@ def run(model: nn.Module, images: Tensor) -> None:
 
 
 @contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
+def preserve_modes(model: nn.Module) -> Iterator[None]:
     """Give every module back the mode it had."""
     found = [(module, module.training) for module in model.modules()]
     try:
@@ -135,7 +135,7 @@ def recalibrate_(model: nn.Module, images: Tensor) -> int:
         >>> network[0].running_mean
         tensor([0.5000])
     """
-    images = checked_images(model, images)
+    images = check_images(model, images)
     with _averaging(model) as norms:
         for batch in images.tensor_split(math.ceil(len(images) / _BATCH)):
             run(model, batch)
@@ -164,7 +164,7 @@ def start_ranges_(model: nn.Module, images: Tensor) -> None:
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     try:
         with _averaging(model):
-            run(model, checked_images(model, images)[:_BATCH])
+            run(model, check_images(model, images)[:_BATCH])
     finally:
         for handle in handles:
             handle.remove()
@@ -177,7 +177,7 @@ def _averaging(model: nn.Module) -> Iterator[list[Any]]:
     """Everything in evaluation mode but batch normalisations, which forget and average over the batches inside."""
     norms: list[Any] = [module for module in model.modules() if _has_statistics(module)]
     momenta = [norm.momentum for norm in norms]
-    with modes_kept(model):
+    with preserve_modes(model):
         model.eval()
         for norm in norms:
             norm.reset_running_stats()

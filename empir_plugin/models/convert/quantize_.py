@@ -22,9 +22,9 @@ from empir_plugin.models.activations import (
     SignedActivationQuantizer,
 )
 from empir_plugin.models.convert.layers import quantize_layer_class_
-from empir_plugin.models.convert.probe import checked_images, negative_shares, noise, recalibrate_, start_ranges_
+from empir_plugin.models.convert.probe import check_images, negative_shares, noise, recalibrate_, start_ranges_
 from empir_plugin.models.convert.report import ConversionReport, ConvertedLayer
-from empir_plugin.models.convert.select import INNER, Layers, Plan, plan, without_uncalled
+from empir_plugin.models.convert.select import INNER, Layers, Plan, plan, refuse_uncalled
 from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
@@ -58,7 +58,7 @@ class _Settings:
         return self.one_bit is not OneBit.DOREFA and self.precision.activation_bits == 1
 
     @property
-    def needs_a_look(self) -> bool:
+    def depends_on_inputs(self) -> bool:
         """Whether what layers are given decides something."""
         undecided = self.activations in (Activations.AUTO, Activations.PACT)
         return undecided and not self.signs and self.precision.activation_bits < FULL_BITS
@@ -72,14 +72,14 @@ class _Settings:
         if self.signs:
             return SignActivationQuantizer()
         bits = self.precision.activation_bits
-        if self.activations is Activations.SIGNED or (self.needs_a_look and (negative or 0) > _SIGNED_FROM):
+        if self.activations is Activations.SIGNED or (self.depends_on_inputs and (negative or 0) > _SIGNED_FROM):
             return SignedActivationQuantizer(bits)
         return ActivationQuantizer(bits)
 
     @property
     def bound(self) -> float | None:
         """Where a learned range starts."""
-        return 1.0 if self.activations is Activations.PACT and self.needs_a_look else None
+        return 1.0 if self.activations is Activations.PACT and self.depends_on_inputs else None
 
 
 def quantize_(
@@ -128,11 +128,11 @@ def quantize_(
     """
     bits = Precision.parse(precision) if isinstance(precision, str) else precision
     settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
-    images = noise(model) if calibration is None else checked_images(model, calibration)
+    images = noise(model) if calibration is None else check_images(model, calibration)
     selected = plan(model, layers)
     negative = _look(model, selected, images, settings)
     if negative is not None:
-        selected = without_uncalled(selected, negative)
+        selected = refuse_uncalled(selected, negative)
     _check(model, selected, allow_unsupported)
     converted = _convert(selected.chosen, settings, negative or {})
     renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
@@ -155,7 +155,7 @@ def _look(model: nn.Module, selected: Plan, images: Tensor | None, settings: _Se
     """Shares of negative inputs by layer, of the called ones; None if there is nothing to look with."""
     if images is not None:
         return negative_shares(model, selected.chosen, images)
-    if settings.needs_a_look:
+    if settings.depends_on_inputs:
         mode = settings.activations.value
         raise InputError(
             f"activations={mode!r} has to see what {type(model).__name__}'s layers are given: pass calibration=images, "

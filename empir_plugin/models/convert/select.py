@@ -16,7 +16,7 @@ from empir_plugin.models.layers import QuantizedLayer
 
 
 @dataclass(frozen=True)
-class Selection:
+class LayerSelection:
     """Kinds of layers to quantize beside those that always are.
 
     Args:
@@ -27,8 +27,8 @@ class Selection:
         squeeze_excite: The layers that weigh channels, of which the same is true.
 
     Example:
-        >>> Selection(last=True)
-        Selection(first=False, last=True, depthwise=False, squeeze_excite=False)
+        >>> LayerSelection(last=True)
+        LayerSelection(first=False, last=True, depthwise=False, squeeze_excite=False)
     """
 
     first: bool = False
@@ -37,10 +37,10 @@ class Selection:
     squeeze_excite: bool = False
 
 
-INNER = Selection()
-ALL = Selection(first=True, last=True, depthwise=True, squeeze_excite=True)
+INNER = LayerSelection()
+ALL = LayerSelection(first=True, last=True, depthwise=True, squeeze_excite=True)
 
-Layers = Selection | Collection[str]
+Layers = LayerSelection | Collection[str]
 """Kinds of layers, or names of layers in the network, in which ``*`` stands for anything."""
 
 
@@ -73,18 +73,18 @@ def plan(model: nn.Module, layers: Layers | str) -> Plan:
     kept = {name: reason for name in found if (reason := why_kept[name])}
     refused = {name: reason for name, layer in found.items() if name not in kept and (reason := unsupported(layer))}
     chosen = {name: layer for name, layer in found.items() if name not in kept and name not in refused}
-    return Plan(chosen, *(tuple(left(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
+    return Plan(chosen, *(tuple(kept_layer(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
 
 
-def without_uncalled(selected: Plan, called: Collection[str]) -> Plan:
+def refuse_uncalled(selected: Plan, called: Collection[str]) -> Plan:
     """A plan that refuses the layers it had chosen and the network does not call."""
     reason = "the network never calls it, and may apply its weights by itself"
-    uncalled = tuple(left(name, layer, reason) for name, layer in selected.chosen.items() if name not in called)
+    uncalled = tuple(kept_layer(name, layer, reason) for name, layer in selected.chosen.items() if name not in called)
     chosen = {name: layer for name, layer in selected.chosen.items() if name in called}
     return replace(selected, chosen=chosen, refused=(*selected.refused, *uncalled))
 
 
-def left(name: str, layer: nn.Module, reason: str) -> KeptLayer:
+def kept_layer(name: str, layer: nn.Module, reason: str) -> KeptLayer:
     """The report's line on a layer that stays in full precision."""
     return KeptLayer(name, type(layer).__name__, sum(weight.numel() for weight in _weights(layer)), reason)
 
@@ -109,7 +109,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _why_kept(model: nn.Module, found: Mapping[str, nn.Module], layers: Layers | str) -> Mapping[str, str]:
     if isinstance(layers, str):
         layers = _named(layers)
-    if not isinstance(layers, Selection):
+    if not isinstance(layers, LayerSelection):
         return _by_name(found, layers)
     first, last = (_ends(model, found, key) for key in ("first_conv", "classifier"))
     reasons: dict[str, str] = {}

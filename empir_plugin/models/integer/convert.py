@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.models.integer.fuse import fused
+from empir_plugin.models.integer.fuse import fuse
 from empir_plugin.models.integer.grid import NO_GRADIENT, StaysFloat
 from empir_plugin.models.integer.kernels import Kernel, kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
@@ -82,7 +82,7 @@ def to_integer(model: nn.Module, *, like: Tensor | None = None, kernel: Kernel |
         raise InputError("the model runs on integers already: convert the one it was made from")
     base = _ready_copy(model)
     swapped, decided = _swapped(base, kernel)
-    linked, notes = fused(copy.deepcopy(swapped))
+    linked, notes = fuse(copy.deepcopy(swapped))
     layers = tuple(outcomes(base, decided))
     if like is None:
         return IntegerModel(linked, IntegerReport(layers, tuple(notes)))

@@ -184,7 +184,7 @@ def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
     return node.op in ("call_function", "call_method") and node.target in targets
 
 
-def fused(network: nn.Module) -> tuple[nn.Module, list[str]]:
+def fuse(network: nn.Module) -> tuple[nn.Module, list[str]]:
     """A network whose integer layers hand each other codes, and notes on what could not be done.
 
     The members of an ensemble are taken one by one, and exchanged in it, so give a copy. A network whose graph cannot
@@ -211,7 +211,7 @@ def _has_hooks(network: nn.Module) -> bool:
 
 
 def _fuse_members_(ensemble: Ensemble) -> list[str]:
-    each = [fused(member) for member in ensemble.members]
+    each = [fuse(member) for member in ensemble.members]
     ensemble.members = nn.ModuleList([member for member, _ in each])
     return [note for _, notes in each for note in notes]
 
@@ -278,7 +278,7 @@ class _Fusion:
             self._absorb_relu(node, layer)
             return
         between, grid = route
-        emitting = layer.reworked(emits=grid)
+        emitting = layer.with_changes(emits=grid)
         try:
             check_emitted(layer, emitting, grid)
         except StaysFloat as reason:
@@ -308,7 +308,7 @@ class _Fusion:
     def _absorb_relu(self, node: fx.Node, layer: IntegerLayer) -> None:
         following = only_user(node)
         if following is not None and is_relu(following, self._module(following)):
-            self._replace(node, layer.reworked(relu=True))
+            self._replace(node, layer.with_changes(relu=True))
             bypass(following)
 
     def _add_in_place(self, node: fx.Node) -> None:
@@ -368,6 +368,6 @@ def _normalised(layer: IntegerLayer, norm: Any) -> IntegerLayer:
     spread = (norm.running_var.double() + norm.eps).sqrt()
     gain = (1.0 if norm.weight is None else norm.weight.detach().double()) / spread
     shift = 0.0 if norm.bias is None else norm.bias.detach().double()
-    offset = 0.0 if layer.work.bias is None else layer.work.bias
+    offset = 0.0 if layer.op.bias is None else layer.op.bias
     bias = (offset - norm.running_mean.double()) * gain + shift
-    return layer.reworked(scale=layer.work.scale * gain, bias=bias)
+    return layer.with_changes(scale=layer.op.scale * gain, bias=bias)

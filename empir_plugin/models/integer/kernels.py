@@ -31,7 +31,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class IntegerOp:
     """What a kernel has to compute: ``scale * sum((code - zero) * weight) + bias``, then what follows.
 
     Args:
@@ -54,7 +54,7 @@ class Work:
 
 
 class Kernel(Protocol):
-    """A way to compute a :class:`Work`."""
+    """A way to compute a :class:`IntegerOp`."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Kernel(Protocol):
         """Why it cannot be used there, if it cannot."""
         ...
 
-    def compile(self, work: Work) -> Program:
+    def compile(self, op: IntegerOp) -> Program:
         """Prepare the weights."""
         ...
 
@@ -86,47 +86,47 @@ class OneDNN:
             return f"this build of PyTorch lacks oneDNN's int8 kernels ({', '.join(missing) or 'no oneDNN'})"
         return None
 
-    def compile(self, work: Work) -> Program:
+    def compile(self, op: IntegerOp) -> Program:
         """Bring the weights into the kernel's own layout."""
-        return _onednn_linear(work) if work.geometry is None else _onednn_conv(work, work.geometry)
+        return _onednn_linear(op) if op.geometry is None else _onednn_conv(op, op.geometry)
 
 
-def _post_op(work: Work) -> tuple[float, torch.dtype, str, list[float]]:
+def _post_op(op: IntegerOp) -> tuple[float, torch.dtype, str, list[float]]:
     """Output step, output type, and what is done before: DoReFa's clip is the hard tanh of [0, 1]."""
-    if work.emits is not None:
-        return work.emits.scale, torch.uint8, "hardtanh", [0.0, work.emits.scale * work.emits.top]
-    return 1.0, torch.float32, "relu" if work.relu else "none", []
+    if op.emits is not None:
+        return op.emits.scale, torch.uint8, "hardtanh", [0.0, op.emits.scale * op.emits.top]
+    return 1.0, torch.float32, "relu" if op.relu else "none", []
 
 
-def _affine(work: Work) -> tuple[Tensor, Tensor | None]:
+def _affine(op: IntegerOp) -> tuple[Tensor, Tensor | None]:
     """Scale and bias, float32: all that was folded into them is rounded once, here."""
-    return work.scale.float(), None if work.bias is None else work.bias.float()
+    return op.scale.float(), None if op.bias is None else op.bias.float()
 
 
-def _onednn_conv(work: Work, geometry: Geometry) -> Program:
+def _onednn_conv(op: IntegerOp, geometry: Geometry) -> Program:
     where = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
-    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
-    step, dtype, after, scalars = _post_op(work)
-    packed = torch.ops.onednn.qconv_prepack(work.weight, scale, 1.0, work.zero, *where, None)
+    (scale, bias), zeros = _affine(op), torch.zeros(len(op.scale), dtype=torch.int64)
+    step, dtype, after, scalars = _post_op(op)
+    packed = torch.ops.onednn.qconv_prepack(op.weight, scale, 1.0, op.zero, *where, None)
     run: Any = torch.ops.onednn.qconv2d_pointwise.default
 
     def program(codes: Tensor) -> Tensor:
         codes = codes.contiguous(memory_format=torch.channels_last)
         tail = (step, 0, dtype, after, scalars, "")
-        return run(codes, 1.0, work.zero, packed, scale, zeros, bias, *where, *tail)
+        return run(codes, 1.0, op.zero, packed, scale, zeros, bias, *where, *tail)
 
     return program
 
 
-def _onednn_linear(work: Work) -> Program:
-    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
-    step, dtype, after, scalars = _post_op(work)
-    packed = torch.ops.onednn.qlinear_prepack(work.weight, None)
+def _onednn_linear(op: IntegerOp) -> Program:
+    (scale, bias), zeros = _affine(op), torch.zeros(len(op.scale), dtype=torch.int64)
+    step, dtype, after, scalars = _post_op(op)
+    packed = torch.ops.onednn.qlinear_prepack(op.weight, None)
     run: Any = torch.ops.onednn.qlinear_pointwise.default
 
     def program(codes: Tensor) -> Tensor:
         tail = (step, 0, dtype, after, scalars, "")
-        return run(codes.contiguous(), 1.0, work.zero, packed, scale, zeros, bias, *tail)
+        return run(codes.contiguous(), 1.0, op.zero, packed, scale, zeros, bias, *tail)
 
     return program
 
@@ -146,24 +146,24 @@ class IntMM:
             return "this build of PyTorch lacks torch._int_mm"
         return None if device.type in ("cpu", "cuda") else f"torch._int_mm does not run on {device.type}"
 
-    def compile(self, work: Work) -> Program:
+    def compile(self, op: IntegerOp) -> Program:
         """Bring the weights into the form of matrices, one per group."""
-        scale, bias = _affine(work)
-        work = replace(work, scale=scale, bias=bias)
-        groups = 1 if work.geometry is None else work.geometry.groups
-        matrices = [_padded(part.flatten(1).t(), 8, 8) for part in work.weight.chunk(groups)]
-        return lambda codes: _matrix_program(codes, matrices, work)
+        scale, bias = _affine(op)
+        op = replace(op, scale=scale, bias=bias)
+        groups = 1 if op.geometry is None else op.geometry.groups
+        matrices = [_padded(part.flatten(1).t(), 8, 8) for part in op.weight.chunk(groups)]
+        return lambda codes: _matrix_program(codes, matrices, op)
 
 
-def _matrix_program(codes: Tensor, matrices: list[Tensor], work: Work) -> Tensor:
-    x = codes.to(torch.int16).sub_(work.zero).to(torch.int8)
-    if work.geometry is None:
-        return _after(_product(x, matrices[0], len(work.scale)), work)
-    columns = [_columns(part, work.weight.shape[2:], work.geometry) for part in x.chunk(work.geometry.groups, 1)]
-    filters = len(work.scale) // len(matrices)
+def _matrix_program(codes: Tensor, matrices: list[Tensor], op: IntegerOp) -> Tensor:
+    x = codes.to(torch.int16).sub_(op.zero).to(torch.int8)
+    if op.geometry is None:
+        return _after(_product(x, matrices[0], len(op.scale)), op)
+    columns = [_columns(part, op.weight.shape[2:], op.geometry) for part in x.chunk(op.geometry.groups, 1)]
+    filters = len(op.scale) // len(matrices)
     sums = [_product(c.flatten(0, 2), matrix, filters) for c, matrix in zip(columns, matrices, strict=True)]
     shape = columns[0].shape[:3]  # (N, H, W)
-    return _after(torch.cat(sums, 1), work).view(*shape, -1).permute(0, 3, 1, 2)
+    return _after(torch.cat(sums, 1), op).view(*shape, -1).permute(0, 3, 1, 2)
 
 
 def _columns(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
@@ -192,13 +192,13 @@ def _product(x: Tensor, matrix: Tensor, filters: int) -> Tensor:
     return multiply(_padded(x, 8, 8, least_rows=24), matrix)[: len(x), :filters]
 
 
-def _after(sums: Tensor, work: Work) -> Tensor:
-    y = sums * work.scale
-    y = y if work.bias is None else y + work.bias
-    if work.emits is not None:
-        top = work.emits.top
-        return y.mul(1 / work.emits.scale).round_().clamp_(0, top).to(torch.uint8)
-    return y.relu() if work.relu else y
+def _after(sums: Tensor, op: IntegerOp) -> Tensor:
+    y = sums * op.scale
+    y = y if op.bias is None else y + op.bias
+    if op.emits is not None:
+        top = op.emits.top
+        return y.mul(1 / op.emits.scale).round_().clamp_(0, top).to(torch.uint8)
+    return y.relu() if op.relu else y
 
 
 def kernel_for(device: torch.device) -> Kernel:

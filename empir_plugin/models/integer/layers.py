@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
-from empir_plugin.models.integer.kernels import Geometry, Kernel, Program, Work
+from empir_plugin.models.integer.kernels import Geometry, Kernel, Program, IntegerOp
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 
@@ -23,14 +23,14 @@ class IntegerLayer(QuantizedLayer):
     Args:
         precision: Bits of the layer it stands for.
         grid: Levels of its input.
-        work: What it computes.
+        op: What it computes.
         kernel: What computes it.
     """
 
-    def __init__(self, precision: Precision, grid: Grid, work: Work, kernel: Kernel) -> None:
+    def __init__(self, precision: Precision, grid: Grid, op: IntegerOp, kernel: Kernel) -> None:
         super().__init__()
-        self._precision, self.grid, self.work, self.kernel = precision, grid, work, kernel
-        self._program: Program = kernel.compile(work)
+        self._precision, self.grid, self.op, self.kernel = precision, grid, op, kernel
+        self._program: Program = kernel.compile(op)
         self.eval()
 
     @property
@@ -41,21 +41,21 @@ class IntegerLayer(QuantizedLayer):
     def bake_(self) -> None:
         """Nothing is left to do: the weights are integers."""
 
-    def reworked(self, **changes: Any) -> IntegerLayer:
-        """The same layer with some fields of its :class:`Work` changed."""
-        return IntegerLayer(self.precision, self.grid, replace(self.work, **changes), self.kernel)
+    def with_changes(self, **changes: Any) -> IntegerLayer:
+        """The same layer with some fields of its :class:`IntegerOp` changed."""
+        return IntegerLayer(self.precision, self.grid, replace(self.op, **changes), self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs, float or codes, ``(N, C, H, W)`` or ``(..., F)``."""
         codes = x if x.dtype == torch.uint8 else self.grid.codes(x)
-        if self.work.geometry is not None:
+        if self.op.geometry is not None:
             return self._program(codes)
         return self._program(codes.reshape(-1, codes.shape[-1])).view(*codes.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Shape, precision and kernel."""
-        out = "float32" if self.work.emits is None else "codes"
-        return f"{tuple(self.work.weight.shape)}, precision={self.precision}, kernel={self.kernel.name}, out={out}"
+        out = "float32" if self.op.emits is None else "codes"
+        return f"{tuple(self.op.weight.shape)}, precision={self.precision}, kernel={self.kernel.name}, out={out}"
 
     def __getstate__(self) -> dict[str, Any]:
         # The kernel's own copy of the weights can be neither copied nor pickled, but made again.
@@ -63,7 +63,7 @@ class IntegerLayer(QuantizedLayer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._program = self.kernel.compile(self.work)
+        self._program = self.kernel.compile(self.op)
 
 
 def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
@@ -79,9 +79,9 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
     grid, integers = input_grid(layer), weight_integers(layer)
     bias = getattr(layer, "bias", None)
     offset = None if bias is None else bias.detach().double()
-    work = Work(integers.values, grid.zero, integers.scale * grid.scale, offset, geometry)
+    op = IntegerOp(integers.values, grid.zero, integers.scale * grid.scale, offset, geometry)
     try:
-        return IntegerLayer(layer.precision, grid, work, kernel)
+        return IntegerLayer(layer.precision, grid, op, kernel)
     except (RuntimeError, NotImplementedError) as error:
         raise StaysFloat(f"the kernel {kernel.name} refuses it: {str(error).splitlines()[0]}") from error
 

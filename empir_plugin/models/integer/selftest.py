@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from empir_plugin.models.integer.grid import Grid, StaysFloat
-from empir_plugin.models.integer.kernels import Work
+from empir_plugin.models.integer.kernels import IntegerOp
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.layers import QuantizedLayer
 
@@ -27,7 +27,7 @@ def check_layer(layer: QuantizedLayer, integer: IntegerLayer) -> None:
     Raises:
         StaysFloat: If a sum is wrong, or the outputs differ by more than the rounding of float32.
     """
-    for codes in _demanding(integer.work, integer.grid.top):
+    for codes in _demanding(integer.op, integer.grid.top):
         difference = _error_in_units(integer, codes)
         if difference >= 0.5:
             raise StaysFloat(f"the kernel {integer.kernel.name} is not exact here: a sum is off by {difference:.6g}")
@@ -69,58 +69,56 @@ def check_emitted(plain: IntegerLayer, emitting: IntegerLayer, grid: Grid) -> No
         raise StaysFloat(f"{int(wrong.sum())} of {wrong.numel()} emitted codes are wrong")
 
 
-def _demanding(work: Work, top: int) -> list[Tensor]:
+def _demanding(op: IntegerOp, top: int) -> list[Tensor]:
     """Codes that drive the filters' sums to their extremes, in batches, and random ones with padding and stride."""
-    weight = work.weight
+    weight = op.weight
     strongest = weight.flatten(1).int().abs().sum(1).argsort(descending=True)
     if 2 * top * int(weight.int().abs().max()) <= _INT16:
         strongest = strongest[:8]  # no pair of products overflows, so that a few show whether the kernel works
-    filters = _in_every_group(weight[strongest], work)
+    filters = _in_every_group(weight[strongest], op)
     extremes = torch.cat([filters > 0, filters < 0]).to(torch.uint8) * top
-    return [*extremes.split(_CHUNK), _noise(work, top)]
+    return [*extremes.split(_CHUNK), _noise(op, top)]
 
 
-def _in_every_group(filters: Tensor, work: Work) -> Tensor:
+def _in_every_group(filters: Tensor, op: IntegerOp) -> Tensor:
     """Filters ``(n, C / groups, ...)`` over all input channels ``(n, C, ...)``: every group sees the same."""
-    groups = 1 if work.geometry is None else work.geometry.groups
+    groups = 1 if op.geometry is None else op.geometry.groups
     spread = torch.cat([filters] * groups, 1)
-    if work.geometry is None or work.geometry.dilation == (1, 1):
+    if op.geometry is None or op.geometry.dilation == (1, 1):
         return spread
-    (dh, dw), (kh, kw) = work.geometry.dilation, filters.shape[2:]
+    (dh, dw), (kh, kw) = op.geometry.dilation, filters.shape[2:]
     dilated = spread.new_zeros(*spread.shape[:2], dh * (kh - 1) + 1, dw * (kw - 1) + 1)
     dilated[:, :, ::dh, ::dw] = spread
     return dilated
 
 
-def _noise(work: Work, top: int) -> Tensor:
-    shape = (8, *_input_shape(work))
+def _noise(op: IntegerOp, top: int) -> Tensor:
+    shape = (8, *_input_shape(op))
     return torch.randint(0, top + 1, shape, generator=torch.Generator().manual_seed(0)).to(
-        work.weight.device, torch.uint8
+        op.weight.device, torch.uint8
     )
 
 
-def _input_shape(work: Work) -> tuple[int, ...]:
+def _input_shape(op: IntegerOp) -> tuple[int, ...]:
     """Of one input, large enough for every filter to lie twice on it."""
-    if work.geometry is None:
-        return (work.weight.shape[1],)
+    if op.geometry is None:
+        return (op.weight.shape[1],)
     sides = [
         dilation * (kernel - 1) + 1 + stride + 1
-        for dilation, kernel, stride in zip(
-            work.geometry.dilation, work.weight.shape[2:], work.geometry.stride, strict=True
-        )
+        for dilation, kernel, stride in zip(op.geometry.dilation, op.weight.shape[2:], op.geometry.stride, strict=True)
     ]
-    return (work.weight.shape[1] * work.geometry.groups, *sides)
+    return (op.weight.shape[1] * op.geometry.groups, *sides)
 
 
 def _random_codes(layer: IntegerLayer) -> Tensor:
-    return _noise(layer.work, layer.grid.top)
+    return _noise(layer.op, layer.grid.top)
 
 
 def _inputs(layer: IntegerLayer) -> Tensor:
     """Float inputs over all levels of a layer and beyond both ends."""
     generator = torch.Generator().manual_seed(1)
     low, high = layer.grid.values(torch.tensor([0, layer.grid.top])).tolist()
-    uniform = torch.rand((4, *_input_shape(layer.work)), generator=generator).to(layer.work.weight.device)
+    uniform = torch.rand((4, *_input_shape(layer.op)), generator=generator).to(layer.op.weight.device)
     return low + (1.5 * uniform - 0.25) * (high - low)
 
 
@@ -129,22 +127,22 @@ def _error_in_units(layer: IntegerLayer, codes: Tensor) -> float:
 
     Sums beyond 2**24 come out rounded to float32, which is no error of the kernel and is left out.
     """
-    exact = _exact_sums(layer.work, codes)
-    work = layer.work
+    exact = _exact_sums(layer.op, codes)
+    op = layer.op
     shape = (-1, *[1] * (exact.dim() - 2))
-    scale = work.scale.view(shape)
-    bias = 0 if work.bias is None else work.bias.view(shape)
+    scale = op.scale.view(shape)
+    bias = 0 if op.bias is None else op.bias.view(shape)
     found = (layer(codes).double() - bias) / scale
-    rounding = 2**-22 * (exact.abs() + (bias / scale).abs() if work.bias is not None else exact.abs())
+    rounding = 2**-22 * (exact.abs() + (bias / scale).abs() if op.bias is not None else exact.abs())
     return ((found - exact).abs() - rounding).max().item()
 
 
-def _exact_sums(work: Work, codes: Tensor) -> Tensor:
+def _exact_sums(op: IntegerOp, codes: Tensor) -> Tensor:
     """The integer sums, float64, of a kernel's work without scale and bias."""
-    reach = int(work.weight.flatten(1).int().abs().sum(1).max()) * int(codes.max())
+    reach = int(op.weight.flatten(1).int().abs().sum(1).max()) * int(codes.max())
     dtype = torch.float32 if reach < _EXACT_IN_FLOAT32 else torch.float64  # both exact; the first is far quicker
-    x, weight = (codes.to(torch.int16) - work.zero).to(dtype), work.weight.to(dtype)
-    if work.geometry is None:
+    x, weight = (codes.to(torch.int16) - op.zero).to(dtype), op.weight.to(dtype)
+    if op.geometry is None:
         return F.linear(x, weight).double()
-    g = work.geometry
+    g = op.geometry
     return F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups).double()

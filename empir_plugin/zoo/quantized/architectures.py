@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from empir_plugin._compat.hooks import harmless_warnings_silenced
+from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin.errors import InputError
 
-with harmless_warnings_silenced():
+with silence_harmless_warnings():
     import timm
 
 Architecture = str | Callable[..., nn.Module]

@@ -197,11 +197,11 @@ FAMILIES = (
 
 
 @cache
-def curated() -> Mapping[str, tuple[ModelBuilder, ...]]:
+def curated_networks() -> Mapping[str, tuple[ModelBuilder, ...]]:
     """The builders of each name, one for each data set.
 
     Example:
-        >>> [builder.dataset for builder in curated()["dorefa-w4a4-resnet18"]]
+        >>> [builder.dataset for builder in curated_networks()["dorefa-w4a4-resnet18"]]
         ['cifar10', 'cifar100', 'imagenet']
     """
     named = {f"dorefa-{precision}-{family.architecture}": (family, precision) for family, precision in _pairs()}

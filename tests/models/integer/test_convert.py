@@ -25,7 +25,7 @@ from empir_plugin.models.integer import convert as integer_module
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.fuse import AddInto, PoolCodes
 from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
-from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN, Program, Work, pool_codes
+from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN, Program, IntegerOp, pool_codes
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer.report import agree
 from empir_plugin.models.integer.selftest import check_emitted, check_layer
@@ -199,12 +199,12 @@ def test_emitted_codes_are_those_of_the_outputs(kernel: Kernel) -> None:
     plain = integer_layer(conv(scale="max"), kernel)
     grid = Grid(1 / 15, 0, 15)
     codes = torch.randint(0, 16, (2, 4, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    found = plain.reworked(emits=grid)(codes)
+    found = plain.with_changes(emits=grid)(codes)
     assert found.dtype == torch.uint8
     assert 0 < found.float().mean() < 15
     assert torch.equal(found, grid.codes(plain(codes)))
     with pytest.raises(StaysFloat, match="emitted codes are wrong"):
-        check_emitted(plain, plain.reworked(emits=grid, scale=1.1 * plain.work.scale), grid)
+        check_emitted(plain, plain.with_changes(emits=grid, scale=1.1 * plain.op.scale), grid)
 
 
 @pytest.mark.parametrize("settings", [(3, 2), (3, 2, 1), (2, None, 0, 1, True), ((3, 2), (2, 1), (1, 0))])
@@ -301,26 +301,26 @@ def test_kernels_name_the_devices_they_do_not_run_on() -> None:
 class Altered:
     """A kernel that computes something else."""
 
-    change: Callable[[Work], Work] = lambda work: work
+    change: Callable[[IntegerOp], IntegerOp] = lambda op: op
     after: Callable[[Tensor], Tensor] = lambda y: y
     name: str = "altered"
 
     def unusable(self, device: torch.device) -> str | None:
         return None
 
-    def compile(self, work: Work) -> Program:
-        program = IntMM().compile(self.change(work))
+    def compile(self, op: IntegerOp) -> Program:
+        program = IntMM().compile(self.change(op))
         return lambda codes: self.after(program(codes))
 
 
-def refuse(work: Work) -> Work:
+def refuse(op: IntegerOp) -> IntegerOp:
     raise RuntimeError("could not create a primitive\nand more")
 
 
 BROKEN = [
-    pytest.param(Altered(lambda work: replace(work, scale=1.001 * work.scale)), "not exact", id="scale"),
-    pytest.param(Altered(lambda work: replace(work, weight=work.weight + 1)), "not exact", id="weights"),
-    pytest.param(Altered(lambda work: replace(work, bias=work.scale.clone())), "not exact", id="bias"),
+    pytest.param(Altered(lambda op: replace(op, scale=1.001 * op.scale)), "not exact", id="scale"),
+    pytest.param(Altered(lambda op: replace(op, weight=op.weight + 1)), "not exact", id="weights"),
+    pytest.param(Altered(lambda op: replace(op, bias=op.scale.clone())), "not exact", id="bias"),
     pytest.param(Altered(after=lambda y: y.roll(1, 0)), "not exact", id="images-mixed"),
     pytest.param(Altered(refuse), "refuses it: could not create a primitive", id="refusal"),
 ]
@@ -344,7 +344,7 @@ def test_a_broken_scale_is_caught_by_the_comparison_with_the_layer() -> None:
     integer = integer_layer(layer, IntMM())
     check_layer(layer, integer)
     with pytest.raises(StaysFloat, match="its outputs differ by"):
-        check_layer(layer, integer.reworked(scale=1.001 * integer.work.scale))
+        check_layer(layer, integer.with_changes(scale=1.001 * integer.op.scale))
 
 
 @dataclass(frozen=True)
@@ -356,11 +356,11 @@ class Saturating:
     def unusable(self, device: torch.device) -> str | None:
         return None
 
-    def compile(self, work: Work) -> Program:
+    def compile(self, op: IntegerOp) -> Program:
         def program(codes: Tensor) -> Tensor:
-            products = codes.int().unsqueeze(1) * work.weight.int()  # (N, K, F)
+            products = codes.int().unsqueeze(1) * op.weight.int()  # (N, K, F)
             pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1)
-            return (pairs.sum(2) * work.scale + (0 if work.bias is None else work.bias)).float()
+            return (pairs.sum(2) * op.scale + (0 if op.bias is None else op.bias)).float()
 
         return program
 
@@ -434,7 +434,7 @@ def test_batch_normalisation_is_folded_and_codes_are_handed_on(kernel: Kernel) -
     network = block()
     integer = to_integer(network, kernel=kernel)
     found = layers_of(integer)
-    assert {name: layer.work.emits is not None for name, layer in found.items()} == {
+    assert {name: layer.op.emits is not None for name, layer in found.items()} == {
         "network.conv1": True,
         "network.conv2": False,
         "network.short": False,
@@ -494,7 +494,7 @@ def test_what_only_moves_values_works_on_codes() -> None:
     network = pooled()
     network[8] = QuantLinear(6 * 5 * 5, 10, precision=Precision.parse("w2a2")).eval()
     integer = to_integer(network)
-    emits = [layer.work.emits is not None for layer in layers_of(integer).values()]
+    emits = [layer.op.emits is not None for layer in layers_of(integer).values()]
     assert emits == [True, True, False]
     assert not any(isinstance(module, (nn.ReLU, nn.MaxPool2d)) for module in integer.modules())
     assert agree(network, integer, torch.rand(50, 1, 8, 8)).max_logit_difference < 1e-4
@@ -513,8 +513,8 @@ def test_layers_of_different_grids_get_no_codes_that_fit_only_one() -> None:
 
     network = Fork().eval()
     integer = to_integer(network)
-    assert layers_of(integer)["network.first"].work.emits is None
-    assert layers_of(integer)["network.first"].work.relu
+    assert layers_of(integer)["network.first"].op.emits is None
+    assert layers_of(integer)["network.first"].op.relu
     assert agree(network, integer, inputs(50, 6)).max_logit_difference < 1e-4
 
 
@@ -529,7 +529,7 @@ def test_a_layer_used_twice_is_left_as_it_is() -> None:
 
     network = Twice().eval()
     integer = to_integer(network)
-    assert layers_of(integer)["network.layer"].work.emits is None
+    assert layers_of(integer)["network.layer"].op.emits is None
     assert agree(network, integer, inputs(50, 5)).max_logit_difference < 1e-4
 
 
@@ -566,7 +566,7 @@ def test_an_ensemble_keeps_its_leader() -> None:
     (inner,) = (module for module in integer.modules() if isinstance(module, Ensemble))
     assert (ensemble.leader, inner.leader) == (2, 2)
     assert integer.report.in_float == ("0.members.2.0", "0.members.2.2")
-    assert layers_of(integer)["network.0.members.0.0"].work.emits is not None
+    assert layers_of(integer)["network.0.members.0.0"].op.emits is not None
     assert agree(ensemble, integer, inputs(200, 8)).differing_decisions == 0
 
 
