@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attack_timing import Contender, Make, Role
 from torch import Tensor, nn
 
-from empir_plugin._compat import isolate_autoattack_state, contiguous_gradient
+from empir_plugin._compat import contiguous_gradient, isolate_autoattack_state
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.grid import weight_integers
-from empir_plugin.models.integer.kernels import OneDNN, Program, IntegerOp
+from empir_plugin.models.integer.kernels import IntegerOp, OneDNN, Program
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import quantized_layers
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empir_plugin._compat import isolate_autoattack_state, collect_autoattack_flags, contiguous_gradient
+from empir_plugin._compat import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
 from empir_plugin._compat.adapter import AutoAttack
 from empir_plugin.errors import InputError
 

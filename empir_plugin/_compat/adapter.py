@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from empir_plugin._compat.observe import (
-    isolate_autoattack_state,
     collect_autoattack_flags,
     contiguous_gradient,
+    isolate_autoattack_state,
     send_logs_to,
 )
 from empir_plugin.errors import InputError

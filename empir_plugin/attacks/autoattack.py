@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pyautoattack.checks import check_square_sr
 from torch import Tensor
 
-from empir_plugin._compat.observe import isolate_autoattack_state, collect_autoattack_flags, contiguous_gradient
+from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
 from empir_plugin.attacks.batch import Batch, parameters_frozen
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain

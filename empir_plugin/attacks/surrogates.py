@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, parse_backward
 from empir_plugin.models.ensemble import MaxVote, MeanLogits, MeanProbability, Rule
-from empir_plugin.models.layers import use_backward_rule, quantized_layers
+from empir_plugin.models.layers import quantized_layers, use_backward_rule
 
 
 @dataclass(frozen=True)

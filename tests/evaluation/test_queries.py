@@ -16,7 +16,7 @@ from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.evaluation.queries import Queries, confirmed, integer_queries, never_differentiates, shared
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer_module
-from empir_plugin.models.integer.kernels import IntMM, Program, IntegerOp
+from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Program
 from empir_plugin.models.integer.report import Agreement
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision

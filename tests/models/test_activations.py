@@ -16,8 +16,8 @@ from empir_plugin.models.activations import (
     InputQuantizer,
     SignActivationQuantizer,
     SignedActivationQuantizer,
-    quantize_in_learned_range,
     is_signed,
+    quantize_in_learned_range,
 )
 from empir_plugin.models.backward import identity
 from empir_plugin.models.quantize import ActivationQuantizer

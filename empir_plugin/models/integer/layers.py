@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
-from empir_plugin.models.integer.kernels import Geometry, Kernel, Program, IntegerOp
+from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel, Program
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 

@@ -25,7 +25,7 @@ from empir_plugin.models.integer import convert as integer_module
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.fuse import AddInto, PoolCodes
 from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
-from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN, Program, IntegerOp, pool_codes
+from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, OneDNN, Program, pool_codes
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer.report import agree
 from empir_plugin.models.integer.selftest import check_emitted, check_layer
