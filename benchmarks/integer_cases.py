@@ -18,7 +18,7 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.kernels import kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
-from empir_plugin.models.integer.report import agree
+from empir_plugin.models.integer.selftest import agree
 from empir_plugin.models.layers import QuantConv2d, quantized_layers
 from empir_plugin.models.precision import Precision
 

@@ -8,7 +8,7 @@ from empir_plugin.models.ensemble import MaxVote as MaxVote
 from empir_plugin.models.ensemble import MeanLogits as MeanLogits
 from empir_plugin.models.ensemble import MeanProbability as MeanProbability
 from empir_plugin.models.integer.convert import to_integer as to_integer
-from empir_plugin.models.integer.report import agree as agree
+from empir_plugin.models.integer.selftest import agree as agree
 from empir_plugin.models.layers import QuantConv2d as QuantConv2d
 from empir_plugin.models.layers import QuantLinear as QuantLinear
 from empir_plugin.models.layers import bake_ as bake_

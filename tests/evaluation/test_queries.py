@@ -17,7 +17,7 @@ from empir_plugin.evaluation.queries import Queries, confirmed, integer_queries,
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer_module
 from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Program
-from empir_plugin.models.integer.report import Agreement
+from empir_plugin.models.integer.selftest import Agreement
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 

@@ -1,4 +1,4 @@
-"""A quantized layer that computes with the integers behind it."""
+"""Quantized layers in integer form: codes in, an integer kernel, float32 or codes out."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from empir_plugin.models.precision import Precision
 class IntegerLayer(QuantizedLayer):
     """A quantized convolution or linear layer, run by an integer kernel; for inference, on the device it was made for.
 
-    It takes float inputs, which it rounds to codes first, or such codes. It counts as a quantized layer, so that an
-    ensemble does not take its network for the full-precision one.
+    Its input is either float, which it rounds to codes first, or codes already. It counts as a quantized layer, so that
+    an ensemble does not mistake its network for the full-precision one.
 
     Args:
-        precision: Bits of the layer it stands for.
+        precision: Bits of the quantized layer it replaces.
         grid: Levels of its input.
-        op: What it computes.
-        kernel: What computes it.
+        op: The operation on codes.
+        kernel: Its implementation.
     """
 
     def __init__(self, precision: Precision, grid: Grid, op: IntegerOp, kernel: Kernel) -> None:
@@ -39,10 +39,10 @@ class IntegerLayer(QuantizedLayer):
         return self._precision
 
     def bake_(self) -> None:
-        """Nothing is left to do: the weights are integers."""
+        """Do nothing: the weights are integers already."""
 
     def with_changes(self, **changes: Any) -> IntegerLayer:
-        """The same layer with some fields of its :class:`IntegerOp` changed."""
+        """A copy of the layer with some fields of its :class:`IntegerOp` changed."""
         return IntegerLayer(self.precision, self.grid, replace(self.op, **changes), self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class IntegerLayer(QuantizedLayer):
         return f"{tuple(self.op.weight.shape)}, precision={self.precision}, kernel={self.kernel.name}, out={out}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The kernel's own copy of the weights can be neither copied nor pickled, but made again.
+        # The kernel's packed weights can be neither copied nor pickled; they are packed again instead.
         return {key: value for key, value in self.__dict__.items() if key != "_program"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -67,10 +67,10 @@ class IntegerLayer(QuantizedLayer):
 
 
 def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
-    """The integer form of a quantized layer, unchecked.
+    """The integer form of a quantized layer, not yet checked.
 
     Raises:
-        StaysFloat: If it has none, or the kernel cannot run on its device or refuses it.
+        StaysFloat: If it has none, the kernel cannot run on its device, or the kernel rejects it.
     """
     reason = kernel.unusable(layer.weight.device)
     if reason is not None:
@@ -87,7 +87,7 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
 
 
 def _geometry(layer: QuantizedLayer) -> Geometry | None:
-    """Where the filters lie; none for a linear layer."""
+    """Geometry of a convolution; None for a linear layer."""
     forward = type(layer).forward
     if isinstance(layer, QuantLinear) and forward is QuantLinear.forward:
         return None
@@ -100,8 +100,8 @@ def _geometry(layer: QuantizedLayer) -> Geometry | None:
     if before != after:
         raise StaysFloat("its padding differs between the two sides")
     padding = (int(before[1]), int(before[0]))
-    return Geometry(_two(layer.stride), padding, _two(layer.dilation), layer.groups)
+    return Geometry(_pair(layer.stride), padding, _pair(layer.dilation), layer.groups)
 
 
-def _two(pair: tuple[int, ...]) -> tuple[int, int]:
+def _pair(pair: tuple[int, ...]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])

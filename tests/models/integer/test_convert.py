@@ -27,8 +27,7 @@ from empir_plugin.models.integer.fuse import AddInto, PoolCodes
 from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
 from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, OneDNN, Program, pool_codes
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
-from empir_plugin.models.integer.report import agree
-from empir_plugin.models.integer.selftest import check_emitted, check_layer
+from empir_plugin.models.integer.selftest import agree, check_emitted, check_layer
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
@@ -644,7 +643,7 @@ def test_given_images_the_report_holds_the_agreement() -> None:
 
 
 def test_a_wrong_graph_is_replaced_by_the_plain_exchange_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integer_module, "fused", lambda network: (nn.Sequential(network, nn.ReLU()), []))
+    monkeypatch.setattr(integer_module, "fuse", lambda network: (nn.Sequential(network, nn.ReLU()), []))
     network = pooled_flat("w4a4", 0)
     integer = to_integer(network, like=inputs(20, 8))
     assert "logits differ by" in integer.report.notes[0]

@@ -15,7 +15,7 @@ from empir_plugin.models.integer import grid as integer_pieces
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.fuse import AddAndRound, AddInto, Codes
 from empir_plugin.models.integer.grid import Grid, pieces
-from empir_plugin.models.integer.report import agree
+from empir_plugin.models.integer.selftest import agree
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.precision import Precision
 
