@@ -1,4 +1,4 @@
-"""How does a network become low precision, and several networks one?"""
+"""Low-precision networks and ensembles: quantizers, layers, conversion, integer execution, and weight files."""
 
 from empir_plugin.models.architectures.convnets import AlexNet as AlexNet
 from empir_plugin.models.architectures.convnets import CIFARConv as CIFARConv

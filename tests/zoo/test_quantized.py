@@ -20,10 +20,9 @@ from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.models.ensemble import MeanProbability
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.packing import save_packed
-from empir_plugin.zoo.quantized.architectures import network
+from empir_plugin.zoo.quantized.architectures import empir, network
 from empir_plugin.zoo.quantized.build import FAMILIES, curated_networks, normalize_images_
-from empir_plugin.zoo.quantized.register import empir, register_quantized
-from empir_plugin.zoo.registry import find_builder, load_model, timm_name
+from empir_plugin.zoo.registry import find_builder, load_model, register_quantized, timm_name
 from empir_plugin.zoo.show import dataset_of, named_rows, named_summary
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

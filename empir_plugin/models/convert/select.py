@@ -1,4 +1,4 @@
-"""Which layers of a network to quantize."""
+"""Select the layers of a network to quantize, and give a reason for each of the others."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from empir_plugin.models.layers import QuantizedLayer
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """Kinds of layers to quantize beside those that always are.
+    """Kinds of layers to quantize in addition to those that always are.
 
     Args:
-        first: The layer that sees the images, as the network's ``default_cfg`` (timm) names it; without one, the layer
+        first: The layer that takes the images: the one named in the network's ``default_cfg`` (timm), else the layer
             registered first.
-        last: The layer, or the layers, that give the logits; found likewise.
-        depthwise: Convolutions with one filter for each channel: few weights, and at few bits accuracy suffers.
-        squeeze_excite: The layers that weigh channels, of which the same is true.
+        last: The layer or layers that give the logits, found in the same way.
+        depthwise: Convolutions with one filter per channel: they have few weights, and accuracy suffers at few bits.
+        squeeze_excite: The layers that weigh channels, for which the same holds.
 
     Example:
         >>> LayerSelection(last=True)
@@ -41,17 +41,17 @@ INNER = LayerSelection()
 ALL = LayerSelection(first=True, last=True, depthwise=True, squeeze_excite=True)
 
 Layers = LayerSelection | Collection[str]
-"""Kinds of layers, or names of layers in the network, in which ``*`` stands for anything."""
+"""Kinds of layers, or names of layers in the network, in which ``*`` matches anything."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to become of each layer of a network.
+    """Which layers of a network to quantize.
 
     Args:
         chosen: Layers to quantize, by name.
         kept: Layers that stay in full precision on purpose.
-        refused: Layers that would stay so because nothing here quantizes them.
+        refused: Layers that were asked for and cannot be quantized.
     """
 
     chosen: Mapping[str, nn.Module]
@@ -60,10 +60,10 @@ class Plan:
 
 
 def plan(model: nn.Module, layers: Layers | str) -> Plan:
-    """Sort the layers of a network; it is left as it is.
+    """Choose the layers of a network to quantize; the network is not changed.
 
     Raises:
-        InputError: If the network is quantized already, or a name fits no layer.
+        InputError: If the network is quantized already, or a name matches no layer.
     """
     found = dict(_layers(model))
     quantized = next((name for name, layer in found.items() if isinstance(layer, QuantizedLayer)), None)
@@ -77,7 +77,7 @@ def plan(model: nn.Module, layers: Layers | str) -> Plan:
 
 
 def refuse_uncalled(selected: Plan, called: Collection[str]) -> Plan:
-    """A plan that refuses the layers it had chosen and the network does not call."""
+    """Move the chosen layers that the network does not call to the refused ones."""
     reason = "the network never calls it, and may apply its weights by itself"
     uncalled = tuple(kept_layer(name, layer, reason) for name, layer in selected.chosen.items() if name not in called)
     chosen = {name: layer for name, layer in selected.chosen.items() if name in called}
@@ -85,7 +85,7 @@ def refuse_uncalled(selected: Plan, called: Collection[str]) -> Plan:
 
 
 def kept_layer(name: str, layer: nn.Module, reason: str) -> KeptLayer:
-    """The report's line on a layer that stays in full precision."""
+    """The report on a layer that stays in full precision."""
     return KeptLayer(name, type(layer).__name__, sum(weight.numel() for weight in _weights(layer)), reason)
 
 
@@ -95,7 +95,7 @@ def _weights(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Everything with weights to multiply with; what is inside of a module that hides its layers belongs to it."""
+    """All modules that multiply with weights; one that does not call its children counts as a whole."""
     inside: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(f"{outer}.") for outer in inside):
@@ -108,10 +108,10 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _why_kept(model: nn.Module, found: Mapping[str, nn.Module], layers: Layers | str) -> Mapping[str, str]:
     if isinstance(layers, str):
-        layers = _named(layers)
+        layers = _parse_layers(layers)
     if not isinstance(layers, LayerSelection):
-        return _by_name(found, layers)
-    first, last = (_ends(model, found, key) for key in ("first_conv", "classifier"))
+        return _match_names(found, layers)
+    first, last = (_end_layers(model, found, key) for key in ("first_conv", "classifier"))
     reasons: dict[str, str] = {}
     for name, layer in found.items():
         checks = {
@@ -124,19 +124,19 @@ def _why_kept(model: nn.Module, found: Mapping[str, nn.Module], layers: Layers |
     return reasons
 
 
-def _named(text: str) -> Layers:
+def _parse_layers(text: str) -> Layers:
     return {"inner": INNER, "all": ALL}.get(text, (text,))
 
 
-def _by_name(found: Mapping[str, nn.Module], patterns: Collection[str]) -> Mapping[str, str]:
+def _match_names(found: Mapping[str, nn.Module], patterns: Collection[str]) -> Mapping[str, str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
             raise InputError(f"layers names {pattern!r}, but the network's layers are {', '.join(found) or 'none'}")
-    hit = {name for name in found if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    return {name: "" if name in hit else "not among layers=" for name in found}
+    matches = {name for name in found if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name: "" if name in matches else "not among layers=" for name in found}
 
 
-def _ends(model: nn.Module, found: Mapping[str, nn.Module], key: str) -> Collection[str]:
+def _end_layers(model: nn.Module, found: Mapping[str, nn.Module], key: str) -> Collection[str]:
     config: Any = getattr(model, "default_cfg", None)
     named = config.get(key) if isinstance(config, Mapping) else None
     if named is None:

@@ -378,7 +378,7 @@ def test_a_layer_that_would_silently_stay_is_refused(make: Callable[[], Any], na
         ("w4a4", {"calibration": IMAGES / 0}, "calibration has values that are not finite"),
         ("w4a4", {"calibration": IMAGES[:, :1]}, r"does not take images of shape \(8, 1, 8, 8\)"),
         ("w4a4", {"calibration": torch.rand(2, 3, 9, 9)}, r"does not take images of shape \(2, 3, 9, 9\)"),
-        ("w4a4", {}, "activations='auto' has to see what Sequential's layers are given: pass calibration=images"),
+        ("w4a4", {}, "activations='auto' .*Sequential.*pass calibration=images"),
     ],
 )
 def test_impossible_settings_are_refused(precision: str, settings: dict[str, Any], sentence: str) -> None:
