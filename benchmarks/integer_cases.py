@@ -1,4 +1,4 @@
-"""What the integer execution is timed on: convolutions, convolutions in a row, a network, an ensemble."""
+"""Cases of the benchmark of integer execution: convolutions, convolutions in a row, a network, an ensemble."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from empir_plugin.models.precision import Precision
 
 LAYOUTS = {"float32, NCHW": torch.contiguous_format, "float32, channels last": torch.channels_last}
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))
-"""Channels and side of ResNet-18's 3x3 convolutions on images of 32x32."""
+"""Channels and side of ResNet-18's 3x3 convolutions on 32x32 images."""
 
 Measure = Callable[[str, Mapping[str, Callable[[], object]], tuple["Target", ...]], dict[str, Any]]
-"""From a title, what to run by name, and targets, to a case ready for JSON."""
+"""From a title, functions to run by name, and targets, to a case ready for JSON."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a row's ratio should be at most."""
+    """Upper limit of a row's ratio."""
 
     row: str
     ratio: float
@@ -47,7 +47,7 @@ DEPTH = 4
 
 @torch.no_grad()
 def _convs(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str, Any]]:
-    """One convolution of each shape: alone, with the rounding of its input, and between two others."""
+    """One convolution of each shape: from float to float, from codes to float, and from codes to codes."""
     scaled = [(channels * width // 64, side) for channels, side in SHAPES]
     return {f"conv-{channels}": _conv(channels, side, batch_size, measure) for channels, side in scaled}
 
@@ -72,7 +72,7 @@ def _conv(channels: int, side: int, batch_size: int, measure: Measure) -> dict[s
 
 @torch.no_grad()
 def _stack(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str, Any]]:
-    """Convolutions in a row, from codes to codes, here and in onnxruntime: at 8 bits a byte clips as DoReFa."""
+    """Convolutions in a row, from codes to codes, here and in onnxruntime: at 8 bits, saturation is DoReFa's clip."""
     torch.manual_seed(0)
     channels, side = 2 * width, 16
     how: dict[str, Any] = {"padding": 1, "bias": False, "precision": Precision(4, 8), "scale": "max"}
@@ -120,7 +120,7 @@ CASES: Mapping[str, Callable[[int, int, Measure], dict[str, dict[str, Any]]]] = 
 
 
 def _agreement(simulated: nn.Module, integer: nn.Module, x: Tensor) -> dict[str, Any]:
-    """How far the member on integers and two layouts of the simulated one are from the network in exact arithmetic."""
+    """Compare the member on integers, and two layouts of the simulated one, with the network in exact arithmetic."""
     exact = to_exact_levels(simulated)
     contiguous = prepare(simulated, CPU).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     forms = {"on integers": integer, "simulated, channels last": simulated, "simulated, NCHW": contiguous}

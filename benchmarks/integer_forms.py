@@ -21,10 +21,10 @@ CPU = torch.device("cpu")
 
 
 class InFloat64(nn.Module):
-    """A network in float64, on images in float32. Its weights stay the ones it has.
+    """A network in float64, for images in float32, with its own weights.
 
     Args:
-        network: In float32, on the CPU; it is left as it is.
+        network: In float32, on the CPU; it is not changed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -39,12 +39,12 @@ class InFloat64(nn.Module):
 
 @dataclass(frozen=True)
 class Float64After:
-    """The CPU's integer kernel for the sums alone; scale and bias in float64, for a network without folding."""
+    """The CPU's integer kernel for the sums, then scale and bias in float64; for a network without folding."""
 
     name: str = "onednn, then float64"
 
     def unusable(self, device: torch.device) -> str | None:
-        """Where the kernel itself is."""
+        """Why oneDNN's kernel cannot be used; None if it can."""
         return OneDNN().unusable(device)
 
     def compile(self, op: IntegerOp) -> Program:
@@ -64,7 +64,7 @@ def to_exact_levels(model: nn.Module) -> nn.Module:
     """A network in float64 whose quantized weights are integers times one step, not rounded to float32.
 
     Raises:
-        StaysFloat: If those of a layer are on no grid of integers.
+        StaysFloat: If the weights of a layer are on no grid of integers.
     """
     doubled = InFloat64(model)
     for (_, ready), (_, layer) in zip(
@@ -77,7 +77,7 @@ def to_exact_levels(model: nn.Module) -> nn.Module:
 
 
 def to_integers_in_float64(model: nn.Module) -> nn.Module:
-    """A network whose quantized layers add on integers, with float64 wherever the shipped form has float32.
+    """A network whose quantized layers sum integers, with float64 wherever the shipped form has float32.
 
     Raises:
         StaysFloat: If a layer cannot run on integers.
@@ -106,4 +106,4 @@ FORMS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
         "simulated in float64, levels of float32": InFloat64,
     }
 )
-"""From a model to each form of it."""
+"""Each form as a function of the model."""

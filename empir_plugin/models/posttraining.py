@@ -77,7 +77,5 @@ def _refuse_unused(model: nn.Module, selected: Plan) -> Plan:
         return selected
     try:
         return refuse_uncalled(selected, negative_shares(model, selected.chosen, images))
-    except (
-        InputError
-    ):  # The network takes another image size than its configuration says; this is no reason to refuse it.
-        return selected
+    except InputError:
+        return selected  # The image size in the configuration is wrong, which is no reason to refuse the network.

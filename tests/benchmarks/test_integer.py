@@ -42,7 +42,7 @@ def test_ratios_are_to_the_faster_layout_and_say_which_target_is_met(script: Mod
 
     runs = {"float32, NCHW": taking(4.0), "float32, channels last": taking(2.0), "low": taking(1.0)}
     targets = script.Target("low", 0.5), script.Target("float32, NCHW", 1.9)
-    case = script._measured("a title", runs, targets, repeats=3, clock=lambda: now[0])
+    case = script._measure("a title", runs, targets, repeats=3, clock=lambda: now[0])
     assert case["baseline"] == "float32, channels last"
     assert {name: row["ratio"]["median"] for name, row in case["rows"].items()} == dict(
         zip(runs, (2.0, 1.0, 0.5), strict=True)
