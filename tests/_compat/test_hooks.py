@@ -343,7 +343,7 @@ def test_a_failing_callback_fails_the_import(tmp_path: Path) -> None:
         ("something else is deprecated", "DeprecationWarning", False),
     ],
 )
-def test_known_warnings_of_an_import_are_no_errors(tmp_path: Path, message: str, category: str, passes: bool) -> None:
+def test_known_warnings_of_an_import_are_silenced(tmp_path: Path, message: str, category: str, passes: bool) -> None:
     warning = f"import warnings\nwarnings.warn({message!r}, {category})\n"
     write(tmp_path, MINIMAL | INSTALLED_AUTOATTACK | {"robustbench/data.py": warning})
     write(tmp_path, {"robustbench/__init__.py": "from . import data, loaders, eval\n"})

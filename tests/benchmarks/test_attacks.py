@@ -83,7 +83,7 @@ def _fakes(timing: ModuleType, model: nn.Module, ran: list[str]) -> list[Any]:
     return [contender(name, role) for name, role in names.items()]
 
 
-def test_everyone_runs_in_every_round_and_none_is_always_first(
+def test_all_contenders_run_in_every_round_and_none_is_always_first(
     timing: ModuleType, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     ran: list[str] = []
@@ -208,7 +208,7 @@ def test_the_script_writes_what_it_prints(
     assert "times as fast as the fastest peer on the network as written" in result.output
 
 
-def test_missing_libraries_and_folders_are_refused_before_anything_runs(
+def test_missing_libraries_and_folders_are_errors_before_anything_runs(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(script, "PEERS", ("torch", "not_there"))

@@ -96,7 +96,7 @@ def test_other_weights_are_other_codes(script: ModuleType) -> None:
     assert (unlike != ours).double().mean() > 0.5
 
 
-def test_without_onnxruntime_the_rest_runs_and_says_so(
+def test_without_onnxruntime_the_rest_runs_with_a_reason(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(importlib.import_module("integer_peers"), "find_spec", lambda name: None)

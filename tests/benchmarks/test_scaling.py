@@ -21,7 +21,7 @@ def scaling(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
     return benchmark_module("scaling")
 
 
-def test_everyone_makes_all_passes_whoever_falls(scaling: ModuleType) -> None:
+def test_broken_images_stay_in_the_batch(scaling: ModuleType) -> None:
     tally = {}
     x, y = torch.rand(8, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(8, dtype=torch.int64)
     for name, n in (("few", 2), ("many", 8)):

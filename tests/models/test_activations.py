@@ -53,7 +53,7 @@ def test_signed_gradient_is_one_inside_and_zero_outside() -> None:
     assert slope(SignedActivationQuantizer(3, clip=identity), X) == [1.0] * 7
 
 
-def test_32_bits_leave_activations_alone() -> None:
+def test_32_bits_do_not_change_activations() -> None:
     assert SignedActivationQuantizer(32)(X) is X
 
 
@@ -124,12 +124,12 @@ def test_a_range_that_collapsed_gives_finite_numbers_and_can_grow_again() -> Non
 def test_modes_have_texts() -> None:
     assert [Activations.parse(text) for text in ("auto", "unsigned", "signed", "pact")] == list(Activations)
     assert Activations.parse(Activations.PACT) is Activations.PACT
-    with pytest.raises(InputError, match="activations must be one of auto, unsigned, signed, pact, got 'relu'"):
+    with pytest.raises(InputError, match=r"activations .*auto, unsigned, signed, pact.*'relu'"):
         Activations.parse("relu")
 
 
 def test_quantizers_are_values() -> None:
     assert [is_signed(each) for each in (ActivationQuantizer(2), SignedActivationQuantizer(2))] == [False, True]
     assert pickle.loads(pickle.dumps(SignedActivationQuantizer(3))) == SignedActivationQuantizer(3)
-    with pytest.raises(InputError, match="bits must be 1 to 8, or 32"):
+    with pytest.raises(InputError, match=r"bits .*1 to 8, or 32"):
         SignedActivationQuantizer(9)

@@ -89,7 +89,7 @@ def test_few_levels_in_order_and_in_range(bits: int, levels: Levels, pixels: lis
 
 
 @given(st.integers(1, 8), st.sampled_from([Levels.FLOOR, Levels.ROUND]), st.floats(0, 1, width=32))
-def test_once_is_enough(bits: int, levels: Levels, pixel: float) -> None:
+def test_quantizing_twice_equals_quantizing_once(bits: int, levels: Levels, pixel: float) -> None:
     discretize = InputDiscretizer(bits, levels)
     once = discretize(torch.tensor([pixel]))
     assert torch.equal(discretize(once), once)
@@ -112,7 +112,7 @@ def test_gradients_pass_straight_through_on_the_box_and_stop_outside_of_it() -> 
         assert gradient.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_an_attacker_s_rule_reaches_the_discretization_and_leaves_with_its_block() -> None:
+def test_an_attacker_s_rule_applies_to_the_discretization_inside_its_context() -> None:
     model, x = Discretized(nn.Flatten(), 2), torch.tensor([[[[-0.5, 0.3, 1.5]]]], requires_grad=True)
     slopes = []
     for rule in (identity, soft):
@@ -164,7 +164,7 @@ def test_a_network_of_robustbench() -> None:
     assert torch.equal(Discretized(bare, 4)(x), bare(InputDiscretizer(4)(x)))
 
 
-def test_names_in_records_tell_bits_and_levels() -> None:
+def test_names_in_records_contain_bits_and_levels() -> None:
     bare = nn.Flatten()
     made = [bare, Discretized(bare, 2), Discretized(bare, 3), Discretized(bare, 2, "center")]
     assert len({model_fingerprint(model) for model in made}) == 4
@@ -193,14 +193,14 @@ def test_an_ensemble_behind_a_discretization_is_an_ensemble() -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, -1, 2.0, "2", None])
 def test_bad_bits(bits: object) -> None:
-    with pytest.raises(InputError, match="bits of a pixel must be a whole number from 1 to 8, got"):
+    with pytest.raises(InputError, match=r"bits of a pixel .*1 to 8"):
         InputDiscretizer(bits)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="bits of a pixel must be"):
+    with pytest.raises(InputError, match=r"bits of a pixel .*1 to 8"):
         discretized(nn.Flatten(), bits)  # type: ignore[arg-type]
 
 
 def test_bad_levels() -> None:
-    with pytest.raises(InputError, match="levels must be one of floor, center, round, got 'nearest'"):
+    with pytest.raises(InputError, match=r"levels .*floor, center, round.*'nearest'"):
         Discretized(nn.Flatten(), 2, "nearest")
 
 

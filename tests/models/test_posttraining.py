@@ -72,7 +72,7 @@ def test_more_bits_change_less() -> None:
     assert errors[-1] < 0.01
 
 
-def test_trained_weights_stay_behind_and_the_error_can_be_told() -> None:
+def test_trained_weights_are_kept_and_the_error_can_be_measured() -> None:
     full, model = network(), quantized(3)
     assert list(model.state_dict()) == list(full.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), full.state_dict().values(), strict=True))
@@ -122,7 +122,7 @@ def test_some_layers_only() -> None:
 @pytest.mark.parametrize("bits", [0, 9, 2.5, "3", None])
 def test_bad_bits(bits: object) -> None:
     model = network()
-    with pytest.raises(InputError, match="bits of a weight must be a whole number from 1 to 8, got"):
+    with pytest.raises(InputError, match=r"bits of a weight .*1 to 8"):
         quantize_weights_(model, bits)  # type: ignore[arg-type]
     assert is_full_precision(model)
 
@@ -161,7 +161,7 @@ def test_a_layer_that_is_never_called_is_refused_as_its_quantized_weights_would_
     assert quantize_weights_(model, layers=["called"]) == ("called",)
 
 
-def test_a_network_that_takes_other_images_than_it_says_is_quantized_unseen() -> None:
+def test_a_network_with_a_wrong_image_size_is_quantized_without_a_check() -> None:
     model = network()
     model.default_cfg = {"input_size": (3, 6, 6)}  # type: ignore[assignment]
     assert quantize_weights_(model) == ("0", "3")

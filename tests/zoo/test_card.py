@@ -107,7 +107,7 @@ def test_a_wrong_conversion_or_another_file_is_refused(weights: Path) -> None:
         build_model(_parse(_row("low", "w2a4", shipped.replace('sha256 = "', 'sha256 = "0')))["low"])
 
 
-def test_a_card_without_weights_waits_for_them() -> None:
+def test_a_card_without_weights_warns() -> None:
     card = _parse(_row("low", "w2a4"))["low"]
     assert not card.has_weights
     with pytest.warns(UserWarning, match="low has no weights: train it"):
@@ -115,7 +115,7 @@ def test_a_card_without_weights_waits_for_them() -> None:
 
 
 def test_impossible_cards_are_refused() -> None:
-    with pytest.raises(InputError, match="activations must be one of auto, unsigned, signed, pact, got 'relu'"):
+    with pytest.raises(InputError, match=r"activations .*auto, unsigned, signed, pact.*'relu'"):
         _parse(_row("low", "w2a4", 'activations = "relu"'))
     released = FAMILY.replace("WideResNet-10-1", "cifarconv")
     for extra in ('activations = "signed"', 'layers = "all"'):
