@@ -56,9 +56,9 @@ def _member(precision: str) -> nn.Module:
 def model() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = Ensemble([_member("w4a4"), _member("fp"), _member("w4a4")]).eval()
-    bake_(made)
-    return made
+        ensemble = Ensemble([_member("w4a4"), _member("fp"), _member("w4a4")]).eval()
+    bake_(ensemble)
+    return ensemble
 
 
 @pytest.fixture

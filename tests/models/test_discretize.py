@@ -166,8 +166,8 @@ def test_a_network_of_robustbench() -> None:
 
 def test_names_in_records_contain_bits_and_levels() -> None:
     bare = nn.Flatten()
-    made = [bare, Discretized(bare, 2), Discretized(bare, 3), Discretized(bare, 2, "center")]
-    assert len({model_fingerprint(model) for model in made}) == 4
+    models = [bare, Discretized(bare, 2), Discretized(bare, 3), Discretized(bare, 2, "center")]
+    assert len({model_fingerprint(model) for model in models}) == 4
 
 
 def test_a_network_without_weights_stays_one() -> None:
