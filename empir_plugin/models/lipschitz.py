@@ -122,18 +122,18 @@ def spectral_norm(
     vector = torch.randn(shape, generator=generator, dtype=torch.float64)
     vector, previous = vector / vector.norm(), torch.zeros_like(vector)
     diagonal: list[float] = []
-    beside: list[float] = [0.0]
-    found = 0.0
+    off_diagonal: list[float] = [0.0]
+    estimate = 0.0
     for _ in range(iterations):
         image = _gram(operator, vector)
         diagonal.append((image * vector).sum().item())
-        image = image - diagonal[-1] * vector - beside[-1] * previous
-        before, found = found, _largest_eigenvalue(diagonal, beside[1:])
-        beside.append(image.norm().item())
-        if found - before <= tolerance * found or beside[-1] <= tolerance * found:
+        image = image - diagonal[-1] * vector - off_diagonal[-1] * previous
+        before, estimate = estimate, _largest_eigenvalue(diagonal, off_diagonal[1:])
+        off_diagonal.append(image.norm().item())
+        if estimate - before <= tolerance * estimate or off_diagonal[-1] <= tolerance * estimate:
             break
-        previous, vector = vector, image / beside[-1]
-    return max(found, 0.0) ** 0.5
+        previous, vector = vector, image / off_diagonal[-1]
+    return max(estimate, 0.0) ** 0.5
 
 
 def _gram(operator: LinearMap, vector: Tensor) -> Tensor:
@@ -145,10 +145,10 @@ def _gram(operator: LinearMap, vector: Tensor) -> Tensor:
     return result
 
 
-def _largest_eigenvalue(diagonal: list[float], beside: list[float]) -> float:
+def _largest_eigenvalue(diagonal: list[float], off_diagonal: list[float]) -> float:
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    index = torch.arange(len(beside))
-    matrix[index + 1, index] = torch.tensor(beside, dtype=torch.float64)  # eigvalsh reads the lower triangle
+    index = torch.arange(len(off_diagonal))
+    matrix[index + 1, index] = torch.tensor(off_diagonal, dtype=torch.float64)  # eigvalsh reads the lower triangle
     return torch.linalg.eigvalsh(matrix)[-1].item()
 
 

@@ -217,7 +217,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], object, object]:
     try:
         return tensors, json.loads(metadata[_HEADER]), json.loads(metadata.get(_INPUTS, "{}"))
     except ValueError as error:
-        raise WeightsError(f"{path} is damaged: what it packs is not described in JSON") from error
+        raise WeightsError(
+            f"{path} is damaged: its description of packed tensors is not JSON, so get it again"
+        ) from error
 
 
 def _check_packed(

@@ -1,4 +1,4 @@
-"""The benchmark script: fair turns, right ratios, and every contender really attacks."""
+"""The benchmark of attacks: interleaved runs, correct ratios, and contenders that break images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of integer execution: ratios by hand, a record of everything, and a peer that may be missing."""
+"""The benchmark of integer execution: ratios by hand, complete records, and a peer that may be missing."""
 
 from __future__ import annotations
 

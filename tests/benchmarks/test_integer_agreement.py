@@ -1,4 +1,4 @@
-"""The measurement of agreement: gaps by hand, forms that are what they say, and a wrong network that is seen."""
+"""The benchmark of agreement: gaps by hand, forms of a network, and detection of a wrong one."""
 
 from __future__ import annotations
 

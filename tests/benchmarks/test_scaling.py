@@ -1,4 +1,4 @@
-"""The benchmark of growing cost: everyone does the work it stands for, and ratios are those of the rounds."""
+"""The benchmark of growing cost: equal computation per image, and ratios within rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input discretization against integer arithmetic, and as a part of networks and ensembles that are attacked."""
+"""Input discretization: against integer arithmetic, and in networks and ensembles under attack."""
 
 from __future__ import annotations
 

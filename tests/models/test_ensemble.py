@@ -1,4 +1,4 @@
-"""Votes counted by hand, the mean probability, and the contract: the argmax is the decision."""
+"""Ensembles: votes by hand, mean probabilities and logits, and an argmax that is the decision."""
 
 from __future__ import annotations
 

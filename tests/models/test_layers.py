@@ -1,4 +1,4 @@
-"""Quantized layers: what they compute, what they store, and what baking keeps and forgets."""
+"""Quantized layers: outputs, state dicts, and baked weights."""
 
 from __future__ import annotations
 

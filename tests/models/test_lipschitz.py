@@ -1,4 +1,4 @@
-"""Norms of the quantization error against the matrix written out, and against analytic ones."""
+"""Norms of quantization errors: against explicit matrices, and against analytic values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mu-law by its table, on chosen layers, and as the mask of gradients it is."""
+"""The mu-law: known values, selected layers, and masked gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files: k bits a weight, the same outputs after loading, and an untouched model when loading fails."""
+"""Weight files: k bits per weight, equal outputs after loading, and an unchanged model if loading fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights quantized after training: what changes in a network, what stays, what it costs, and what is refused."""
+"""Quantization of trained weights: changes to the network, loss of accuracy, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a precision is written and which ones there are."""
+"""Precisions: text form and valid numbers of bits."""
 
 from __future__ import annotations
 

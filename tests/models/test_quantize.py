@@ -1,4 +1,4 @@
-"""DoReFa's quantizers against tables made by hand, an oracle in NumPy, and the gradients they state."""
+"""DoReFa's quantizers: tables by hand, an oracle in NumPy, and their gradients."""
 
 from __future__ import annotations
 

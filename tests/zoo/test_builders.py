@@ -1,4 +1,4 @@
-"""The shipped models: what the cards say is what the files hold."""
+"""Shipped models: cards agree with weight files and records."""
 
 from __future__ import annotations
 

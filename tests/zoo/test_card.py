@@ -1,4 +1,4 @@
-"""Cards of networks that are converted: text in, network out."""
+"""Model cards: parsing, and networks built from them."""
 
 from __future__ import annotations
 

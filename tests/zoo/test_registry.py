@@ -1,4 +1,4 @@
-"""Models are found by entry point, registered with timm, and loaded under RobustBench's rules."""
+"""Models: discovery by entry point, registration with timm, and loading under RobustBench's rules."""
 
 from __future__ import annotations
 

@@ -112,14 +112,14 @@ def quantize_layer_class_(layer: nn.Module) -> QuantizedLayer:
     return cast("QuantizedLayer", layer)
 
 
-def whole_unsupported(module: nn.Module) -> str:
+def unsupported_whole_reason(module: nn.Module) -> str:
     """Why a module and everything inside it cannot be quantized; empty if they can."""
     return next((reason for kind, reason in _WHOLE.items() if isinstance(module, kind)), "")
 
 
-def unsupported(module: nn.Module) -> str:
+def unsupported_reason(module: nn.Module) -> str:
     """Why a module's own weights cannot be quantized; empty if they can, or if it multiplies with none."""
-    if whole := whole_unsupported(module):
+    if whole := unsupported_whole_reason(module):
         return whole
     if type(module) in QUANTIZED:
         return "" if "weight" in module._parameters else "its weight is recomputed from other parameters"

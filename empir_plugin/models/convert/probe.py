@@ -25,7 +25,7 @@ def check_images(model: nn.Module, images: object) -> Tensor:
     """Check calibration images and move them to the network's device and type.
 
     Raises:
-        InputError: If they are no images ``(N, C, H, W)``, not float, not finite, or fewer than two.
+        InputError: If they are not finite float images ``(N, C, H, W)``, or fewer than two.
     """
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
         actual = (

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.convert.layers import QUANTIZED, unsupported, whole_unsupported
+from empir_plugin.models.convert.layers import QUANTIZED, unsupported_reason, unsupported_whole_reason
 from empir_plugin.models.convert.report import KeptLayer
 from empir_plugin.models.layers import QuantizedLayer
 
@@ -71,7 +71,9 @@ def plan(model: nn.Module, layers: Layers | str) -> Plan:
         raise InputError(f"{quantized or type(model).__name__} is quantized already: build the network anew")
     why_kept = _why_kept(model, found, layers)
     kept = {name: reason for name in found if (reason := why_kept[name])}
-    refused = {name: reason for name, layer in found.items() if name not in kept and (reason := unsupported(layer))}
+    refused = {
+        name: reason for name, layer in found.items() if name not in kept and (reason := unsupported_reason(layer))
+    }
     chosen = {name: layer for name, layer in found.items() if name not in kept and name not in refused}
     return Plan(chosen, *(tuple(kept_layer(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
 
@@ -100,9 +102,9 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if any(name.startswith(f"{outer}.") for outer in inside):
             continue
-        if whole_unsupported(module):
+        if unsupported_whole_reason(module):
             inside.append(name)
-        if isinstance(module, QuantizedLayer) or type(module) in QUANTIZED or unsupported(module):
+        if isinstance(module, QuantizedLayer) or type(module) in QUANTIZED or unsupported_reason(module):
             yield name, module
 
 

@@ -1,4 +1,4 @@
-"""The fully connected networks in full precision, as BNN and as XNOR network: by hand, trained a little, attacked."""
+"""Fully connected networks in full precision, as BNN and as XNOR network: by hand, in training, and under attack."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Networks of timm, converted: as many layers as there should be, and everything that must go on working, works.
+"""Conversion of timm's networks: expected numbers of quantized layers, and copies, exports and training that work.
 
-The counts are those of every layer but the first and the last.
+The numbers count all layers except the first and the last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversion in place: what changes, what does not, what is decided, and what is refused."""
+"""Conversion in place: selection of layers, signs of inputs, calibration, reports and errors."""
 
 from __future__ import annotations
 
