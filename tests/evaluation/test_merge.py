@@ -21,10 +21,10 @@ PLAN = (AttackSpec("noise", uniform_noise(2)), AttackSpec("FGSM", fgsm()), Attac
 
 @pytest.fixture(scope="module")
 def parts(toys: ModuleType) -> tuple[Record, ...]:
-    return tuple(_evaluated(toys, planned) for planned in PLAN)
+    return tuple(_run_toy(toys, planned) for planned in PLAN)
 
 
-def _evaluated(toys: ModuleType, *plan: AttackSpec, **settings: Any) -> Record:
+def _run_toy(toys: ModuleType, *plan: AttackSpec, **settings: Any) -> Record:
     return evaluate(toys.network(), toys.noise_images(), toys.THREAT, plan, settings=Settings(**settings))
 
 
@@ -34,7 +34,7 @@ def _timeless(record: Record) -> Record:
 
 
 def test_attacks_one_by_one_make_the_record_of_all_together(toys: ModuleType, parts: tuple[Record, ...]) -> None:
-    together = _evaluated(toys, *PLAN)
+    together = _run_toy(toys, *PLAN)
     assert _timeless(merged(parts)) == _timeless(together)
     assert together.worst_case_accuracy < max(part.worst_case_accuracy for part in parts), "the attacks must differ"
 
@@ -57,7 +57,7 @@ def test_records_of_different_things_have_no_common_worst_case(parts: tuple[Reco
 
 
 def test_two_attacks_of_one_name_must_be_one(toys: ModuleType, parts: tuple[Record, ...]) -> None:
-    longer = _evaluated(toys, AttackSpec("PGD", pgd(4)))
+    longer = _run_toy(toys, AttackSpec("PGD", pgd(4)))
     with pytest.raises(EvaluationError, match="two attacks named PGD differ"):
         merged((parts[2], longer))
     assert gathered((parts[0], parts[2], longer)) == (merged((parts[0], parts[2])), longer)
