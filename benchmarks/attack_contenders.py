@@ -1,4 +1,4 @@
-"""Who runs: this package's attacks, the same attacks of other libraries, and nothing but the passes they need."""
+"""Contenders of the attack benchmark: our attacks, those of other libraries, and bare forward and backward passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attack_timing import Contender, Make, Role
 from torch import Tensor, nn
 
-from empir_plugin._compat import autoattack_state_kept_clean, contiguous_gradient
+from empir_plugin._compat import contiguous_gradient, isolate_autoattack_state
 from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
@@ -20,15 +20,15 @@ CPU = torch.device("cpu")
 STEPS = 40
 
 
-def as_written(model: nn.Module) -> nn.Module:
-    """A copy as one would write it: weights quantized at every pass, parameters that want gradients, usual layout."""
+def copy_as_written(model: nn.Module) -> nn.Module:
+    """A copy without our preparation: weights quantized at every pass, parameters with gradients, NCHW layout."""
     network = copy.deepcopy(model).train().eval()  # Training mode forgets the weights quantized in advance.
     return network.to(memory_format=torch.contiguous_format).requires_grad_(True)
 
 
 def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
-    """PGD with 40 steps of a quarter of eps: ours, three libraries twice, and 40 bare passes twice."""
-    plain, ready = as_written(model), prepare(model, CPU)
+    """PGD with 40 steps of eps / 4: ours, and three libraries and 40 bare passes on each form of the network."""
+    plain, ready = copy_as_written(model), prepare(model, CPU)
     found = [Contender("empir_plugin", Role.OURS, plain, _our_pgd(threat, seed))]
     for network, role, where in ((plain, Role.PLAIN_PEER, "as written"), (ready, Role.PREPARED_PEER, "prepared")):
         makes = {
@@ -42,8 +42,8 @@ def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contende
 
 
 def autoattack_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
-    """AutoAttack, standard version: ours, and pyautoattack twice."""
-    plain, ready = as_written(model), _ContiguousGradient(prepare(model, CPU))
+    """AutoAttack, standard version: ours, and pyautoattack on each form of the network."""
+    plain, ready = copy_as_written(model), _ContiguousGradient(prepare(model, CPU))
     make = _pyautoattack(threat, seed)
     return [
         Contender("empir_plugin", Role.OURS, plain, _our_autoattack(threat, seed)),
@@ -53,14 +53,14 @@ def autoattack_contenders(model: nn.Module, threat: Threat, seed: int) -> list[C
 
 
 class _ContiguousGradient(nn.Module):
-    """A network whose gradient pyautoattack can reshape, as it cannot that of another memory layout."""
+    """A network with contiguous gradients, which pyautoattack needs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        # Square overwrites the logits it is given.
+        # Square Attack overwrites the logits.
         return self.network(contiguous_gradient(x)).clone()
 
 
@@ -104,7 +104,7 @@ def _pgd_of_cleverhans(eps: float, seed: int) -> Make:
 
 
 def _bare_passes(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Forward and backward to the images, as often as the attack has steps, and nothing else."""
+    """Only the forward and backward passes of an attack, one per step."""
     for _ in range(STEPS):
         images = x.detach().requires_grad_(True)
         torch.autograd.grad(F.cross_entropy(network(images), y), images)
@@ -122,7 +122,7 @@ def _pyautoattack(threat: Threat, seed: int) -> Make:
     from pyautoattack import AutoAttack
 
     def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with autoattack_state_kept_clean():
+        with isolate_autoattack_state():
             attack = AutoAttack(network, norm="Linf", eps=threat.eps, seed=seed, version="standard")
             found = attack.run_standard_evaluation(x, y, batch_size=250)
         return found[0]

@@ -1,4 +1,4 @@
-"""Time attacks on the same images in turns, and count what they ask of the network."""
+"""Time attacks on the same images, interleaved, and count the images they pass through the network."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 Make = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""From network, images ``(N, C, H, W)`` and labels ``(N,)`` to adversarial images."""
+"""An attack: from network, images ``(N, C, H, W)`` and labels ``(N,)`` to adversarial images."""
 
 
 class Role(Enum):
-    """What a contender's time is good for."""
+    """How a contender is compared."""
 
     OURS = "ours"
     PLAIN_PEER = "peer on the network as written"
@@ -30,9 +30,9 @@ class Contender:
     """An attack of one library on one form of the network.
 
     Args:
-        name: What tables call it.
-        role: What its time is compared as.
-        network: The network it is given.
+        name: Its name in tables.
+        role: How it is compared.
+        network: The network to attack.
         make: The attack.
     """
 
@@ -44,7 +44,7 @@ class Contender:
 
 @dataclass
 class Tally:
-    """How many images went through a network: forward only, and forward with a gradient asked for."""
+    """Number of images passed through a network: forward only, and forward with gradient."""
 
     forward: int = 0
     gradient: int = 0
@@ -52,14 +52,14 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class Timed:
-    """What a contender did.
+    """Measurements of one contender.
 
     Args:
-        contender: Which one.
+        contender: The contender.
         seconds: Wall-clock time of every round.
-        cpu_seconds: Processor time of every round, all threads together: what a busy machine disturbs less.
-        images: What it made in the last round ``(N, C, H, W)``.
-        tally: What one round asked of the network.
+        cpu_seconds: Processor time of every round, over all threads; other processes affect it less.
+        images: Adversarial images of the last round ``(N, C, H, W)``.
+        tally: Image passes of one round.
     """
 
     contender: Contender
@@ -74,18 +74,18 @@ class Timed:
         return statistics.median(self.seconds)
 
     def ratio_to(self, other: Timed) -> float:
-        """How many times longer this took than the other, by the medians."""
+        """Ratio of this median time to the other's."""
         return self.median / other.median
 
     def ratios_to(self, other: Timed) -> tuple[float, float]:
-        """The smallest and the largest ratio within a round."""
+        """The smallest and the largest ratio of times within a round."""
         ratios = [mine / its for mine, its in zip(self.seconds, other.seconds, strict=True)]
         return min(ratios), max(ratios)
 
 
 @contextmanager
-def counted(network: nn.Module) -> Iterator[Tally]:
-    """Count the images that go through a network, and through copies made of it inside."""
+def count_passes(network: nn.Module) -> Iterator[Tally]:
+    """Count the images that pass through a network, and through copies made of it inside the context."""
     tally = Tally()
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -94,7 +94,7 @@ def counted(network: nn.Module) -> Iterator[Tally]:
         else:
             tally.forward += len(inputs[0])
 
-    # A hook that is a function survives a deep copy as it is, and goes on counting here.
+    # Deep copies share a hook that is a function, so their passes are counted here, too.
     handle = network.register_forward_pre_hook(count)
     try:
         yield tally
@@ -111,15 +111,15 @@ def race(
     clock: Callable[[], float] = time.perf_counter,
     on_run: Callable[[int, Contender, float], None] | None = None,
 ) -> list[Timed]:
-    """Run every contender ``repeats`` times, in turns, so that a slow spell of the machine meets all of them.
+    """Run every contender ``repeats`` times, interleaved so that machine noise affects all equally.
 
     Args:
-        contenders: Who runs; each round begins with another one.
+        contenders: The contenders; each round starts with another one.
         x: Images ``(N, C, H, W)`` in [0, 1].
         y: Labels ``(N,)``.
         repeats: Rounds.
-        clock: Seconds.
-        on_run: Told of each run: its round, who ran, its seconds.
+        clock: A clock, in seconds.
+        on_run: Called after each run with its round, its contender and its seconds.
     """
     runs: dict[Contender, list[_Run]] = {contender: [] for contender in contenders}
     for contender in contenders:
@@ -130,12 +130,12 @@ def race(
             runs[contender].append(_run(contender, x, y, clock))
             if on_run is not None:
                 on_run(number, contender, runs[contender][-1].seconds)
-    return [_timed(contender, its) for contender, its in runs.items()]
+    return [_summarize(contender, its) for contender, its in runs.items()]
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One contender's part of one round."""
+    """One contender in one round."""
 
     seconds: float
     cpu_seconds: float
@@ -145,7 +145,7 @@ class _Run:
 
 def _run(contender: Contender, x: Tensor, y: Tensor, clock: Callable[[], float]) -> _Run:
     x, y = x.clone(), y.clone()
-    with counted(contender.network) as tally:
+    with count_passes(contender.network) as tally:
         start, cpu_start = clock(), time.process_time()
         images = contender.make(contender.network, x, y)
         run = _Run(clock() - start, time.process_time() - cpu_start, images.detach(), tally)
@@ -153,7 +153,7 @@ def _run(contender: Contender, x: Tensor, y: Tensor, clock: Callable[[], float])
     return run
 
 
-def _timed(contender: Contender, runs: Sequence[_Run]) -> Timed:
+def _summarize(contender: Contender, runs: Sequence[_Run]) -> Timed:
     seconds, cpu_seconds = tuple(run.seconds for run in runs), tuple(run.cpu_seconds for run in runs)
     return Timed(contender, seconds, cpu_seconds, runs[-1].images, runs[-1].tally)
 

@@ -1,8 +1,8 @@
-"""How fast are the attacks? Against other libraries, on the same network and images: ``python benchmarks/attacks.py``.
+"""Benchmark of attack speed against other libraries, on the same network and images: ``python benchmarks/attacks.py``.
 
-Every case is run in turns by this package, by the same attack of other libraries on the network as one would write it
-and on the network as this package prepares it, and, for PGD, by the bare forward and backward passes. This package's
-time includes preparing the network.
+Each case interleaves runs of this package, of the same attack in other libraries, on the network as written and on the
+network prepared by this package, and, for PGD, of the bare forward and backward passes. This package's time includes
+the preparation of the network.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Case:
     """One comparison.
 
     Args:
-        title: What it shows.
-        threat: The budget.
-        n_images: How many images by default.
-        target: How many times faster than the fastest library on the network as written this package means to be.
-        contenders: Who runs, for a model, a threat and a seed.
-        own_labels: Attack the network's own decisions, so that no image falls before the first step.
+        title: Title in tables and records.
+        threat: The threat model.
+        n_images: Default number of images.
+        target: Targeted speedup over the fastest library on the network as written.
+        contenders: The contenders for a model, a threat and a seed.
+        own_labels: Attack the network's own decisions, so that no image is broken before the first step.
     """
 
     title: str
@@ -66,12 +66,14 @@ CASES = {
 
 @click.command()
 @click.option("--case", "chosen", multiple=True, type=click.Choice(list(CASES)), help="Only this one (repeatable).")
-@click.option("--model", default="empir-cifar", show_default=True, help="Whom to attack.")
-@click.option("--n-images", type=click.IntRange(1), help="How many test images.  [100 for PGD, 32 for AutoAttack]")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of torch.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs of everyone, in turns.")
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File (JSON) for all that was measured.")
+@click.option("--model", default="empir-cifar", show_default=True, help="Model to attack.")
+@click.option("--n-images", type=click.IntRange(1), help="Number of test images.  [100 for PGD, 32 for AutoAttack]")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads of torch.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs per contender, interleaved."
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file for all measurements.")
 def main(
     chosen: tuple[str, ...],
     model: str,
@@ -94,20 +96,20 @@ def main(
         x, y = data.first(n_images or case.n_images).batch(0, n_images or case.n_images)
         report["cases"][name] = measure(case, network, x, y, repeats, seed)
         click.echo(table(report["cases"][name]))
-        if out is not None:  # After each case: the next one may take long.
+        if out is not None:  # Written after each case, as the next one may take long.
             content = json.dumps({**report, "finished": now()}, indent=1)
             write_atomically(out, f"{content}\n".encode())
 
 
 def measure(case: Case, model: nn.Module, x: Tensor, y: Tensor, repeats: int, seed: int) -> dict[str, Any]:
-    """Run a case on a model, images ``(N, C, H, W)`` and labels ``(N,)``; all that was found, ready for JSON."""
+    """Run a case on a model, images ``(N, C, H, W)`` and labels ``(N,)``; all measurements, ready for JSON."""
     ready = prepare(model, CPU)
     if case.own_labels:
         y = decisions(ready, x)
-    timed = race(case.contenders(model, case.threat, seed), x, y, repeats, on_run=_tell)
-    # Whoever attacked the network as written is judged by it: rounding in another memory layout can move a decision.
+    timed = race(case.contenders(model, case.threat, seed), x, y, repeats, on_run=_print_run)
+    # Attacks on the network as written are judged by it: rounding in another memory layout can change a decision.
     judges = [each.contender.network if each.contender.role is Role.PLAIN_PEER else ready for each in timed]
-    left = [correct(judge, each.images, y) for judge, each in zip(judges, timed, strict=True)]
+    robust = [correct(judge, each.images, y) for judge, each in zip(judges, timed, strict=True)]
     (mine,) = (number for number, each in enumerate(timed) if each.contender.role is Role.OURS)
     return {
         "title": case.title,
@@ -116,18 +118,18 @@ def measure(case: Case, model: nn.Module, x: Tensor, y: Tensor, repeats: int, se
         "labels": "the network's own decisions" if case.own_labels else "true labels",
         "target": case.target,
         "speedup_over_fastest": _speedups(timed, timed[mine]),
-        "contenders": [_row(each, timed[mine], its, left[mine]) for each, its in zip(timed, left, strict=True)],
+        "contenders": [_row(each, timed[mine], its, robust[mine]) for each, its in zip(timed, robust, strict=True)],
     }
 
 
 def _speedups(timed: Sequence[Timed], ours: Timed) -> dict[str, float]:
-    """How many times faster this package is than the fastest of each role, by the medians."""
+    """Speedup of this package over the fastest contender of each role, by the medians."""
     roles = dict.fromkeys(each.contender.role for each in timed if each is not ours)
     of_role = {role: [each.ratio_to(ours) for each in timed if each.contender.role is role] for role in roles}
     return {role.value: round(min(ratios), 3) for role, ratios in of_role.items()}
 
 
-def _row(each: Timed, ours: Timed, left: Tensor, left_by_ours: Tensor) -> dict[str, Any]:
+def _row(each: Timed, ours: Timed, robust: Tensor, robust_by_ours: Tensor) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": each.contender.name,
         "role": each.contender.role.value,
@@ -139,16 +141,16 @@ def _row(each: Timed, ours: Timed, left: Tensor, left_by_ours: Tensor) -> dict[s
         "image_passes": asdict(each.tally),
     }
     if each.contender.role is not Role.BARE:
-        row["robust_accuracy"] = round(100 * left.double().mean().item(), 2)
-        row["verdicts_unlike_ours"] = int((left != left_by_ours).sum())
+        row["robust_accuracy"] = round(100 * robust.double().mean().item(), 2)
+        row["verdicts_unlike_ours"] = int((robust != robust_by_ours).sum())
     return row
 
 
 def table(case: dict[str, Any]) -> str:
-    """A case in words and columns."""
+    """A case as a text table."""
     width = max(len(row["name"]) for row in case["contenders"])
     title = f"{case['title']}, {case['threat']}, {case['n_images']} images, {case['labels']}"
-    columns = (f"{'seconds (range)':>24}", "  CPU s", f"{'times ours (by round)':>24}", "   left", "unlike ours")
+    columns = (f"{'seconds (range)':>24}", "  CPU s", f"{'times ours (by round)':>24}", " robust", "unlike ours")
     head = "  ".join(["", *columns, f"{'passes: all, with gradient':>28}"])
     rows = [_line(row, width) for row in case["contenders"]]
     found = case["speedup_over_fastest"]
@@ -163,15 +165,15 @@ def _line(row: dict[str, Any], width: int) -> str:
     cpu = statistics.median(row["cpu_seconds"])
     low, high = row["times_ours_by_round"]
     ratio = f"{row['times_ours']:.2f} ({low:.2f} to {high:.2f})"
-    left = f"{row['robust_accuracy']:.2f} %" if "robust_accuracy" in row else ""
+    robust = f"{row['robust_accuracy']:.2f} %" if "robust_accuracy" in row else ""
     passes = row["image_passes"]
     counts = f"{passes['forward'] + passes['gradient']:,}, {passes['gradient']:,}"
     unlike = str(row.get("verdicts_unlike_ours", ""))
-    return f"{row['name']:{width}}  {seconds:>24}  {cpu:>7.2f}  {ratio:>24}  {left:>7}  {unlike:>11}  {counts:>28}"
+    return f"{row['name']:{width}}  {seconds:>24}  {cpu:>7.2f}  {ratio:>24}  {robust:>7}  {unlike:>11}  {counts:>28}"
 
 
 def machine() -> dict[str, Any]:
-    """What the times are times of, as far as Python can tell."""
+    """Description of the machine, as far as Python knows it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -192,10 +194,10 @@ def _require_peers() -> None:
     lacking = [peer for peer in PEERS if find_spec(peer) is None]
     if lacking:
         cure = "install them by the two commands at the top of benchmarks/peers.txt"
-        raise click.ClickException(f"{', '.join(lacking)} must be installed to be compared with: {cure}")
+        raise click.ClickException(f"{', '.join(lacking)} must be installed for the comparison: {cure}")
 
 
-def _tell(number: int, contender: Contender, seconds: float) -> None:
+def _print_run(number: int, contender: Contender, seconds: float) -> None:
     click.echo(f"round {number + 1}: {contender.name} took {seconds:.2f} s", err=True)
 
 

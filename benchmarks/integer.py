@@ -1,13 +1,13 @@
-"""How fast is a quantized network on integers? ``OMP_NUM_THREADS=1 python benchmarks/integer.py``.
+"""Benchmark of integer execution: ``OMP_NUM_THREADS=1 python benchmarks/integer.py``.
 
-Everything is timed in turns and compared, within each round, with the full-precision float32 network in the memory
-layout in which that is faster. There are single convolutions of ResNet-18's shapes, four in a row, its low-precision
-member, and the ensemble of a full-precision and two low-precision members, each simulated in float32 and on integers.
+Runs are interleaved, and compared within each round with the full-precision float32 network in its faster memory
+layout. The cases are single convolutions of ResNet-18's shapes, four in a row, its low-precision member, and the
+ensemble of a full-precision and two low-precision members, each simulated in float32 and on integers.
 
-Processors with VNNI instructions multiply bytes about twice as fast as those with AVX2 alone; the report says which
-one it ran on. Beside the times stands how far each form of the member is from the same network in float64, its weights
-on exact levels: behind a batch normalisation every change of float32's rounding, another memory layout as well, moves
-a rare activation to the neighbouring level. ``benchmarks/integer_agreement.py`` measures that on trained networks.
+Processors with VNNI instructions multiply bytes about twice as fast as those with AVX2 alone; the report says which one
+it ran on. It also compares each form of the member with the same network in float64, with its weights on exact levels:
+after a batch normalisation every change of float32's rounding, such as another memory layout, moves a rare activation
+to the neighbouring level. ``benchmarks/integer_agreement.py`` measures this on trained networks.
 
 The four convolutions also run in onnxruntime, on the same integers, if it is installed (``pip install onnx
 onnxruntime``); its own quantization would round to other levels than DoReFa's.
@@ -36,19 +36,19 @@ from empir_plugin.evaluation.identity import code_sha256, now, versions
 from empir_plugin.evaluation.overhead.latency import Spread, take_turns
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""Seconds; those of the processor, all threads together, are disturbed less by what else the machine does."""
+"""Clocks in seconds; other processes affect processor time, over all threads, less than wall-clock time."""
 
 
 @click.command()
 @click.option("--case", "chosen", multiple=True, type=click.Choice(list(CASES)), help="Only this (repeatable).")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images per forward pass.")
 @click.option("--width", type=click.IntRange(8), default=64, show_default=True, help="Channels of the first stage.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of torch.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds; everyone runs in each.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds.")
 @click.option(
-    "--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help="cpu on a busy machine."
+    "--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help="Use cpu on a busy machine."
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File (JSON) for all that was measured.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file for all measurements.")
 def main(
     chosen: tuple[str, ...], batch_size: int, width: int, threads: int, repeats: int, clock: str, out: Path | None
 ) -> None:
@@ -57,14 +57,14 @@ def main(
         raise click.ClickException(f"no folder {out.parent} for --out: make it first")
     torch.set_num_threads(threads)
     settings = {"batch_size": batch_size, "width": width, "threads": threads, "repeats": repeats, "clock": clock}
-    measure = partial(_measured, repeats=repeats, clock=CLOCKS[clock])
+    measure = partial(_measure, repeats=repeats, clock=CLOCKS[clock])
     about = {**versions(), **_peers(), "code_sha256": code_sha256()}
     report: dict[str, Any] = {"machine": machine(), "versions": about, "settings": settings, "cases": {}}
     for name in chosen or CASES:
         for key, case in CASES[name](batch_size, width, measure).items():
             report["cases"][key] = case
             click.echo(table(case))
-        if out is not None:  # After each case: the next one may take long.
+        if out is not None:  # Written after each case, as the next one may take long.
             content = json.dumps({**report, "finished": now()}, indent=1)
             write_atomically(out, f"{content}\n".encode())
 
@@ -73,7 +73,7 @@ def _peers() -> dict[str, str]:
     return {name: version(name) for name in ("onnx", "onnxruntime") if find_spec(name) is not None}
 
 
-def _measured(
+def _measure(
     title: str,
     runs: Mapping[str, Callable[[], object]],
     targets: tuple[Target, ...],
@@ -81,7 +81,7 @@ def _measured(
     repeats: int,
     clock: Callable[[], float],
 ) -> dict[str, Any]:
-    """Times in milliseconds and ratios to the better float32 layout, ready for JSON."""
+    """Times in milliseconds and ratios to the faster float32 layout, ready for JSON."""
     with torch.no_grad():
         times = take_turns(runs, repeats, clock, warm_up=1)
     best = min(LAYOUTS, key=lambda name: Spread.of(times[name]).median)
@@ -101,7 +101,7 @@ def _row(seconds: list[float], baseline: list[float]) -> dict[str, Any]:
 
 
 def table(case: dict[str, Any]) -> str:
-    """A case in words and columns."""
+    """A case as a text table."""
     width = max(map(len, case["rows"]))
     lines = [_line(name.ljust(width), row) for name, row in case["rows"].items()]
     head = f"{'':{width}}  {'ms (p10 to p90)':>28}  {'ratio (p10 to p90)':>22}"
@@ -130,7 +130,7 @@ def _notes(case: dict[str, Any]) -> Iterator[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the times are times of, as far as Python can tell."""
+    """Description of the machine, as far as Python knows it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -1,9 +1,9 @@
-"""Do integers give the network's logits? ``OMP_NUM_THREADS=1 python benchmarks/integer_agreement.py --data-dir DIR``.
+"""Agreement of logits on integers and in float: ``python benchmarks/integer_agreement.py --data-dir DIR``.
 
-Takes shipped networks with batch normalisation, in which every rounding may move an activation to the neighbouring
-level, and compares forms of each on the test set: simulated in float32 and on integers, as they ship, and both with
-float64 wherever they have float32. The last two show whether the integer arithmetic is exact; the others, how far
-float32 is from it, and what rounding the levels of the weights to float32 does.
+Compares forms of shipped networks with batch normalisation, in which every rounding may move an activation to the
+neighbouring level, on the test set: simulated in float32 and on integers, as shipped, and both with float64 in place of
+float32. The last two show whether the integer arithmetic is exact; the others show the error of float32, and the effect
+of rounding the levels of the weights to float32. Set ``OMP_NUM_THREADS=1``.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from empir_plugin.evaluation.identity import code_sha256, now, versions
 
 NETWORKS = ("wrn-10-1-w4a4", "wrn-10-1-w2a2")
 TOLERANCE = 1e-4
-"""What logits may differ by."""
+"""Largest accepted difference of logits."""
 PAIRS = [*((EXACT, form) for form in FORMS if form != EXACT), (SIMULATED, INTEGER)]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far two forms of a network are apart.
+    """Difference between the logits of two forms of a network.
 
     Args:
         images: N.
         beyond_tolerance: Images with a logit that differs by more than :data:`TOLERANCE`.
-        differing_decisions: Images.
-        max_logit_difference: Of all logits.
+        differing_decisions: Images with different decisions.
+        max_logit_difference: The largest difference between two logits.
         median_logit_difference: Median over the images of the largest difference on each.
-        largest_lead: Of the second form's decision over its next class, where the decisions differ; 0 if nowhere.
+        largest_lead: Largest margin of the second form's decision over its next class among images with different
+            decisions; 0 if there are none.
     """
 
     images: int
@@ -53,7 +54,7 @@ class Gap:
 
     @classmethod
     def between(cls, one: Tensor, other: Tensor) -> Gap:
-        """Of two forms' logits ``(N, K)``.
+        """Compare two forms' logits ``(N, K)``.
 
         Example:
             >>> Gap.between(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.5]])).largest_lead
@@ -74,18 +75,18 @@ class Gap:
 
 @torch.no_grad()
 def gaps(forms: Mapping[str, nn.Module], images: Tensor, batch_size: int) -> dict[tuple[str, str], Gap]:
-    """How far the forms of a network are apart on images ``(N, C, H, W)``, in the pairs of :data:`PAIRS`."""
+    """Compare the forms of a network on images ``(N, C, H, W)``, for all pairs in :data:`PAIRS`."""
     batches = images.split(batch_size)
     logits = {name: torch.cat([network(batch) for batch in batches]) for name, network in forms.items()}
     return {pair: Gap.between(*(logits[name] for name in pair)) for pair in PAIRS}
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Of CIFAR-10; without, its bundled images.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of CIFAR-10; by default its bundled images.")
 @click.option("--model", "chosen", multiple=True, help="Only this (repeatable).")
-@click.option("--n-examples", type=click.IntRange(1), help="Only the first images; by default all there are.")
+@click.option("--n-examples", type=click.IntRange(1), help="Only the first images; by default all.")
 @click.option("--batch-size", type=click.IntRange(1), default=200, show_default=True, help="Images per forward pass.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File (JSON) for all that was measured.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file for all measurements.")
 def main(
     data_dir: Path | None, chosen: tuple[str, ...], n_examples: int | None, batch_size: int, out: Path | None
 ) -> None:

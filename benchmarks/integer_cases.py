@@ -1,4 +1,4 @@
-"""What the integer execution is timed on: convolutions, convolutions in a row, a network, an ensemble."""
+"""Cases of the benchmark of integer execution: convolutions, convolutions in a row, a network, an ensemble."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from integer_forms import CPU, on_exact_levels
+from integer_forms import CPU, to_exact_levels
 from integer_networks import resnet18
 from integer_peers import onnxruntime_stack
 from torch import Tensor, nn
@@ -18,21 +18,21 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.kernels import kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
-from empir_plugin.models.integer.report import agree
+from empir_plugin.models.integer.selftest import agree
 from empir_plugin.models.layers import QuantConv2d, quantized_layers
 from empir_plugin.models.precision import Precision
 
 LAYOUTS = {"float32, NCHW": torch.contiguous_format, "float32, channels last": torch.channels_last}
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))
-"""Channels and side of ResNet-18's 3x3 convolutions on images of 32x32."""
+"""Channels and side of ResNet-18's 3x3 convolutions on 32x32 images."""
 
 Measure = Callable[[str, Mapping[str, Callable[[], object]], tuple["Target", ...]], dict[str, Any]]
-"""From a title, what to run by name, and targets, to a case ready for JSON."""
+"""From a title, functions to run by name, and targets, to a case ready for JSON."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a row's ratio should be at most."""
+    """Upper limit of a row's ratio."""
 
     row: str
     ratio: float
@@ -47,7 +47,7 @@ DEPTH = 4
 
 @torch.no_grad()
 def _convs(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str, Any]]:
-    """One convolution of each shape: alone, with the rounding of its input, and between two others."""
+    """One convolution of each shape: from float to float, from codes to float, and from codes to codes."""
     scaled = [(channels * width // 64, side) for channels, side in SHAPES]
     return {f"conv-{channels}": _conv(channels, side, batch_size, measure) for channels, side in scaled}
 
@@ -58,7 +58,7 @@ def _conv(channels: int, side: int, batch_size: int, measure: Measure) -> dict[s
     full = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     network = to_integer(low).network
     (integer,) = (module for module in network.modules() if isinstance(module, IntegerLayer))
-    between = integer.reworked(emits=integer.grid)
+    between = integer.with_changes(emits=integer.grid)
     x = torch.rand(batch_size, channels, side, side).to(memory_format=torch.channels_last)
     codes = integer.grid.codes(x)
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
@@ -72,14 +72,14 @@ def _conv(channels: int, side: int, batch_size: int, measure: Measure) -> dict[s
 
 @torch.no_grad()
 def _stack(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str, Any]]:
-    """Convolutions in a row, from codes to codes, here and in onnxruntime: at 8 bits a byte clips as DoReFa."""
+    """Convolutions in a row, from codes to codes, here and in onnxruntime: at 8 bits, saturation is DoReFa's clip."""
     torch.manual_seed(0)
     channels, side = 2 * width, 16
     how: dict[str, Any] = {"padding": 1, "bias": False, "precision": Precision(4, 8), "scale": "max"}
     low = nn.Sequential(*(QuantConv2d(channels, channels, 3, **how) for _ in range(DEPTH))).eval()
     full = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(DEPTH)))
     layers = [integer_layer(layer, kernel_for(CPU)) for _, layer in quantized_layers(low)]
-    layers = [layer.reworked(emits=layer.grid) for layer in layers]
+    layers = [layer.with_changes(emits=layer.grid) for layer in layers]
     x = torch.rand(batch_size, channels, side, side).to(memory_format=torch.channels_last)
     codes, own = layers[0].grid.codes(x), nn.Sequential(*layers)
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
@@ -120,8 +120,8 @@ CASES: Mapping[str, Callable[[int, int, Measure], dict[str, dict[str, Any]]]] = 
 
 
 def _agreement(simulated: nn.Module, integer: nn.Module, x: Tensor) -> dict[str, Any]:
-    """How far the member on integers and two layouts of the simulated one are from the network in exact arithmetic."""
-    exact = on_exact_levels(simulated)
+    """Compare the member on integers, and two layouts of the simulated one, with the network in exact arithmetic."""
+    exact = to_exact_levels(simulated)
     contiguous = prepare(simulated, CPU).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     forms = {"on integers": integer, "simulated, channels last": simulated, "simulated, NCHW": contiguous}
     return {name: asdict(agree(exact, form, x)) for name, form in forms.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.grid import weight_integers
-from empir_plugin.models.integer.kernels import OneDNN, Program, Work
+from empir_plugin.models.integer.kernels import IntegerOp, OneDNN, Program
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import quantized_layers
 
@@ -21,10 +21,10 @@ CPU = torch.device("cpu")
 
 
 class InFloat64(nn.Module):
-    """A network in float64, on images in float32. Its weights stay the ones it has.
+    """A network in float64, for images in float32, with its own weights.
 
     Args:
-        network: In float32, on the CPU; it is left as it is.
+        network: In float32, on the CPU; it is not changed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -39,19 +39,19 @@ class InFloat64(nn.Module):
 
 @dataclass(frozen=True)
 class Float64After:
-    """The CPU's integer kernel for the sums alone; scale and bias in float64, for a network without folding."""
+    """The CPU's integer kernel for the sums, then scale and bias in float64; for a network without folding."""
 
     name: str = "onednn, then float64"
 
     def unusable(self, device: torch.device) -> str | None:
-        """Where the kernel itself is."""
+        """Why oneDNN's kernel cannot be used; None if it can."""
         return OneDNN().unusable(device)
 
-    def compile(self, work: Work) -> Program:
+    def compile(self, op: IntegerOp) -> Program:
         """Prepare the weights."""
-        sums = OneDNN().compile(replace(work, scale=torch.ones_like(work.scale), bias=None))
-        shape = (-1,) if work.geometry is None else (-1, 1, 1)
-        scale, bias = work.scale.view(shape), None if work.bias is None else work.bias.view(shape)
+        sums = OneDNN().compile(replace(op, scale=torch.ones_like(op.scale), bias=None))
+        shape = (-1,) if op.geometry is None else (-1, 1, 1)
+        scale, bias = op.scale.view(shape), None if op.bias is None else op.bias.view(shape)
 
         def program(codes: Tensor) -> Tensor:
             scaled = sums(codes).double() * scale
@@ -60,11 +60,11 @@ class Float64After:
         return program
 
 
-def on_exact_levels(model: nn.Module) -> nn.Module:
+def to_exact_levels(model: nn.Module) -> nn.Module:
     """A network in float64 whose quantized weights are integers times one step, not rounded to float32.
 
     Raises:
-        StaysFloat: If those of a layer are on no grid of integers.
+        StaysFloat: If the weights of a layer are on no grid of integers.
     """
     doubled = InFloat64(model)
     for (_, ready), (_, layer) in zip(
@@ -76,8 +76,8 @@ def on_exact_levels(model: nn.Module) -> nn.Module:
     return doubled
 
 
-def on_integers_in_float64(model: nn.Module) -> nn.Module:
-    """A network whose quantized layers add on integers, with float64 wherever the shipped form has float32.
+def to_integers_in_float64(model: nn.Module) -> nn.Module:
+    """A network whose quantized layers sum integers, with float64 wherever the shipped form has float32.
 
     Raises:
         StaysFloat: If a layer cannot run on integers.
@@ -88,7 +88,7 @@ def on_integers_in_float64(model: nn.Module) -> nn.Module:
     return InFloat64(network)
 
 
-def simulated(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+def simulate(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     """The network as it is evaluated, in a memory layout."""
     return prepare(model, CPU).to(memory_format=layout)  # type: ignore[call-overload]
 
@@ -98,12 +98,12 @@ INTEGER = "on integers"
 SIMULATED = "simulated in float32"
 FORMS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
     {
-        EXACT: on_exact_levels,
-        "on integers, float64 between": on_integers_in_float64,
+        EXACT: to_exact_levels,
+        "on integers, float64 between": to_integers_in_float64,
         INTEGER: lambda model: to_integer(copy.deepcopy(model)),
-        SIMULATED: lambda model: simulated(model, torch.channels_last),
-        "simulated in float32, NCHW": lambda model: simulated(model, torch.contiguous_format),
+        SIMULATED: lambda model: simulate(model, torch.channels_last),
+        "simulated in float32, NCHW": lambda model: simulate(model, torch.contiguous_format),
         "simulated in float64, levels of float32": InFloat64,
     }
 )
-"""From a model to each form of it."""
+"""Each form as a function of the model."""

@@ -1,4 +1,4 @@
-"""ResNet-18 for images of 32x32, in any precision: what the integer execution is timed on."""
+"""ResNet-18 for 32x32 images, in any precision: the network of the benchmark of integer execution."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """He et al., https://arxiv.org/abs/1512.03385, with a first convolution of 3x3; it and the last layer stay full.
+    """ResNet-18 (He et al., https://arxiv.org/abs/1512.03385) with a 3x3 first convolution.
+
+    The first and the last layer stay in full precision.
 
     Args:
         precision: Bits of the other layers.
@@ -59,7 +61,7 @@ class ResNet18(nn.Module):
 
 @torch.no_grad()
 def resnet18(text: str, width: int) -> nn.Module:
-    """A network of random weights and of the statistics that noise gives its batch normalisations."""
+    """A network of random weights, with batch statistics from noise."""
     torch.manual_seed(0)
     network = ResNet18(Precision.parse(text), width)
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""onnxruntime's int8 convolutions, on the same integers; left out, with the reason, where it is not installed."""
+"""onnxruntime's int8 convolutions on the same integers; skipped, with a reason, where it is not installed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from empir_plugin.models.integer.layers import IntegerLayer
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """A contender of another library.
+    """The same computation in another library.
 
     Args:
         run: One pass, to codes ``(N, C, H, W)``; None where it cannot run.
-        reason: Why it cannot.
+        reason: Why it cannot run.
     """
 
     run: Callable[[], Tensor] | None = None
@@ -30,9 +30,9 @@ def onnxruntime_stack(layers: Sequence[IntegerLayer], codes: Tensor, threads: in
     """Convolutions one after the other as ``QLinearConv``, each from codes of one byte to such codes.
 
     Args:
-        layers: Of 8-bit inputs from 0, whose clip is that of the byte.
-        codes: What the first takes, uint8 ``(N, C, H, W)``.
-        threads: Of the CPU.
+        layers: Layers with unsigned 8-bit inputs, whose clip is the saturation of a byte.
+        codes: Input of the first one, uint8 ``(N, C, H, W)``.
+        threads: Number of CPU threads.
     """
     lacking = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if lacking:
@@ -53,10 +53,10 @@ def _model(layers: Sequence[IntegerLayer], shape: torch.Size) -> Any:
     names = ["x", *(f"y{index}" for index in range(len(layers)))]
     nodes, constants = [], []
     for index, (layer, before, after) in enumerate(zip(layers, names, names[1:], strict=False)):
-        made = _constants(index, layer)
-        tensors = [tensor.name for tensor in made]
-        constants += made
-        padding = [*layer.work.geometry.padding] * 2 if layer.work.geometry else []
+        own = _constants(index, layer)
+        tensors = [tensor.name for tensor in own]
+        constants += own
+        padding = [*layer.op.geometry.padding] * 2 if layer.op.geometry else []
         inputs = [before, tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[0], tensors[1]]
         nodes.append(helper.make_node("QLinearConv", inputs, [after], pads=padding))
     ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, list(shape)) for name in (names[0], names[-1])]
@@ -65,15 +65,15 @@ def _model(layers: Sequence[IntegerLayer], shape: torch.Size) -> Any:
 
 
 def _constants(index: int, layer: IntegerLayer) -> list[Any]:
-    """Step and zero of the codes; integers, steps and zeros of the weights."""
+    """Step and zero point of the codes; integers, steps and zero points of the weights."""
     from onnx import numpy_helper
 
-    work, step = layer.work, torch.tensor(layer.grid.scale)
+    op, step = layer.op, torch.tensor(layer.grid.scale)
     values = {
         "step": step,
-        "zero": torch.tensor(work.zero, dtype=torch.uint8),
-        "weight": work.weight,
-        "weight_step": (work.scale / layer.grid.scale).float(),
-        "weight_zero": torch.zeros(len(work.scale), dtype=torch.int8),
+        "zero": torch.tensor(op.zero, dtype=torch.uint8),
+        "weight": op.weight,
+        "weight_step": (op.scale / layer.grid.scale).float(),
+        "weight_zero": torch.zeros(len(op.scale), dtype=torch.int8),
     }
     return [numpy_helper.from_array(value.numpy(), f"{name}{index}") for name, value in values.items()]

@@ -1,8 +1,8 @@
-"""How does the cost of an attack grow? ``OMP_NUM_THREADS=1 python benchmarks/scaling.py``.
+"""Benchmark of how the cost of an attack grows: ``OMP_NUM_THREADS=1 python benchmarks/scaling.py``.
 
-PGD with ten steps, in which every image takes every step, so that the work is the same whoever falls: on more images,
-on ensembles of more members, and on one network at other precisions. Everyone of a series runs in every round, and a
-ratio is one of processor times within a round: what else the machine does hits both sides of it.
+PGD with ten steps on more images, on ensembles of more members, and on one network at several precisions. Broken images
+stay in the batch, so the amount of computation does not depend on the outcome. Runs of a series are interleaved, and
+ratios are those of processor times within a round, so that machine noise affects both sides equally.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ MOST = max(IMAGES)
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Contenders of which the first is what the others are measured by.
+    """Contenders that are compared with the first one.
 
     Args:
-        name: What records call it.
-        title: What grows, on what.
-        contenders: In the order of tables.
-        n_images: How many images everyone is given; a contender may take fewer of them.
+        name: Its key in records.
+        title: Title in tables and records.
+        contenders: In the order of the table.
+        n_images: Number of images passed to each contender, which may use fewer.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Series:
 
 
 def images_series() -> Series:
-    """More images, one ensemble."""
+    """One ensemble, more and more images."""
     network = prepare(load_model("empir-cifar"), CPU)
     contenders = tuple(Contender(str(n), Role.OURS, network, _attack(n)) for n in IMAGES)
     return Series("images", "images, of empir-cifar", contenders, MOST)
 
 
 def members_series(n_images: int) -> Series:
-    """One batch, more members."""
+    """One batch, more and more members."""
     member = load_model("cifarconv-fp")
     networks = {str(m): prepare(Ensemble([member] * m), CPU) for m in MEMBERS}
     contenders = tuple(Contender(name, Role.OURS, each, _attack(n_images)) for name, each in networks.items())
@@ -73,7 +73,7 @@ def members_series(n_images: int) -> Series:
 
 
 def precision_series(n_images: int, seed: int) -> Series:
-    """One batch, one network, other precisions; its weights are random, which the time does not depend on."""
+    """One batch, one network at several precisions; its weights are random, which does not affect the time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = {text: prepare(CIFARConv(Precision.parse(text)), CPU) for text in PRECISIONS}
@@ -82,7 +82,7 @@ def precision_series(n_images: int, seed: int) -> Series:
 
 
 def _attack(n: int) -> Make:
-    """An attack on the first images in which nobody leaves the batch."""
+    """An attack on the first ``n`` images that keeps broken images in the batch."""
     attack = replace(pgd(STEPS), return_last=True)
 
     def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def _attack(n: int) -> Make:
 
 
 def measure(series: Series, x: Tensor, y: Tensor, repeats: int) -> dict[str, Any]:
-    """Run a series on images ``(N, C, H, W)`` and labels ``(N,)``; all that was found, ready for JSON."""
+    """Run a series on images ``(N, C, H, W)`` and labels ``(N,)``; all measurements, ready for JSON."""
     timed = race(series.contenders, x[: series.n_images], y[: series.n_images], repeats)
     rows = [_row(each, timed[0]) for each in timed]
     return {"title": series.title, "threat": str(THREAT), "n_images": series.n_images, "steps": STEPS, "rows": rows}
@@ -111,11 +111,17 @@ def _row(each: Timed, base: Timed) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of torch.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds; everyone runs in each.")
-@click.option("--n-images", type=click.IntRange(1, MOST), default=32, show_default=True, help="Where images stay.")
-@click.option("--seed", default=0, show_default=True, help="Of random weights.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File (JSON) for all that was measured.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds.")
+@click.option(
+    "--n-images",
+    type=click.IntRange(1, MOST),
+    default=32,
+    show_default=True,
+    help="In the other series.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of random weights.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file for all measurements.")
 def main(threads: int, repeats: int, n_images: int, seed: int, out: Path | None) -> None:
     """Time one attack on more images, more members and other precisions."""
     if out is not None and not out.parent.is_dir():
@@ -124,18 +130,17 @@ def main(threads: int, repeats: int, n_images: int, seed: int, out: Path | None)
     x, y = load_images("cifar10").batch(0, MOST)
     settings = {"threads": threads, "repeats": repeats, "seed": seed}
     about = {"machine": machine(), "versions": {**versions(), "code_sha256": code_sha256()}, "settings": settings}
-    made = (images_series(), members_series(n_images), precision_series(n_images, seed))
-    found: dict[str, Any] = {}
-    for series in made:
-        found[series.name] = measure(series, x, y, repeats)
-        click.echo(table(found[series.name]))
+    measured: dict[str, Any] = {}
+    for series in (images_series(), members_series(n_images), precision_series(n_images, seed)):
+        measured[series.name] = measure(series, x, y, repeats)
+        click.echo(table(measured[series.name]))
     if out is not None:
-        content = json.dumps({**about, "series": found, "finished": now()}, indent=1)
+        content = json.dumps({**about, "series": measured, "finished": now()}, indent=1)
         write_atomically(out, f"{content}\n".encode())
 
 
 def table(series: dict[str, Any]) -> str:
-    """A series in words and columns."""
+    """A series as a text table."""
     head = f"{'':12}  {'CPU s':>8}  {'ratio (by round)':>22}  {'passes':>8}"
     return "\n".join(["", series["title"], head, *map(_line, series["rows"])])
 

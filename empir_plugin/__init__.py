@@ -23,8 +23,8 @@ from empir_plugin.models.posttraining import quantize_weights_
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo import registry
 from empir_plugin.zoo.builders import ModelBuilder
-from empir_plugin.zoo.quantized.register import empir, register_quantized
-from empir_plugin.zoo.registry import load_model
+from empir_plugin.zoo.quantized.architectures import empir
+from empir_plugin.zoo.registry import load_model, register_quantized
 
 __all__ = [
     "AlexNet",

@@ -1,4 +1,4 @@
-"""What other packages offer under an entry-point group, and how a name is looked up in it."""
+"""Discover the entry points of a group, of this package and of others, and look names up in them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 def discover(
-    points: Iterable[EntryPoint], kind: str, accepted: Callable[[Any], T | None], wanted: str
+    points: Iterable[EntryPoint], kind: str, accept: Callable[[Any], T | None], wanted: str
 ) -> Mapping[str, T]:
     """Load entry points, this package's first.
 
-    A broken one is skipped with a warning that names its distribution; so is a second one of the same name.
+    A broken entry point, or a second one of the same name, is skipped with a warning that names its distribution.
 
     Args:
         points: The entry points of one group.
-        kind: What such an entry point names, for the warning.
-        accepted: Gives what was loaded back, or None if it is not what the group is for.
-        wanted: What the group is for, in words.
+        kind: What they name, such as ``"model"``, for the warning.
+        accept: Returns the loaded object, converted if need be, or None if it is of the wrong type.
+        wanted: The right type in words, for the warning.
 
     Example:
         >>> point = EntryPoint("gcd", "math:gcd", "a.group")
@@ -32,7 +32,7 @@ def discover(
     """
     found: dict[str, T] = {}
     for point in sorted(points, key=_ours_first):
-        value, problem = (None, "the name is taken") if point.name in found else _load(point, accepted, wanted)
+        value, problem = (None, "the name is taken") if point.name in found else _load(point, accept, wanted)
         if value is None:
             message = f"{kind} {point.name!r} of {_distribution(point)} is ignored: {problem}"
             warnings.warn(message, stacklevel=3)
@@ -49,22 +49,22 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "an unknown distribution"
 
 
-def _load(point: EntryPoint, accepted: Callable[[Any], T | None], wanted: str) -> tuple[T | None, str]:
+def _load(point: EntryPoint, accept: Callable[[Any], T | None], wanted: str) -> tuple[T | None, str]:
     try:
         loaded = point.load()
-    except Exception as error:  # whatever somebody else's package raises must not break everybody's
+    except Exception as error:  # an error in one package must not break the others
         return None, f"it cannot be loaded ({type(error).__name__}: {error})"
-    return accepted(loaded), f"it is no {wanted} but a {type(loaded).__name__}"
+    return accept(loaded), f"it is no {wanted} but a {type(loaded).__name__}"
 
 
-def find(found: Mapping[str, T], name: str) -> T | None:
-    """What was discovered under a name, RobustBench's way: case, ``-`` and ``_`` make no difference.
+def find(entries: Mapping[str, T], name: str) -> T | None:
+    """The entry of a name; as in RobustBench, case, ``-`` and ``_`` make no difference.
 
     Example:
         >>> find({"empir-cifar": 3}, "EMPIR_cifar")
         3
     """
-    return next((value for known, value in found.items() if _plain(known) == _plain(name)), None)
+    return next((value for known, value in entries.items() if _plain(known) == _plain(name)), None)
 
 
 def _plain(name: str) -> str:
@@ -72,7 +72,7 @@ def _plain(name: str) -> str:
 
 
 def hint(name: str, known: Iterable[str], otherwise: str) -> str:
-    """What to do about an unknown name: the closest known one, or else another advice.
+    """Advice on an unknown name: the closest known one, or else ``otherwise``.
 
     Example:
         >>> hint("pdg", ["fgsm", "pgd"], "install one")

@@ -1,4 +1,4 @@
-"""AutoAttack with its original interface, which RobustBench calls, over pyautoattack, which can be installed.
+"""Adapter: AutoAttack's original interface, which RobustBench calls, on top of the PyPI package pyautoattack.
 
 The original: https://github.com/fra31/auto-attack.
 """
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from empir_plugin._compat.observe import (
-    autoattack_state_kept_clean,
     collect_autoattack_flags,
     contiguous_gradient,
-    heard_by,
+    isolate_autoattack_state,
+    send_logs_to,
 )
 from empir_plugin.errors import InputError
 
@@ -27,20 +27,20 @@ Model = Callable[[Tensor], Tensor]
 class AutoAttack(pyautoattack.AutoAttack):
     """Ensemble of four attacks, https://arxiv.org/abs/2003.01690, with the signatures of the original release.
 
-    What it reports goes to the logger ``auto-attack`` (and to ``log_path``) and is not printed; the warnings of the
-    last run are in ``flags``. Images and models may be channels_last, and no trace is left in the process.
+    Reports go to the logger ``auto-attack`` (and to ``log_path``) and are not printed; the warnings of the last run are
+    in ``flags``. Images and models may be channels_last, and global state is restored after a run.
 
     Args:
         model: Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: Radius of the ball, in units of the images (8/255, not 8).
-        seed: Of every attack; the time if None.
+        seed: Seed of every attack; the current time if None.
         verbose: Whether to log progress.
         attacks_to_run: Names of attacks, with ``version="custom"`` only.
         version: ``"standard"``, ``"plus"``, ``"rand"`` or ``"custom"``.
         is_tf_model: Must be False.
-        device: Where to attack.
-        log_path: File to which all that is logged is appended.
+        device: Device to attack on.
+        log_path: File to which the log is appended.
 
     Raises:
         InputError: ``is_tf_model`` is true.
@@ -70,48 +70,48 @@ class AutoAttack(pyautoattack.AutoAttack):
             raise InputError("is_tf_model must be False, got True: pyautoattack attacks PyTorch models only")
         attacks: Any = list(attacks_to_run) if attacks_to_run or version == "custom" else None
         names: dict[str, Any] = {"norm": norm, "version": version}
-        super().__init__(_attackable(model), attacks=attacks, device=device, eps=eps, seed=seed, **names)
+        super().__init__(_with_contiguous_gradient(model), attacks=attacks, device=device, eps=eps, seed=seed, **names)
         self.model = model
         self.is_tf_model = is_tf_model
         self.verbose = verbose
         self.log_path = log_path
         self.flags: list[str] = []
 
-    # The two signatures below are the original's: that they differ from pyautoattack's is their purpose.
+    # The two signatures below are the original's, and differ from pyautoattack's on purpose.
     def run_standard_evaluation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False, state_path: object = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attack the images with one attack after the other, each those that withstood the ones before.
+        """Run one attack after the other, each on the images that are still robust.
 
         Args:
             x_orig: Images ``(N, C, H, W)`` in [0, 1].
             y_orig: True labels ``(N,)``, int64.
             bs: Images per batch.
-            return_labels: Whether to return the model's decisions, too.
+            return_labels: Whether to return the model's decisions as well.
             state_path: Must be None.
 
         Returns:
-            Images ``(N, C, H, W)``, those that withstood unchanged; with ``return_labels`` also decisions ``(N,)``.
+            Images ``(N, C, H, W)``, robust ones unchanged; with ``return_labels`` also decisions ``(N,)``.
 
         Raises:
-            InputError: ``state_path`` is given; AutoAttack would fail on it only after hours.
+            InputError: ``state_path`` is given: AutoAttack fails to resume from it, which would only show after hours.
         """
         if state_path is not None:
             raise InputError(
                 f"state_path must be None, got {str(state_path)!r}: AutoAttack cannot resume from the state it writes, "
                 "so leave it out, or use an evaluation of empir_plugin, which resumes"
             )
-        with self._observed():
+        with self._observe():
             found = super().run_standard_evaluation(x_orig.contiguous(), y_orig, batch_size=bs)
         return found if return_labels else found[0]
 
     def run_standard_evaluation_individual(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
     ) -> dict[str, Any]:
-        """Attack all images with each attack alone; arguments as ``run_standard_evaluation``.
+        """Run each attack on all images; arguments as for ``run_standard_evaluation``.
 
         Returns:
-            For each attack's name what ``run_standard_evaluation`` returns.
+            The result of ``run_standard_evaluation`` by name of the attack.
         """
         chosen = list(self.attacks_to_run or ())
         flags: list[str] = []
@@ -127,24 +127,24 @@ class AutoAttack(pyautoattack.AutoAttack):
         return found
 
     def set_version(self, version: str = "standard") -> None:
-        """Choose the attacks and their settings anew, by the original's name for it."""
+        """Choose the attacks and their settings by version, as in the original."""
         self._set_version(version)
 
     @contextmanager
-    def _observed(self) -> Iterator[None]:
+    def _observe(self) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(autoattack_state_kept_clean())
+            stack.enter_context(isolate_autoattack_state())
             self.flags = stack.enter_context(collect_autoattack_flags())
             if self.log_path is not None:
                 handler = logging.FileHandler(self.log_path, encoding="utf-8")
                 handler.setLevel(logging.DEBUG)
                 stack.callback(handler.close)
-                stack.enter_context(heard_by(handler))
+                stack.enter_context(send_logs_to(handler))
             yield
 
 
-def _attackable(model: Model) -> Any:
-    """The model, differentiated in contiguous memory."""
+def _with_contiguous_gradient(model: Model) -> Any:
+    """The model with contiguous gradients."""
 
     def forward(x: Tensor) -> Tensor:
         return model(contiguous_gradient(x))

@@ -1,4 +1,4 @@
-"""Running AutoAttack without harm to the process, and without losing what it has to say."""
+"""Context managers for runs of AutoAttack: isolate its global state, and collect its warnings and log."""
 
 import logging
 import sys
@@ -13,17 +13,17 @@ LOGGER = "auto-attack"
 
 
 @contextmanager
-def autoattack_state_kept_clean() -> Iterator[None]:
-    """Run AutoAttack inside without what it leaves behind: https://github.com/fra31/auto-attack.
+def isolate_autoattack_state() -> Iterator[None]:
+    """Isolate the global state that AutoAttack changes: https://github.com/fra31/auto-attack.
 
-    Its check for dynamic defences ends the trace function (coverage and debuggers fall silent) and counts calls in a
-    table that is never reset (after one dynamic model every later one is flagged). Here the trace function is put
-    back, and the table is empty before and after.
+    Its check for dynamic defences removes the trace function (which stops coverage and debuggers) and counts calls in a
+    table that is never reset (after one dynamic model every later one is flagged). Here the trace function is
+    restored, and the table is reset before and after.
 
     Example:
         >>> import sys
         >>> before = sys.gettrace()
-        >>> with autoattack_state_kept_clean():
+        >>> with isolate_autoattack_state():
         ...     sys.settrace(None)
         >>> sys.gettrace() is before
         True
@@ -39,10 +39,10 @@ def autoattack_state_kept_clean() -> Iterator[None]:
 
 @contextmanager
 def collect_autoattack_flags() -> Iterator[list[str]]:
-    """Collect the warnings AutoAttack logs inside: https://github.com/fra31/auto-attack/blob/master/flags_doc.md.
+    """Collect the warnings AutoAttack logs: https://github.com/fra31/auto-attack/blob/master/flags_doc.md.
 
-    They arrive whatever the logging configuration says, for an evaluation is unreliable whether or not anybody
-    listened; their usual handlers get them as well.
+    They are collected under any logging configuration, since an evaluation is unreliable whether or not its warnings
+    are shown; other handlers get them as well.
 
     Yields:
         The texts, in order; the list fills as they are logged.
@@ -55,13 +55,13 @@ def collect_autoattack_flags() -> Iterator[list[str]]:
         ['it seems to be a dynamic defense!']
     """
     collector = _Collector()
-    with heard_by(collector):
+    with send_logs_to(collector):
         yield collector.texts
 
 
 @contextmanager
-def heard_by(handler: logging.Handler) -> Iterator[None]:
-    """Have ``handler`` hear what AutoAttack logs, from its level on, whatever the logging configuration says."""
+def send_logs_to(handler: logging.Handler) -> Iterator[None]:
+    """Send what AutoAttack logs to ``handler``, from its level on, under any logging configuration."""
     logger = logging.getLogger(LOGGER)
     level, disabled, muted = logger.level, logger.disabled, logger.manager.disable
     logger.setLevel(min(handler.level, logger.getEffectiveLevel()))
@@ -80,8 +80,8 @@ def heard_by(handler: logging.Handler) -> Iterator[None]:
 def contiguous_gradient(x: "Tensor") -> "Tensor":
     """Identity whose gradient comes back contiguous.
 
-    A model with channels_last weights returns channels_last gradients even for contiguous images; an attack that calls
-    ``view`` on them, as AutoAttack does on what has its images' layout, fails ("view size is not compatible").
+    A model with channels_last weights returns channels_last gradients even for contiguous images. Attacks that call
+    ``view`` on them, as AutoAttack does, then fail ("view size is not compatible").
 
     Args:
         x: Any tensor, such as images ``(N, C, H, W)``.
@@ -96,10 +96,10 @@ def contiguous_gradient(x: "Tensor") -> "Tensor":
         >>> torch.autograd.grad((contiguous_gradient(x) * weight).sum(), x)[0].is_contiguous()
         True
     """
-    passed = x.view_as(x)
-    if passed.requires_grad:
-        passed.register_hook(lambda gradient: gradient.contiguous())
-    return passed
+    view = x.view_as(x)
+    if view.requires_grad:
+        view.register_hook(lambda gradient: gradient.contiguous())
+    return view
 
 
 class _Collector(logging.Handler):
@@ -112,7 +112,7 @@ class _Collector(logging.Handler):
 
 
 def _reset_call_counts() -> None:
-    """Empty the tables of the AutoAttacks that are imported: pyautoattack's, and an installed original's."""
+    """Reset the tables of all imported AutoAttacks: pyautoattack's, and that of an installed original."""
     for name in ("pyautoattack.checks", "autoattack.checks"):
         if name in sys.modules:
             counts = sys.modules[name].funcs

@@ -33,7 +33,6 @@ from empir_plugin.attacks.starts import StepSize as StepSize
 from empir_plugin.attacks.starts import UniformStart as UniformStart
 from empir_plugin.attacks.starts import at_image as at_image
 from empir_plugin.attacks.surrogates import HasMemberLogits as HasMemberLogits
-from empir_plugin.attacks.surrogates import MeanLogits as MeanLogits
 from empir_plugin.attacks.surrogates import Model as Model
 from empir_plugin.attacks.surrogates import OverMembers as OverMembers
 from empir_plugin.attacks.surrogates import Reweighted as Reweighted
@@ -60,3 +59,4 @@ from empir_plugin.attacks.threat import parse_norm as parse_norm
 from empir_plugin.attacks.transfer import OnMember as OnMember
 from empir_plugin.attacks.transfer import Transfer as Transfer
 from empir_plugin.attacks.transfer import transfer_matrix as transfer_matrix
+from empir_plugin.models.ensemble import MeanLogits as MeanLogits

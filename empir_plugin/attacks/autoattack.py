@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pyautoattack.checks import check_square_sr
 from torch import Tensor
 
-from empir_plugin._compat.observe import autoattack_state_kept_clean, collect_autoattack_flags, contiguous_gradient
+from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
 from empir_plugin.attacks.batch import Batch, parameters_frozen
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
@@ -301,7 +301,7 @@ def _margins(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Tensor], t
 def _left_clean(device: torch.device) -> Iterator[list[str]]:
     """Collect AutoAttack's flags; leave no trace in the process, its random numbers included."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), autoattack_state_kept_clean(), collect_autoattack_flags() as flags:
+    with torch.random.fork_rng(devices), isolate_autoattack_state(), collect_autoattack_flags() as flags:
         yield flags
 
 

@@ -15,25 +15,8 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, parse_backward
-from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
-from empir_plugin.models.layers import differentiated_by, quantized_layers
-
-
-@dataclass(frozen=True)
-class MeanLogits:
-    """The mean of the members' logits ``(N, K)``. A member of large logits counts most.
-
-    Their softmax is the members' geometric mean probability, normalised, to which one member that all but excludes a
-    class can put a veto; :class:`~empir_plugin.models.ensemble.MeanProbability` is the arithmetic mean.
-
-    Example:
-        >>> MeanLogits()(torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]]), None)
-        tensor([[1.0000, 0.5000]])
-    """
-
-    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
-        """Average over the members."""
-        return logits.mean(0)
+from empir_plugin.models.ensemble import MaxVote, MeanLogits, MeanProbability, Rule
+from empir_plugin.models.layers import quantized_layers, use_backward_rule
 
 
 @dataclass(frozen=True)
@@ -382,7 +365,7 @@ class Through:
                 f"the surrogate {self} changes gradients of quantized layers, but {type(model).__name__} has none: "
                 f"attack it with {self.surrogate}"
             )
-        with differentiated_by(model, self.rule):
+        with use_backward_rule(model, self.rule):
             return self.surrogate(model, x)
 
     def __str__(self) -> str:

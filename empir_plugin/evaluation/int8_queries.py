@@ -24,8 +24,7 @@ from empir_plugin.attacks.transfer import Transfer
 from empir_plugin.evaluation.distributed import Round
 from empir_plugin.evaluation.judge import correct, decisions
 from empir_plugin.evaluation.prepare import exact_float32
-from empir_plugin.models.integer.convert import to_integer
-from empir_plugin.models.integer.report import IntegerReport
+from empir_plugin.models.integer.convert import IntegerReport, to_integer
 
 FLOAT32 = "float32"
 

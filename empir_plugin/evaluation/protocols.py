@@ -20,7 +20,6 @@ from empir_plugin.attacks.gradient import bim, fgsm, pgd
 from empir_plugin.attacks.losses import CrossEntropy, Loss, cross_entropy, margin, softmax_twice
 from empir_plugin.attacks.starts import StepOfEps
 from empir_plugin.attacks.surrogates import (
-    MeanLogits,
     Surrogate,
     Through,
     mean_logits,
@@ -36,7 +35,7 @@ from empir_plugin.attacks.transfer import OnMember
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.models.backward import identity, soft
-from empir_plugin.models.ensemble import Ensemble, MeanProbability
+from empir_plugin.models.ensemble import Ensemble, MeanLogits, MeanProbability
 from empir_plugin.models.layers import is_full_precision
 
 Plan = Callable[[nn.Module, str], tuple[AttackSpec, ...]]

@@ -1,7 +1,7 @@
-"""Activation quantizers for inputs of either sign, and for a learned range.
+"""Activation quantizers for signed inputs, and for learned ranges.
 
-DoReFa's own quantizer clips to [0, 1]. In a transformer half of what a layer is given is negative, and more than 1 in
-size: a symmetric range, and one of learned width (PACT, Choi et al., https://arxiv.org/abs/1805.06085), keep it.
+DoReFa's own quantizer clips to [0, 1]. In a transformer half of a layer's inputs are negative, and many exceed 1 in
+magnitude; a symmetric range, or one of learned width (PACT, Choi et al., https://arxiv.org/abs/1805.06085), keeps them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from empir_plugin.models.quantize import ActivationQuantizer, in_float32, quanti
 
 
 class Activations(Enum):
-    """Which range the inputs of quantized layers are clipped to.
+    """Range to which the inputs of quantized layers are clipped.
 
-    ``AUTO`` decides between the next two for each layer, by what it is given; ``UNSIGNED`` is DoReFa's [0, 1],
-    ``SIGNED`` [-1, 1], and ``PACT`` is ``AUTO`` with a learned width in place of 1.
+    ``AUTO`` chooses between the next two for each layer, by the values of its inputs; ``UNSIGNED`` is DoReFa's [0, 1],
+    ``SIGNED`` is [-1, 1], and ``PACT`` is ``AUTO`` with a learned width in place of 1.
 
     Example:
         >>> Activations.parse("auto")
@@ -36,24 +36,24 @@ class Activations(Enum):
 
     @classmethod
     def parse(cls, value: Activations | str) -> Activations:
-        """Read the text form; a member of this class stays what it is.
+        """Parse the text form; a member of this class is returned as it is.
 
         Raises:
-            InputError: If the text is another one.
+            InputError: If the text names no member.
         """
         return choice(cls, "activations", value)
 
 
 @dataclass(frozen=True)
 class SignedActivationQuantizer:
-    """Clip to [-1, 1], then round to ``2**bits`` equally spaced levels: none of them is zero.
+    """Clip to [-1, 1], then round to ``2**bits`` equally spaced levels, none of which is zero.
 
-    It is ``2 q((x + 1) / 2) - 1`` with q the quantizer of [0, 1]. The gradient is 1 on [-1, 1], both ends included, and
-    0 outside.
+    The result is ``2 q((x + 1) / 2) - 1``, where q is the quantizer of [0, 1]. The gradient is 1 on [-1, 1], both ends
+    included, and 0 outside.
 
     Args:
-        bits: 1 to 8, or 32 to leave the activations alone.
-        clip: The clip of ``(x + 1) / 2`` to [0, 1], with the gradient behind it.
+        bits: 1 to 8, or 32 for no quantization.
+        clip: The clip of ``(x + 1) / 2`` to [0, 1], with its gradient.
 
     Raises:
         InputError: If the number of bits is neither in 1..8 nor 32.
@@ -86,7 +86,7 @@ class SignActivationQuantizer:
     The gradient is 1 on [-1, 1], both ends included, and 0 outside.
 
     Args:
-        clip: The clip of ``(x + 1) / 2`` to [0, 1], which only lends its gradient.
+        clip: The clip of ``(x + 1) / 2`` to [0, 1], of which only the gradient is used.
 
     Example:
         >>> SignActivationQuantizer()(torch.tensor([-0.1, 0.0, 3.0]))
@@ -111,28 +111,28 @@ class SignActivationQuantizer:
 
 
 InputQuantizer = ActivationQuantizer | SignedActivationQuantizer | SignActivationQuantizer
-"""What a quantized layer applies to its input."""
+"""The quantizer that a quantized layer applies to its input."""
 
 
 def is_signed(quantizer: InputQuantizer) -> bool:
-    """Whether negative inputs keep their sign."""
+    """Whether a quantizer keeps the sign of negative inputs."""
     return not isinstance(quantizer, ActivationQuantizer)
 
 
-def in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> Tensor:
+def quantize_in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> Tensor:
     """Quantize on [0, bound] or [-bound, bound]: PACT, https://arxiv.org/abs/1805.06085, Equations 2 and 3.
 
-    An activation passes its gradient on inside of the range; outside, where the output moves with the bound, the bound
-    receives it: with a minus on the negative side.
+    Inside the range the gradient goes to the activation. Outside, where the output is plus or minus the bound, it goes
+    to the bound, with that sign.
 
     Args:
-        quantizer: For the range of width 1.
+        quantizer: The quantizer for a range of width 1.
         x: Activations of any shape.
-        bound: A scalar tensor; a learned one that falls to 0 or below counts as a tiny positive one.
+        bound: A scalar tensor; values of 0 or below count as a tiny positive number.
 
     Example:
         >>> bound = torch.tensor(2.0, requires_grad=True)
-        >>> y = in_learned_range(ActivationQuantizer(2), torch.tensor([-1.0, 1.0, 5.0]), bound)
+        >>> y = quantize_in_learned_range(ActivationQuantizer(2), torch.tensor([-1.0, 1.0, 5.0]), bound)
         >>> y.detach(), torch.autograd.grad(y.sum(), bound)
         (tensor([0.0000, 1.3333, 2.0000]), (tensor(1.),))
     """

@@ -1,9 +1,9 @@
-"""The clip to [0, 1] inside activation quantizers, and the gradients an attacker may give it.
+"""The clip to [0, 1] inside activation quantizers, and the gradients an attacker may use for it.
 
-A clip is flat outside [0, 1]. An activation beyond it hides everything before it from an attacker, while no decision
-becomes harder to change: gradient masking. Backward pass differentiable approximation (Athalye et al.,
-https://arxiv.org/abs/1802.00420) answers it: the same forward pass, bit for bit, with another slope behind it. Only an
-attacker's gradients change; training keeps :data:`as_trained`.
+A clip is flat outside [0, 1]. An activation out of this range passes no gradient to the layers before it, although the
+decision is no harder to change: gradient masking. Backward pass differentiable approximation (BPDA, Athalye et al.,
+https://arxiv.org/abs/1802.00420) solves this: the same forward pass, bit for bit, with another slope in the backward
+pass. Only an attacker's gradients change; training keeps :data:`as_trained`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from empir_plugin.errors import InputError
 
 
 class BackwardRule(Protocol):
-    """What a rule must offer."""
+    """A clip to [0, 1] with a gradient of its own."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Activations of any shape clipped to [0, 1], the rule's slope behind them."""
+        """Clip activations of any shape to [0, 1]; the backward pass has the rule's slope."""
         ...
 
 
 class _Clip(torch.autograd.Function):
     """Forward: the clip to [0, 1]. Backward: 1 on [0, 1], both ends included, and 0 outside."""
 
-    # Not left to torch: whether its clamp counts the ends in depends on the version, and black and white lie there.
+    # Not torch.clamp: its gradient at the ends, where black and white pixels lie, depends on the version.
     generate_vmap_rule = True
 
     @staticmethod
@@ -90,7 +90,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Identity:
-    """Gradient 1 everywhere: the attacker looks straight through the clip.
+    """Gradient 1 everywhere: the straight-through estimator.
 
     Example:
         >>> x = torch.tensor([-1.0, 0.5, 1.0, 2.0], requires_grad=True)
@@ -111,10 +111,10 @@ class Soft:
     """Gradient 1 on [0, 1], fading outside like the derivative of a sigmoid.
 
     At a distance ``d`` from [0, 1] it is ``4 s (1 - s)`` with ``s = sigmoid(d / width)``: 1 at the edge, 0.79 one width
-    away and 0.42 two. Units about to leave the flat part count, those far inside it hardly do.
+    away and 0.42 two. Units near the edge of the flat part count, those far inside it hardly do.
 
     Args:
-        width: How fast it fades, in units of the activation (whose range is 1).
+        width: Scale of the fading, in units of the activation, whose range is 1.
 
     Raises:
         InputError: If the width is not positive.
@@ -151,7 +151,7 @@ _WITH_NUMBER: Mapping[str, Callable[[str], BackwardRule]] = MappingProxyType({"s
 
 
 def parse_backward(text: str) -> BackwardRule:
-    """Read a rule's text form, the one ``str`` gives.
+    """Parse a rule's text form, as given by ``str``.
 
     Args:
         text: ``clip``, ``identity``, ``soft`` or ``soft:0.25``.

@@ -1,11 +1,11 @@
-"""Fewer levels for every pixel, inside of the network: input discretization.
+"""Input discretization: fewer levels for every pixel, as a part of the network.
 
 Source: Panda et al., "Discretization based solutions for secure machine learning against adversarial attacks",
-https://arxiv.org/abs/1902.03151, Section 3.1: an 8-bit pixel is replaced by its quotient by ``2**(8 - bits)``, without
-remainder. Which number the network is then given is not said; :class:`Levels` has three answers.
+https://arxiv.org/abs/1902.03151, Section 3.1: an 8-bit pixel is replaced by its integer quotient by
+``2**(8 - bits)``. The paper does not say which number the network then gets; :class:`Levels` has three options.
 
-Attacks move the raw image, in front of the discretization, and see through it as if it were not there. The paper's
-figures fit images that were perturbed after it, so that a second discretization took most of the perturbation away.
+Attacks perturb the raw image, before the discretization, with straight-through gradients. The paper's figures are
+consistent with images perturbed after it, so that a second discretization removed most of the perturbation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from empir_plugin.models.quantize import in_float32, quantize_unit
 
 
 class Levels(Enum):
-    """Which number in [0, 1] stands for a pixel of ``bits`` bits.
+    """The number in [0, 1] that represents a pixel of ``bits`` bits.
 
     ``FLOOR`` is ``code / (2**bits - 1)`` of the quotient, so black stays 0 and white 1; ``CENTER`` the middle of the
     8-bit values that share a quotient, ``(code + 1/2) / 2**bits``; ``ROUND`` the nearest of the levels of ``FLOOR``.
@@ -42,16 +42,16 @@ class Levels(Enum):
 
     @classmethod
     def parse(cls, value: Levels | str) -> Levels:
-        """Read the text form; a member of this class stays what it is.
+        """Parse the text form; a member of this class is returned as it is.
 
         Raises:
-            InputError: If the text is another one.
+            InputError: If the text names no member.
         """
         return choice(cls, "levels", value)
 
 
 def _quotient(x: Tensor, bits: int) -> Tensor:
-    """The 8-bit value nearest to each pixel, divided by ``2**(8 - bits)`` without remainder."""
+    """Integer quotient of the nearest 8-bit value of each pixel by ``2**(8 - bits)``."""
     return torch.floor(torch.round(x * 255) / 2 ** (8 - bits))
 
 
@@ -66,14 +66,14 @@ _VALUES: Mapping[str, Callable[[Tensor, int], Tensor]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class InputDiscretizer:
-    """Clip images to [0, 1], then leave ``2**bits`` levels of every pixel.
+    """Clip images to [0, 1], then reduce every pixel to ``2**bits`` levels.
 
     The gradient passes straight through: it is 1 on [0, 1], both ends included, and 0 outside.
 
     Args:
         bits: 1 to 8.
-        levels: The numbers that stand for the levels.
-        clip: The clip, with the gradient behind it; only an attacker has a reason to choose another.
+        levels: The numbers that represent the levels.
+        clip: The clip with its gradient; only attacks use another one than the default.
 
     Raises:
         InputError: If the number of bits is not in 1..8.
@@ -102,17 +102,17 @@ class InputDiscretizer:
 class Discretized(nn.Module):
     """A network that discretizes its images first.
 
-    The discretization has no parameters. State dicts have the network's own names behind ``network.``; weights of the
-    bare network load into ``.network``.
+    The discretization has no parameters. State dicts have the network's own names with the prefix ``network.``; load
+    weights of the bare network into ``.network``.
 
     Args:
         network: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``, of any library.
-        bits: Of every pixel, 1 to 8.
+        bits: Bits of every pixel, 1 to 8.
         levels: See :class:`Levels`.
 
     Raises:
-        InputError: If the number of bits or the levels are impossible, or the network is an ensemble: attacks on its
-            members would no longer find them, see :func:`discretized`.
+        InputError: If the number of bits or the levels are invalid, or the network is an ensemble, whose members
+            attacks could then no longer reach; see :func:`discretized`.
 
     Example:
         >>> Discretized(nn.Flatten(), 1)(torch.tensor([[[[0.4, 0.6]]]]))
@@ -128,7 +128,7 @@ class Discretized(nn.Module):
         self.weights_loaded = getattr(network, "weights_loaded", True)
 
     def extra_repr(self) -> str:
-        """Bits and levels: they decide what the network computes, so its text has to tell."""
+        """Bits and levels, which determine the function of the network."""
         return f"bits={self.activation_quantizer.bits}, levels={self.activation_quantizer.levels.value}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,15 +137,15 @@ class Discretized(nn.Module):
 
 
 def discretized(model: nn.Module, bits: int, levels: Levels | str = Levels.FLOOR) -> nn.Module:
-    """A network behind a discretization, or an ensemble whose members all are: the same as one in front of it.
+    """Put a discretization before a network, or before each member of an ensemble, which is equivalent.
 
     Args:
-        model: It is not copied; an ensemble is left as it is and a new one has its members and rule.
-        bits: Of every pixel, 1 to 8.
+        model: It is not copied. An ensemble is not changed: the members and rule are shared with a new one.
+        bits: Bits of every pixel, 1 to 8.
         levels: See :class:`Levels`.
 
     Raises:
-        InputError: If the number of bits or the levels are impossible.
+        InputError: If the number of bits or the levels are invalid.
 
     Example:
         >>> [type(member).__name__ for member in discretized(Ensemble([nn.Flatten(), nn.Flatten()]), 2).members]
@@ -153,7 +153,9 @@ def discretized(model: nn.Module, bits: int, levels: Levels | str = Levels.FLOOR
     """
     if not isinstance(model, Ensemble):
         return Discretized(model, bits, levels).train(model.training)
-    made = Ensemble([discretized(member, bits, levels) for member in model.members], model.rule).train(model.training)
+    ensemble = Ensemble([discretized(member, bits, levels) for member in model.members], model.rule).train(
+        model.training
+    )
     if hasattr(model, "weights_loaded"):
-        setattr(made, "weights_loaded", model.weights_loaded)  # noqa: B010 - an attribute unknown to nn.Module's type
-    return made
+        setattr(ensemble, "weights_loaded", model.weights_loaded)  # noqa: B010 - an attribute unknown to nn.Module's type
+    return ensemble

@@ -1,4 +1,4 @@
-"""Several networks as one: EMPIR's vote, and the mean probability.
+"""Ensembles of networks, and the rules by which they decide: EMPIR's vote, the mean probability, the mean logits.
 
 Source: Sen et al., "EMPIR", ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH, Sections 3 and 4.2.
 """
@@ -16,7 +16,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.layers import is_full_precision
 
 Rule = Callable[[Tensor, "int | None"], Tensor]
-"""Member logits ``(M, N, K)`` and the index of the first full-precision member to log-probabilities ``(N, K)``."""
+"""From member logits ``(M, N, K)`` and the index of the first full-precision member to log-probabilities ``(N, K)``."""
 
 
 def _log_mean(log_probabilities: Tensor, count: Tensor | int) -> Tensor:
@@ -40,14 +40,31 @@ class MeanProbability:
 
 
 @dataclass(frozen=True)
-class MaxVote:
-    """The class with most votes wins; among equals the one of the first full-precision member, if it is one of them.
+class MeanLogits:
+    """The class of the highest mean logit wins; a member of large logits counts most.
 
-    Otherwise, the one of highest mean probability among the equals. So with two low-precision members and a
-    full-precision one, three different votes fall to the full-precision member, as in EMPIR's release.
+    The softmax of the mean logits is the members' geometric mean probability, normalised: a single member that all but
+    excludes a class can veto it. :class:`MeanProbability` is the arithmetic mean.
+
+    Example:
+        >>> MeanLogits()(torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]]), None)
+        tensor([[1.0000, 0.5000]])
+    """
+
+    def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
+        """Mean of the members' logits ``(N, K)``."""
+        return logits.mean(0)
+
+
+@dataclass(frozen=True)
+class MaxVote:
+    """The class with most votes wins; a tie goes to the first full-precision member's class if it is one of the tied.
+
+    Otherwise the tied class of highest mean probability wins. So with two low-precision members and a full-precision
+    one, the full-precision member decides if all three votes differ, as in EMPIR's release.
 
     The output is the log of the mean probability of the members that voted for the winner: its argmax is the vote, and
-    its gradient is the one Section 4.2 of the paper attacks (outvoted members contribute none).
+    its gradient is the one attacked in Section 4.2 of the paper (outvoted members contribute none).
 
     Example:
         >>> logits = torch.tensor([[[3.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 0.0, 2.0]]])
@@ -56,7 +73,7 @@ class MaxVote:
     """
 
     def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
-        """Log of the winning voters' mean probability ``(N, K)``."""
+        """Log of the mean probability of the winner's voters ``(N, K)``."""
         log_p = logits.log_softmax(-1)
         votes = logits.argmax(-1)  # (M, N); of the logits, since the softmax can round two of them to one number
         winner = _winner(votes, log_p.detach(), leader)  # (N,)
@@ -66,7 +83,7 @@ class MaxVote:
 
 
 def _winner(votes: Tensor, log_p: Tensor, leader: int | None) -> Tensor:
-    """The class ``(N,)`` that votes ``(M, N)`` elect."""
+    """The class ``(N,)`` elected by votes ``(M, N)``."""
     counts = nn.functional.one_hot(votes, log_p.shape[-1]).sum(0)  # (N, K)
     tied = counts == counts.amax(1, keepdim=True)  # (N, K)
     by_probability = log_p.logsumexp(0).masked_fill(~tied, -math.inf).argmax(1)
@@ -77,7 +94,7 @@ def _winner(votes: Tensor, log_p: Tensor, leader: int | None) -> Tensor:
 
 
 def _lift(log_p: Tensor, winner: Tensor) -> Tensor:
-    """Raise the winner's entry where rounding made it equal to one of lower index, so that it is the argmax."""
+    """Raise the winner's entry where rounding made it equal to one of lower index, so the winner is the argmax."""
     with torch.no_grad():
         best, index = log_p.max(1, keepdim=True)
         own = nn.functional.one_hot(winner, log_p.shape[1]).bool()  # (N, K)
@@ -87,7 +104,7 @@ def _lift(log_p: Tensor, winner: Tensor) -> Tensor:
 
 
 class Ensemble(nn.Module):
-    """Networks that decide together, for any number of full- and low-precision members.
+    """An ensemble of any number of full- and low-precision networks.
 
     Args:
         members: Networks from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
@@ -111,11 +128,11 @@ class Ensemble(nn.Module):
 
     @property
     def leader(self) -> int | None:
-        """Index of the first full-precision member, which decides when no class has a majority."""
+        """Index of the first full-precision member, which decides ties; None if there is none."""
         return next((i for i, member in enumerate(self.members) if is_full_precision(member)), None)
 
     def extra_repr(self) -> str:
-        """The rule: it decides what the network computes, so its text has to tell."""
+        """The rule, which determines the function of the ensemble."""
         return f"rule={self.rule}"
 
     def member_logits(self, x: Tensor) -> Tensor:

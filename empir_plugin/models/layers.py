@@ -1,7 +1,7 @@
 """Convolutions and linear layers that quantize their input and their weights.
 
-The *input* of a layer is quantized, not the output of the activation before it, as EMPIR's release does it: the
-operands of every quantized layer then have k bits whatever pooling, residual sum or non-linearity comes before.
+The *input* of a layer is quantized, not the output of the activation before it, as in EMPIR's release. The operands of
+every quantized layer then have k bits, whatever pooling, residual sum or non-linearity comes before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.models.activations import InputQuantizer, in_learned_range
+from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
@@ -22,11 +22,11 @@ from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 
 class QuantizedLayer(nn.Module):
-    """What quantized layers share: latent float weights, two quantizers and, for evaluation, weights quantized once.
+    """Base of quantized layers: latent float weights, two quantizers and, for evaluation, weights quantized in advance.
 
-    The state dict holds the latent weights under the names of the full-precision layer, so that weights load strictly
-    from one into the other, both ways. Only a learned range has a name of its own, ``activation_bound``: weights
-    without it still load, and leave it as it is.
+    The state dict holds the latent weights under the names of the full-precision layer, so weights load strictly from
+    one into the other, both ways. Only a learned range has a name of its own, ``activation_bound``; a state dict
+    without it still loads, and does not change it.
     """
 
     weight: Tensor
@@ -42,12 +42,12 @@ class QuantizedLayer(nn.Module):
     def use_quantizers_(
         self, weights: AnyWeightQuantizer, activations: InputQuantizer, bound: float | None = None
     ) -> None:
-        """Quantize from now on with these.
+        """Set the quantizers.
 
         Args:
-            weights: For the latent weights.
-            activations: For the input.
-            bound: Where a learned range of the input starts from; none is learned by default.
+            weights: Quantizer of the latent weights.
+            activations: Quantizer of the input.
+            bound: Start of a learned range of the input; by default none is learned.
         """
         self.weight_quantizer, self.activation_quantizer = weights, activations
         learned = None if bound is None else nn.Parameter(self.weight.new_tensor(bound))
@@ -60,25 +60,25 @@ class QuantizedLayer(nn.Module):
         return Precision(self.weight_quantizer.bits, self.activation_quantizer.bits)
 
     def quantized_weight(self) -> Tensor:
-        """The weights the layer computes with, of the latent weights' shape: in training never the baked ones."""
-        # A network is in training mode from the start, and may be baked then: its latent weights must get gradients.
+        """The quantized weights, of the latent weights' shape; the baked ones only in evaluation mode."""
+        # A new network is in training mode and may be baked then; its latent weights must still get gradients.
         if self.baked_weight is None or self.training:
             return self.weight_quantizer(self.weight)
         return self.baked_weight
 
     def quantized_input(self, input: Tensor) -> Tensor:
-        """What the layer computes with in place of its input, of the same shape."""
+        """The quantized input, of the same shape."""
         if self.activation_bound is None:
             return self.activation_quantizer(input)
-        return in_learned_range(self.activation_quantizer, input, self.activation_bound)
+        return quantize_in_learned_range(self.activation_quantizer, input, self.activation_bound)
 
     def bake_(self) -> None:
-        """Quantize the weights once, for evaluation mode; training or newly loaded weights undo it."""
+        """Quantize the weights once, for evaluation mode; training mode or loading weights undoes it."""
         with torch.no_grad():
             self.baked_weight = self.weight_quantizer(self.weight).detach().clone()
 
     def train(self, mode: bool = True) -> Any:
-        """Set the mode; training forgets baked weights, as the latent weights are about to change."""
+        """Set the mode; training mode drops baked weights, as the latent weights are about to change."""
         if mode:
             self.baked_weight = None
         return super().train(mode)
@@ -90,8 +90,8 @@ class QuantizedLayer(nn.Module):
         self.baked_weight = None
 
     def extra_repr(self) -> str:
-        """The parent's description, the precision, and what else differs from EMPIR's quantizers."""
-        # Published hashes cover this text: nothing may be added for layers that are as they were.
+        """The parent's description, the precision, and any quantizers other than EMPIR's."""
+        # Published hashes cover this text: it must stay the same for EMPIR's quantizers.
         text = f"{super().extra_repr()}, precision={self.precision}"
         if not isinstance(self.weight_quantizer, WeightQuantizer):
             text += f", weights={self.weight_quantizer}"
@@ -159,23 +159,23 @@ def bake_(model: nn.Module) -> None:
 
 
 @contextmanager
-def differentiated_by(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
-    """Give every quantizer of activations or images another gradient inside; outputs stay the same, bit for bit.
+def use_backward_rule(model: nn.Module, rule: BackwardRule) -> Iterator[None]:
+    """Give every quantizer of activations or images another gradient; outputs stay the same, bit for bit.
 
-    What is computed inside keeps the rule when it is differentiated later.
+    Tensors computed inside the context keep the rule when they are differentiated later.
 
     Example:
         >>> from empir_plugin.models.backward import identity
         >>> layer, x = QuantLinear(1, 1, precision=Precision.parse("w2a2")), torch.tensor([[2.0]], requires_grad=True)
-        >>> with differentiated_by(layer, identity):
+        >>> with use_backward_rule(layer, identity):
         ...     y = layer(x)
         >>> torch.autograd.grad(y.abs().sum(), x)
         (tensor([[1.]]),)
     """
-    held: list[tuple[Any, Any]] = [
+    modules: list[tuple[Any, Any]] = [
         (module, getattr(module, "activation_quantizer", None)) for module in model.modules()
     ]
-    found = [(module, quantizer) for module, quantizer in held if hasattr(quantizer, "clip")]
+    found = [(module, quantizer) for module, quantizer in modules if hasattr(quantizer, "clip")]
     try:
         for module, quantizer in found:
             module.activation_quantizer = replace(quantizer, clip=rule)

@@ -1,9 +1,9 @@
-"""How much a layer's quantization error can amplify: norms of the latent weights minus the quantized ones.
+"""Lipschitz constants of quantization errors: norms of each layer's latent weights minus the quantized ones.
 
 Source: Song et al., "Improving adversarial robustness in weight-quantized neural networks",
-https://arxiv.org/abs/2012.14965, which calls a layer whose norm exceeds 1 one that amplifies. They take the norm of the
-weights as a matrix (Cisse et al., "Parseval networks", https://arxiv.org/abs/1704.08847); a convolution with its stride
-and padding is another matrix, so both are given.
+https://arxiv.org/abs/2012.14965: a layer amplifies perturbations if its norm exceeds 1. The paper uses the norm of the
+weights as a matrix (Cisse et al., "Parseval networks", https://arxiv.org/abs/1704.08847). A convolution with its stride
+and padding is another matrix, so both norms are given.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class ErrorNorms:
     """Lipschitz constants of the map from a layer's input to its quantization error.
 
     Args:
-        spectral: Of the map between L2 norms: its largest singular value, for the input size the layer sees.
-        infinity: Of the map between Linf norms: its largest sum of absolute values in a row. An upper bound where a
-            convolution pads with other values than zero.
+        spectral: For L2 norms: the largest singular value of the map, at the layer's input size.
+        infinity: For Linf norms: the largest sum of absolute values in a row. An upper bound where a convolution pads
+            with other values than zero.
         flattened: Largest singular value of the weights as a matrix of ``(out, in * height * width)``.
     """
 
@@ -39,15 +39,15 @@ class ErrorNorms:
 
 
 def quantization_error_norms(model: nn.Module, images: Tensor) -> dict[str, ErrorNorms]:
-    """Norms of ``W - Q(W)`` of every layer with quantized weights, by its name.
+    """Norms of ``W - Q(W)`` for every layer with quantized weights, by name.
 
-    Without a scale (see :class:`~empir_plugin.models.quantize.WeightQuantizer`) the error holds the change of size too.
-    Of a weight-standardised convolution it is the error before the standardisation. Layers that never run are left out,
+    Without a scale (see :class:`~empir_plugin.models.quantize.WeightQuantizer`) the error includes the change of size.
+    For a weight-standardised convolution it is the error before the standardisation. Layers that never run are omitted,
     and so are layers whose latent weights were dropped by packing.
 
     Args:
         model: In evaluation mode.
-        images: ``(N, C, H, W)``, where the model is; only their size matters.
+        images: ``(N, C, H, W)``, on the model's device; only their size matters.
 
     Raises:
         InputError: If a weight is not finite.
@@ -67,12 +67,12 @@ def quantization_error_norms(model: nn.Module, images: Tensor) -> dict[str, Erro
 
 
 def error_norms(layer: QuantizedLayer, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> ErrorNorms:
-    """Norms of one layer's ``W - Q(W)``.
+    """Norms of ``W - Q(W)`` for one layer.
 
     Args:
         layer: A convolution or linear layer.
-        input_shape: Of what it is given, with the batch dimension, whose size does not matter.
-        output_shape: Of what it returns, likewise.
+        input_shape: Shape of its input, including the batch dimension, whose size does not matter.
+        output_shape: Shape of its output, likewise.
 
     Raises:
         InputError: If a weight is not finite.
@@ -103,16 +103,16 @@ def matrix_norm(matrix: Tensor) -> float:
 def spectral_norm(
     operator: LinearMap, shape: tuple[int, ...], *, iterations: int = 200, tolerance: float = 1e-9
 ) -> float:
-    """Largest singular value of a linear map A that is only known by what it does.
+    """Largest singular value of a linear map A that is given as a function.
 
-    Power iteration on the transpose of A times A, keeping the whole Krylov space instead of its last vector (Lanczos),
-    as a convolution has many singular values near the largest. The result approaches it from below.
+    Lanczos iteration on the transpose of A times A. It keeps the whole Krylov space, unlike power iteration, since a
+    convolution has many singular values near the largest. The result approaches the true value from below.
 
     Args:
         operator: A, differentiable, on float64 tensors.
-        shape: Of its input.
-        iterations: At most so many applications of A and its transpose.
-        tolerance: Stop when the estimate grows by less than this part of itself.
+        shape: Shape of its input.
+        iterations: Maximum number of applications of A and its transpose.
+        tolerance: Stop when the relative growth of the estimate is below this.
 
     Example:
         >>> round(spectral_norm(lambda x: torch.tensor([3.0, -1.0]).double() * x, (2,)), 6)
@@ -122,18 +122,18 @@ def spectral_norm(
     vector = torch.randn(shape, generator=generator, dtype=torch.float64)
     vector, previous = vector / vector.norm(), torch.zeros_like(vector)
     diagonal: list[float] = []
-    beside: list[float] = [0.0]
-    found = 0.0
+    off_diagonal: list[float] = [0.0]
+    estimate = 0.0
     for _ in range(iterations):
         image = _gram(operator, vector)
         diagonal.append((image * vector).sum().item())
-        image = image - diagonal[-1] * vector - beside[-1] * previous
-        before, found = found, _largest_eigenvalue(diagonal, beside[1:])
-        beside.append(image.norm().item())
-        if found - before <= tolerance * found or beside[-1] <= tolerance * found:
+        image = image - diagonal[-1] * vector - off_diagonal[-1] * previous
+        before, estimate = estimate, _largest_eigenvalue(diagonal, off_diagonal[1:])
+        off_diagonal.append(image.norm().item())
+        if estimate - before <= tolerance * estimate or off_diagonal[-1] <= tolerance * estimate:
             break
-        previous, vector = vector, image / beside[-1]
-    return max(found, 0.0) ** 0.5
+        previous, vector = vector, image / off_diagonal[-1]
+    return max(estimate, 0.0) ** 0.5
 
 
 def _gram(operator: LinearMap, vector: Tensor) -> Tensor:
@@ -145,18 +145,18 @@ def _gram(operator: LinearMap, vector: Tensor) -> Tensor:
     return result
 
 
-def _largest_eigenvalue(diagonal: list[float], beside: list[float]) -> float:
+def _largest_eigenvalue(diagonal: list[float], off_diagonal: list[float]) -> float:
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    index = torch.arange(len(beside))
-    matrix[index + 1, index] = torch.tensor(beside, dtype=torch.float64)  # eigvalsh reads the lower triangle
+    index = torch.arange(len(off_diagonal))
+    matrix[index + 1, index] = torch.tensor(off_diagonal, dtype=torch.float64)  # eigvalsh reads the lower triangle
     return torch.linalg.eigvalsh(matrix)[-1].item()
 
 
 def _has_error(layer: QuantizedLayer) -> bool:
-    """Whether its weights are quantized, and latent ones are there that the network was trained with.
+    """Whether a layer has quantized weights, and the latent ones the network was trained with.
 
-    Packed files keep the codes alone. What stands in for the latent weights after loading has as many different numbers
-    as there are levels, or is the quantized weights; it says nothing of the error.
+    Packed files keep only the codes. The latent weights after loading take as many values as there are levels, or are
+    the quantized weights; they do not show the error.
     """
     bits, weight = layer.precision.weight_bits, layer.weight.detach()
     if bits == FULL_BITS or torch.allclose(weight, layer.quantized_weight(), atol=0):
@@ -165,7 +165,7 @@ def _has_error(layer: QuantizedLayer) -> bool:
 
 
 def _shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of what every quantized layer was given and returned, at its last call."""
+    """Input and output shapes of every quantized layer, at its last call."""
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def watch(name: str, layer: nn.Module) -> Any:
@@ -189,9 +189,9 @@ def _convolution(layer: Any, weight: Tensor, extra: list[int]) -> LinearMap:
 
 
 def _missing_padding(layer: Any, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> list[int]:
-    """Zeros before and after the last dimension, then the one before it, that the layer adds beside its own padding.
+    """Zeros that a layer adds to its own padding: before and after the last dimension, then the one before it.
 
-    Layers with TensorFlow's SAME padding pad by the size of their input, the odd pixel at the end.
+    Layers with TensorFlow's SAME padding pad according to the size of their input, the odd pixel at the end.
     """
     extra: list[int] = []
     for dim in reversed(range(len(layer.kernel_size))):

@@ -1,10 +1,10 @@
-"""The mu-law: trained weights of chosen layers made larger the smaller they are, a published way to mask gradients.
+"""The mu-law for trained weights, which enlarges small weights most: a published defence that masks gradients.
 
 Source: Song et al., "Improving adversarial robustness in weight-quantized neural networks",
 https://arxiv.org/abs/2012.14965, Equation 3a, with mu = 255 for the last layer of an MNIST network and the last three
 of one for CIFAR-10. Its slope at 0 is ``mu / ln(1 + mu)``, 46 for that mu: logits grow, the softmax saturates, and the
-gradient of the cross-entropy vanishes. Whoever climbs the logits themselves sees what there was before. It is here as
-a defence to be measured, and as one that an audit for masked gradients has to find.
+gradient of the cross-entropy vanishes. Attacks on the logits themselves are unaffected. It is included as a defence to
+evaluate, and as one that an audit for gradient masking must detect.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantizedLayer
 
 MU = 255.0
-"""Of the paper, and of telephony."""
+"""The value in the paper, and in telephony."""
 
 
 class Beyond(Enum):
-    """What becomes of a layer with weights beyond [-1, 1], where the law is not defined and the paper says nothing.
+    """How to treat weights outside [-1, 1], where the law is not defined and the paper gives no rule.
 
-    ``REFUSE`` it; ``CLAMP`` its weights to [-1, 1] before; or ``SCALE`` them by their largest absolute value before,
-    and back after.
+    ``REFUSE`` the layer with an error, ``CLAMP`` its weights to [-1, 1] first, or ``SCALE`` them by their largest
+    absolute value first, and back afterwards.
 
     Example:
         >>> Beyond.parse("scale")
@@ -44,10 +44,10 @@ class Beyond(Enum):
 
     @classmethod
     def parse(cls, value: Beyond | str) -> Beyond:
-        """Read the text form; a member of this class stays what it is.
+        """Parse the text form; a member of this class is returned as it is.
 
         Raises:
-            InputError: If the text is another one.
+            InputError: If the text names no member.
         """
         return choice(cls, "beyond", value)
 
@@ -57,7 +57,7 @@ def mu_law(w: Tensor, mu: float = MU) -> Tensor:
 
     Args:
         w: Any shape, in [-1, 1].
-        mu: Above 0; the larger, the further from the identity.
+        mu: Above 0; larger values are further from the identity.
 
     Raises:
         InputError: If mu is not above 0, or a number lies outside [-1, 1].
@@ -78,17 +78,17 @@ def _check_mu(mu: float) -> None:
         raise InputError(f"mu must be a number above 0, got {mu!r}")
 
 
-def _clamped(w: Tensor, mu: float) -> Tensor:
+def _map_clamped(w: Tensor, mu: float) -> Tensor:
     return mu_law(w.clamp(-1, 1), mu)
 
 
-def _scaled(w: Tensor, mu: float) -> Tensor:
+def _map_scaled(w: Tensor, mu: float) -> Tensor:
     largest = w.abs().max().clamp_min(1)
     return largest * mu_law(w / largest, mu)
 
 
 _MAPPINGS: Mapping[Beyond, Callable[[Tensor, float], Tensor]] = MappingProxyType(
-    {Beyond.REFUSE: mu_law, Beyond.CLAMP: _clamped, Beyond.SCALE: _scaled}
+    {Beyond.REFUSE: mu_law, Beyond.CLAMP: _map_clamped, Beyond.SCALE: _map_scaled}
 )
 
 
@@ -100,15 +100,14 @@ def mu_law_(
     mu: float = MU,
     beyond: Beyond | str = Beyond.REFUSE,
 ) -> tuple[str, ...]:
-    """Map the trained weights of some convolutions and linear layers by the mu-law, in place; biases stay.
+    """Map the trained weights of some convolutions and linear layers by the mu-law, in place; biases stay the same.
 
     The paper maps the last layer on MNIST (``layers=1``), and on CIFAR-10 the last three: two convolutions and a linear
-    layer. Of a quantized layer the latent weights are mapped, and then quantized.
+    layer. In a quantized layer, the latent weights are mapped and then quantized.
 
     Args:
-        model: A trained network, or an ensemble, every member of which is then mapped. It is left as it is if a layer
-            is refused.
-        layers: How many, counted from the one registered last; or names, in which ``*`` stands for anything.
+        model: A trained network, or an ensemble, whose members are all mapped. It is not changed if there is an error.
+        layers: How many, counted from the one registered last; or names, in which ``*`` matches anything.
         mu: Above 0.
         beyond: See :class:`Beyond`.
 
@@ -116,7 +115,7 @@ def mu_law_(
         Names of the mapped layers, in order of registration.
 
     Raises:
-        InputError: If mu is not above 0, there are no such layers, or the weights of one lie beyond [-1, 1].
+        InputError: If mu is not above 0, there are no such layers, or weights lie outside [-1, 1].
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -124,7 +123,7 @@ def mu_law_(
         ('3',)
     """
     _check_mu(mu)
-    mapping, chosen = _MAPPINGS[Beyond.parse(beyond)], _chosen(model, layers)
+    mapping, chosen = _MAPPINGS[Beyond.parse(beyond)], _select(model, layers)
     try:
         mapped = [mapping(layer.get_parameter("weight"), mu) for layer in chosen.values()]
     except InputError as error:
@@ -136,7 +135,7 @@ def mu_law_(
     return tuple(chosen)
 
 
-def _chosen(model: nn.Module, layers: int | Collection[str]) -> dict[str, nn.Module]:
+def _select(model: nn.Module, layers: int | Collection[str]) -> dict[str, nn.Module]:
     kinds = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     found = {name: layer for name, layer in kinds.items() if "weight" in layer._parameters}
     if isinstance(layers, int):

@@ -1,8 +1,8 @@
-"""Weight files: safetensors in which every quantized weight takes its own k bits and nothing more.
+"""Weight files: safetensors in which every quantized weight takes k bits; and strict loading of state dicts.
 
 A quantized tensor ``name`` is stored as its codes 0 .. 2**k - 1, a little-endian bit stream in ``name`` (uint8), and
-its scale in ``name.scale`` (one float32, or one for each filter). Everything else is stored as it is. The header says
-which tensors are packed, and which layers quantize their input otherwise than to [0, 1].
+its scale in ``name.scale`` (one float32, or one per filter). All other tensors are stored unchanged. The header lists
+the packed tensors, and the layers that do not quantize their input to [0, 1].
 """
 
 from __future__ import annotations
@@ -28,17 +28,265 @@ from empir_plugin.models.precision import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
+_HEADER = "empir_packed"
+_INPUTS = "empir_inputs"
 _LEARNED = "activation_bound"
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict into a model; ``path`` is where it came from, for the error.
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes, uint8 of any shape, into a little-endian bit stream of ``bits`` bits per code, 1-d uint8.
 
-    Learned ranges of activations may be missing, as in a full-precision checkpoint; they stay what they are.
+    Example:
+        >>> pack(torch.tensor([1, 2, 3, 0], dtype=torch.uint8), 2)
+        tensor([57], dtype=torch.uint8)
+    """
+    stream = ((codes.flatten().unsqueeze(1) >> torch.arange(bits, dtype=torch.uint8)) & 1).flatten()
+    stream = nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
+    return (stream << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpack(stream: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """Unpack codes of a shape from a bit stream of :func:`pack`.
 
     Raises:
-        WeightsError: If a name or a shape differs; the model is then left as it was.
+        WeightsError: If the stream has the wrong length for these codes.
+
+    Example:
+        >>> unpack(torch.tensor([57], dtype=torch.uint8), 2, (2, 2))
+        tensor([[1, 2],
+                [3, 0]], dtype=torch.uint8)
+    """
+    count = math.prod(shape)
+    if len(stream) != -(-count * bits // 8):
+        raise WeightsError(f"{count} weights of {bits} bits take {-(-count * bits // 8)} bytes, found {len(stream)}")
+    ones = ((stream.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: count * bits]
+    weighted = ones.view(-1, bits) << torch.arange(bits, dtype=torch.uint8)
+    return weighted.sum(1, dtype=torch.uint8).view(shape)
+
+
+def save_packed(model: nn.Module, path: Path) -> str:
+    """Save a model's weights, the quantized ones packed, and return the file's SHA-256.
+
+    The file is written atomically, so an interrupted run leaves no partial file.
+
+    Raises:
+        WeightsError: If the file cannot be written; an existing file is then left unchanged.
+    """
+    packed = _packable(model)
+    tensors: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        layer = packed.get(key)
+        tensors |= {key: value} if layer is None else _pack_layer(key, layer)
+    partial = path.with_suffix(".partial")
+    metadata = {_HEADER: json.dumps(_description(packed), sort_keys=True)} | _inputs_metadata(model)
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return sha256(path)
+
+
+def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = None) -> None:
+    """Load a file of :func:`save_packed` into a model of the same architecture and precision.
+
+    Quantized layers are baked with exactly the saved weights. Their latent weights are new ones that quantize to these,
+    since packing keeps only the codes. Which inputs are signed is read from the file.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, not of this format, or made for another model; the model is then
+            left unchanged.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weight file at {path}")
+    if expected_sha256 is not None and sha256(path) != expected_sha256:
+        raise WeightsError(f"{path} is damaged or not the published file: its SHA-256 differs from the model card's")
+    tensors, described, inputs = _read(path)
+    layers = _packable(model)
+    _check_packed(path, tensors, described, layers)
+    quantizers = {name: _input_quantizer(path, name, layer, inputs) for name, layer in quantized_layers(model)}
+    baked = {key: _decode(layer.weight_quantizer, tensors, key, layer) for key, layer in layers.items()}
+    latent = {key: latent_weights(layers[key].weight_quantizer, weight) for key, weight in baked.items()}
+    state = {key: value for key, value in tensors.items() if not _belongs_to_packed(key, layers)} | latent
+    load_strictly(model, state, path)
+    for key, layer in layers.items():
+        layer.baked_weight = baked[key].to(layer.weight.device)
+    for name, layer in quantized_layers(model):
+        layer.activation_quantizer = quantizers[name]
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a safetensors file is of the packed format, or else a plain state dict.
+
+    Raises:
+        WeightsError: If the file is missing or not a safetensors file.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weight file at {path}")
+    return _HEADER in _metadata(path)
+
+
+def packed_names(path: Path) -> tuple[str, ...]:
+    """Names of the weights that a packed file stores as codes; none for a full-precision network.
+
+    Raises:
+        WeightsError: If the file is not of the packed format.
+    """
+    described = _read(path)[1]
+    return tuple(described) if isinstance(described, Mapping) else ()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The layers with quantized weights, by the names of these weights in the state dict."""
+    layers = {f"{name}.weight".removeprefix("."): layer for name, layer in quantized_layers(model)}
+    return {key: layer for key, layer in layers.items() if layer.precision.weight_bits < FULL_BITS}
+
+
+def _description(layers: Mapping[str, QuantizedLayer]) -> dict[str, object]:
+    """The header's description of the packed tensors."""
+    return {key: _describe(layer) for key, layer in layers.items()}
+
+
+def _describe(layer: QuantizedLayer) -> dict[str, object]:
+    description: dict[str, object] = {"bits": layer.precision.weight_bits, "shape": list(layer.weight.shape)}
+    rule = layer.weight_quantizer
+    return description if isinstance(rule, WeightQuantizer) else description | {"rule": str(rule)}
+
+
+_INPUT_QUANTIZERS: Mapping[str, Callable[[int], InputQuantizer]] = MappingProxyType(
+    {
+        "unsigned": ActivationQuantizer,
+        "signed": SignedActivationQuantizer,
+        "sign": lambda bits: SignActivationQuantizer(),
+    }
+)
+
+
+def _inputs_metadata(model: nn.Module) -> dict[str, str]:
+    """The header's description of inputs that are not quantized to [0, 1]; no header if there are none."""
+    rules = {name: layer.activation_quantizer for name, layer in quantized_layers(model)}
+    other = {name: str(rule) for name, rule in rules.items() if not isinstance(rule, ActivationQuantizer)}
+    return {_INPUTS: json.dumps(other, sort_keys=True)} if other else {}
+
+
+def _input_quantizer(path: Path, name: str, layer: QuantizedLayer, inputs: object) -> InputQuantizer:
+    """The quantizer of a layer's input according to the file."""
+    rule = str(inputs.get(name, "unsigned")) if isinstance(inputs, Mapping) else "nothing"
+    bits = layer.activation_quantizer.bits
+    if rule not in _INPUT_QUANTIZERS or (rule == "sign" and bits != 1):
+        raise WeightsError(f"{path} is damaged or newer than this package: input of {name!r} is quantized as {rule!r}")
+    return _INPUT_QUANTIZERS[rule](bits)
+
+
+def _pack_layer(key: str, layer: QuantizedLayer) -> dict[str, Tensor]:
+    # In the weights' own layout and on their device: otherwise the last bit of a mean can differ.
+    quantizer, latent = layer.weight_quantizer, layer.weight.detach()
+    codes = pack(quantizer.codes(latent).cpu(), quantizer.bits)
+    return {key: codes, f"{key}.scale": quantizer.factor(latent)}
+
+
+def _belongs_to_packed(key: str, layers: Mapping[str, QuantizedLayer]) -> bool:
+    return key.removesuffix(".scale") in layers
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], object, object]:
+    """Tensors, and the header's descriptions of the packed tensors and of the inputs."""
+    metadata = _metadata(path)
+    if _HEADER not in metadata:
+        raise WeightsError(f"{path} holds plain weights, not packed ones: load it with load_state_dict")
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    try:
+        return tensors, json.loads(metadata[_HEADER]), json.loads(metadata.get(_INPUTS, "{}"))
+    except ValueError as error:
+        raise WeightsError(
+            f"{path} is damaged: its description of packed tensors is not JSON, so get it again"
+        ) from error
+
+
+def _check_packed(
+    path: Path, tensors: Mapping[str, Tensor], described: object, layers: Mapping[str, QuantizedLayer]
+) -> None:
+    if described != _description(layers):
+        raise WeightsError(f"{path} was made for another architecture or precision: it packs {described}")
+    for key, layer in layers.items():
+        codes, scale = tensors.get(key), tensors.get(f"{key}.scale")
+        if codes is None or scale is None or codes.dtype != torch.uint8 or codes.dim() != 1:
+            raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
+        if scale.shape != layer.weight_quantizer.factor(layer.weight).shape:
+            raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
+        if _is_unscaled(layer.weight_quantizer) and bool(scale != 1):
+            cure = "build the network with the scale its weights were trained with, such as 'max'"
+            raise WeightsError(f"{path} scales {key!r} by {scale.item():.4g}, got a layer of scale 'none': {cure}")
+
+
+def _is_unscaled(rule: AnyWeightQuantizer) -> bool:
+    """Whether a quantizer ignores the scale in a file."""
+    return isinstance(rule, WeightQuantizer) and rule.scale == "none" and rule.bits > 1
+
+
+def _decode(quantizer: AnyWeightQuantizer, tensors: Mapping[str, Tensor], key: str, layer: QuantizedLayer) -> Tensor:
+    codes = unpack(tensors[key], quantizer.bits, tuple(layer.weight.shape))
+    return quantizer.decode(codes, tensors[f"{key}.scale"])
+
+
+def latent_weights(quantizer: AnyWeightQuantizer, weight: Tensor) -> Tensor:
+    """Latent weights that quantize to ``weight``: with exactly the same codes, and the same scale up to rounding."""
+    if not isinstance(quantizer, WeightQuantizer) or quantizer.bits == 1:
+        return weight.clone()
+    largest = weight.abs().max()
+    tiny = torch.finfo(weight.dtype).tiny
+    if largest < (1 if quantizer.scale == "none" else tiny):
+        return weight * tiny  # the latent weights were all zero; the quantizer bounds their maximum by this number
+    levels = (weight / largest).double()
+    # tanh undoes atanh, and the division by the maximum undoes the amplitude.
+    return (levels * _AMPLITUDES[quantizer.scale](levels, largest.double())).atanh().float()
+
+
+def _amplitude_of_mean(levels: Tensor, mean: Tensor) -> Tensor:
+    """The amplitude ``m`` for which ``mean|atanh(m * levels)|`` is ``mean``, by bisection."""
+    low, high = torch.zeros_like(mean), torch.ones_like(mean)
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_small = (levels * middle).atanh().abs().mean() < mean
+        low, high = torch.where(too_small, middle, low), torch.where(too_small, high, middle)
+    return low
+
+
+_AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "none": lambda levels, largest: largest.new_tensor(math.tanh(1.0)),
+        "max": lambda levels, largest: largest.clamp_max(1 - 1e-7),
+        "mean": _amplitude_of_mean,
+    }
+)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict into a model; ``path`` is its file, for the error message.
+
+    Learned ranges of activations may be missing, as in a full-precision checkpoint; the model's own are then kept.
+
+    Raises:
+        WeightsError: If a name or a shape differs; the model is then left unchanged.
     """
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
@@ -64,250 +312,3 @@ def _difference(own: Shapes, found: Shapes) -> str:
 def _first(keys: list[str], shown: int = 5) -> str:
     more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return ", ".join(sorted(keys)[:shown]) + more
-
-
-def latent_weights(quantizer: AnyWeightQuantizer, weight: Tensor) -> Tensor:
-    """Latent weights that quantize to ``weight``: to the same codes exactly, to the same scale up to rounding."""
-    if not isinstance(quantizer, WeightQuantizer) or quantizer.bits == 1:
-        return weight.clone()
-    largest = weight.abs().max()
-    tiny = torch.finfo(weight.dtype).tiny
-    if largest < (1 if quantizer.scale == "none" else tiny):
-        return weight * tiny  # so does a layer of zeros come out, whose maximum the quantizer bounds by this number
-    levels = (weight / largest).double()
-    # tanh undoes atanh, and the division by the maximum undoes the amplitude.
-    return (levels * _AMPLITUDES[quantizer.scale](levels, largest.double())).atanh().float()
-
-
-def _amplitude_of_mean(levels: Tensor, mean: Tensor) -> Tensor:
-    """The amplitude ``m`` for which ``mean|atanh(m * levels)|`` is ``mean``, by bisection."""
-    low, high = torch.zeros_like(mean), torch.ones_like(mean)
-    for _ in range(60):
-        middle = (low + high) / 2
-        too_small = (levels * middle).atanh().abs().mean() < mean
-        low, high = torch.where(too_small, middle, low), torch.where(too_small, high, middle)
-    return low
-
-
-_AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {
-        "none": lambda levels, largest: largest.new_tensor(math.tanh(1.0)),
-        "max": lambda levels, largest: largest.clamp_max(1 - 1e-7),
-        "mean": _amplitude_of_mean,
-    }
-)
-
-
-_HEADER = "empir_packed"
-_INPUTS = "empir_inputs"
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes of ``bits`` bits each, any shape, uint8, as a little-endian bit stream: 1-d uint8.
-
-    Example:
-        >>> pack(torch.tensor([1, 2, 3, 0], dtype=torch.uint8), 2)
-        tensor([57], dtype=torch.uint8)
-    """
-    stream = ((codes.flatten().unsqueeze(1) >> torch.arange(bits, dtype=torch.uint8)) & 1).flatten()
-    stream = nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
-    return (stream << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def unpack(stream: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """The codes of ``shape`` that :func:`pack` packed.
-
-    Raises:
-        WeightsError: If the stream has another length than such codes need.
-
-    Example:
-        >>> unpack(torch.tensor([57], dtype=torch.uint8), 2, (2, 2))
-        tensor([[1, 2],
-                [3, 0]], dtype=torch.uint8)
-    """
-    count = math.prod(shape)
-    if len(stream) != -(-count * bits // 8):
-        raise WeightsError(f"{count} weights of {bits} bits take {-(-count * bits // 8)} bytes, found {len(stream)}")
-    ones = ((stream.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: count * bits]
-    weighted = ones.view(-1, bits) << torch.arange(bits, dtype=torch.uint8)
-    return weighted.sum(1, dtype=torch.uint8).view(shape)
-
-
-def save_packed(model: nn.Module, path: Path) -> str:
-    """Write a model's weights, the quantized ones packed, and return the file's SHA-256.
-
-    The file is written aside and then put in place, so that a kill leaves no half of one.
-
-    Raises:
-        WeightsError: If the file cannot be written; one that was there before is then left as it was.
-    """
-    packed = _packable(model)
-    tensors: dict[str, Tensor] = {}
-    for key, value in model.state_dict().items():
-        layer = packed.get(key)
-        tensors |= {key: value} if layer is None else _packed_tensors(key, layer)
-    partial = path.with_suffix(".partial")
-    metadata = {_HEADER: json.dumps(_description(packed), sort_keys=True)} | _inputs_metadata(model)
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return sha256(path)
-
-
-def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = None) -> None:
-    """Load what :func:`save_packed` wrote into a model of the same architecture and precision.
-
-    Quantized layers come out baked with exactly the weights that were saved. Their latent weights are some that
-    quantize to these: what the packing dropped is gone. Which inputs are signed is taken over from the file.
-
-    Raises:
-        WeightsError: If the file is missing, damaged, not of this format, or made for another model; the model is then
-            left as it was.
-    """
-    if not path.is_file():
-        raise WeightsError(f"no weight file at {path}")
-    if expected_sha256 is not None and sha256(path) != expected_sha256:
-        raise WeightsError(f"{path} is damaged or not the published file: its SHA-256 differs from the model card's")
-    tensors, described, inputs = _read(path)
-    layers = _packable(model)
-    _check_packed(path, tensors, described, layers)
-    quantizers = {name: _input_quantizer(path, name, layer, inputs) for name, layer in quantized_layers(model)}
-    baked = {key: _decode(layer.weight_quantizer, tensors, key, layer) for key, layer in layers.items()}
-    latent = {key: latent_weights(layers[key].weight_quantizer, weight) for key, weight in baked.items()}
-    state = {key: value for key, value in tensors.items() if not _belongs_to_packed(key, layers)} | latent
-    load_strictly(model, state, path)
-    for key, layer in layers.items():
-        layer.baked_weight = baked[key].to(layer.weight.device)
-    for name, layer in quantized_layers(model):
-        layer.activation_quantizer = quantizers[name]
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file is of the packed format; a plain safetensors state dict is not.
-
-    Raises:
-        WeightsError: If the file is missing or no safetensors at all.
-    """
-    if not path.is_file():
-        raise WeightsError(f"no weight file at {path}")
-    return _HEADER in _metadata(path)
-
-
-def packed_names(path: Path) -> tuple[str, ...]:
-    """Names of the weights a packed file holds as codes; none for a network in full precision.
-
-    Raises:
-        WeightsError: If the file is no such file.
-    """
-    described = _read(path)[1]
-    return tuple(described) if isinstance(described, Mapping) else ()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal text."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The layers with quantized weights, by the names of these weights in the state dict."""
-    found = {f"{name}.weight".removeprefix("."): layer for name, layer in quantized_layers(model)}
-    return {key: layer for key, layer in found.items() if layer.precision.weight_bits < FULL_BITS}
-
-
-def _description(layers: Mapping[str, QuantizedLayer]) -> dict[str, object]:
-    """What the header says of packed tensors."""
-    return {key: _describe(layer) for key, layer in layers.items()}
-
-
-def _describe(layer: QuantizedLayer) -> dict[str, object]:
-    found: dict[str, object] = {"bits": layer.precision.weight_bits, "shape": list(layer.weight.shape)}
-    rule = layer.weight_quantizer
-    return found if isinstance(rule, WeightQuantizer) else found | {"rule": str(rule)}
-
-
-_INPUT_QUANTIZERS: Mapping[str, Callable[[int], InputQuantizer]] = MappingProxyType(
-    {
-        "unsigned": ActivationQuantizer,
-        "signed": SignedActivationQuantizer,
-        "sign": lambda bits: SignActivationQuantizer(),
-    }
-)
-
-
-def _inputs_metadata(model: nn.Module) -> dict[str, str]:
-    """How layers quantize their input where it is not to [0, 1]; nothing at all if it always is."""
-    found = {name: layer.activation_quantizer for name, layer in quantized_layers(model)}
-    other = {name: str(rule) for name, rule in found.items() if not isinstance(rule, ActivationQuantizer)}
-    return {_INPUTS: json.dumps(other, sort_keys=True)} if other else {}
-
-
-def _input_quantizer(path: Path, name: str, layer: QuantizedLayer, inputs: object) -> InputQuantizer:
-    """How the file says that a layer quantizes its input."""
-    rule = str(inputs.get(name, "unsigned")) if isinstance(inputs, Mapping) else "nothing"
-    bits = layer.activation_quantizer.bits
-    if rule not in _INPUT_QUANTIZERS or (rule == "sign" and bits != 1):
-        raise WeightsError(f"{path} is damaged or newer than this package: input of {name!r} is quantized as {rule!r}")
-    return _INPUT_QUANTIZERS[rule](bits)
-
-
-def _packed_tensors(key: str, layer: QuantizedLayer) -> dict[str, Tensor]:
-    # Where and as the weights lie: a mean over another layout or on another device can differ in its last bit.
-    quantizer, latent = layer.weight_quantizer, layer.weight.detach()
-    codes = pack(quantizer.codes(latent).cpu(), quantizer.bits)
-    return {key: codes, f"{key}.scale": quantizer.factor(latent)}
-
-
-def _belongs_to_packed(key: str, layers: Mapping[str, QuantizedLayer]) -> bool:
-    return key.removesuffix(".scale") in layers
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], object, object]:
-    """Tensors, the description of the packed ones, and that of the inputs."""
-    metadata = _metadata(path)
-    if _HEADER not in metadata:
-        raise WeightsError(f"{path} holds plain weights, not packed ones: load it with load_state_dict")
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    try:
-        return tensors, json.loads(metadata[_HEADER]), json.loads(metadata.get(_INPUTS, "{}"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is damaged: what it packs is not described in JSON") from error
-
-
-def _check_packed(
-    path: Path, tensors: Mapping[str, Tensor], described: object, layers: Mapping[str, QuantizedLayer]
-) -> None:
-    if described != _description(layers):
-        raise WeightsError(f"{path} was made for another architecture or precision: it packs {described}")
-    for key, layer in layers.items():
-        codes, scale = tensors.get(key), tensors.get(f"{key}.scale")
-        if codes is None or scale is None or codes.dtype != torch.uint8 or codes.dim() != 1:
-            raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
-        if scale.shape != layer.weight_quantizer.factor(layer.weight).shape:
-            raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
-        if _is_unscaled(layer.weight_quantizer) and bool(scale != 1):
-            cure = "build the network with the scale its weights were trained with, such as 'max'"
-            raise WeightsError(f"{path} scales {key!r} by {scale.item():.4g}, got a layer of scale 'none': {cure}")
-
-
-def _is_unscaled(rule: AnyWeightQuantizer) -> bool:
-    """Whether a rule takes no notice of the factor in a file."""
-    return isinstance(rule, WeightQuantizer) and rule.scale == "none" and rule.bits > 1
-
-
-def _decode(quantizer: AnyWeightQuantizer, tensors: Mapping[str, Tensor], key: str, layer: QuantizedLayer) -> Tensor:
-    codes = unpack(tensors[key], quantizer.bits, tuple(layer.weight.shape))
-    return quantizer.decode(codes, tensors[f"{key}.scale"])

@@ -1,8 +1,8 @@
-"""Weights of few bits after training, activations untouched: the quantization of Song et al.
+"""Quantization of trained weights, without training and without quantized activations.
 
-Source: "Improving adversarial robustness in weight-quantized neural networks", https://arxiv.org/abs/2012.14965, which
-rounds weights to equally spaced levels, most often to those of 3 bits. Range and granularity are not said; here every
-layer has one range, from minus to plus its largest absolute weight.
+Source: Song et al., "Improving adversarial robustness in weight-quantized neural networks",
+https://arxiv.org/abs/2012.14965, which rounds weights to equally spaced levels, mostly of 3 bits. The paper does not
+state range and granularity; here every layer has one range, from minus to plus its largest absolute weight.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.convert.layers import quantize_layer_class_
 from empir_plugin.models.convert.probe import negative_shares, noise
-from empir_plugin.models.convert.select import Layers, Plan, plan, without_uncalled
+from empir_plugin.models.convert.select import Layers, Plan, plan, refuse_uncalled
 from empir_plugin.models.precision import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, UniformWeightQuantizer
 
 
-def after_training(bits: int) -> AnyWeightQuantizer:
+def post_training_quantizer(bits: int) -> AnyWeightQuantizer:
     """The quantizer of trained weights: ``2**bits - 1`` equally spaced levels, and for one bit ``mean|w| sign(w)``.
 
     Args:
@@ -28,7 +28,7 @@ def after_training(bits: int) -> AnyWeightQuantizer:
         InputError: If the number of bits is another.
 
     Example:
-        >>> after_training(3)
+        >>> post_training_quantizer(3)
         UniformWeightQuantizer(bits=3)
     """
     if not isinstance(bits, int) or not 1 <= bits <= 8:
@@ -39,27 +39,27 @@ def after_training(bits: int) -> AnyWeightQuantizer:
 def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str = "all") -> tuple[str, ...]:
     """Quantize the weights of a trained network, in place, without training it again.
 
-    Its layers keep their trained weights behind the quantized ones, so what the quantization costs can be told:
-    :func:`~empir_plugin.models.lipschitz.quantization_error_norms`. Either every layer asked for is quantized, or the
-    network is left as it is. Whether the network calls each of them is looked at with noise, if its ``default_cfg``
-    tells the size of its images.
+    The trained weights stay as latent weights, so the quantization error can be measured:
+    :func:`~empir_plugin.models.lipschitz.quantization_error_norms`. Either every requested layer is quantized, or the
+    network is left unchanged. If its ``default_cfg`` has the size of its images, a forward pass on noise checks that
+    the network calls each of the layers.
 
     Args:
         model: A network or an ensemble in full precision.
-        bits: 1 to 8, see :func:`after_training`.
+        bits: 1 to 8, see :func:`post_training_quantizer`.
         layers: See :func:`~empir_plugin.models.convert.quantize_.quantize_`; here all of them by default.
 
     Returns:
         Names of the quantized layers.
 
     Raises:
-        InputError: If the number of bits is impossible, a layer is quantized already or cannot be, or there is none.
+        InputError: If the number of bits is invalid, a layer is quantized already or cannot be, or there is none.
 
     Example:
         >>> quantize_weights_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
         ('0', '2')
     """
-    quantizer, selected = after_training(bits), _looked_over(model, plan(model, layers))
+    quantizer, selected = post_training_quantizer(bits), _refuse_unused(model, plan(model, layers))
     if selected.refused:
         first = selected.refused[0]
         raise InputError(f"{first.name or first.kind} cannot be quantized ({first.reason}): name others with layers=")
@@ -70,12 +70,12 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
     return tuple(selected.chosen)
 
 
-def _looked_over(model: nn.Module, selected: Plan) -> Plan:
-    """The plan without layers whose quantized weights nobody would use, as far as that can be seen."""
+def _refuse_unused(model: nn.Module, selected: Plan) -> Plan:
+    """Refuse layers that the network does not call, if its image size is known."""
     images = noise(model)
     if images is None:
         return selected
     try:
-        return without_uncalled(selected, negative_shares(model, selected.chosen, images))
-    except InputError:  # It takes images of another size than its configuration says, which is no reason to refuse it.
-        return selected
+        return refuse_uncalled(selected, negative_shares(model, selected.chosen, images))
+    except InputError:
+        return selected  # The image size in the configuration is wrong, which is no reason to refuse the network.

@@ -1,4 +1,4 @@
-"""How many bits a network's weights and activations have."""
+"""The precision of a network: bits of its weights and activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEXT = re.compile(r"w([0-9]{1,3})(?:a([0-9]{1,3}))?")
 
 
 def check_bits(name: str, bits: int) -> None:
-    """Refuse a number of bits that no quantizer has.
+    """Check that a number of bits is supported.
 
     Raises:
         InputError: If it is neither in 1..8 nor 32.
@@ -49,10 +49,10 @@ class Precision:
 
     @classmethod
     def parse(cls, text: str) -> Precision:
-        """Read ``"fp"``, ``"w2a4"`` (2-bit weights, 4-bit activations) or ``"w4"`` (weights only).
+        """Parse ``"fp"``, ``"w2a4"`` (2-bit weights, 4-bit activations) or ``"w4"`` (weights only).
 
         Raises:
-            InputError: If the text has another form, or names an impossible number of bits.
+            InputError: If the text has another form, or an unsupported number of bits.
         """
         if text == "fp":
             return cls()

@@ -1,10 +1,10 @@
-"""DoReFa quantizers with stated gradients.
+"""DoReFa's quantizers of weights and activations, with their gradients.
 
 Source: Zhou et al., "DoReFa-Net", https://arxiv.org/abs/1606.06160, in the form of the authors' TensorFlow code, which
-EMPIR (Sen et al., ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH) took over: weights in [-1, 1] without a
-scale, the maximum differentiated, ties rounded to even.
+EMPIR (Sen et al., ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH) uses: weights in [-1, 1] without a scale, a
+differentiated maximum, ties rounded to even.
 
-Gradient quantization (DoReFa's G bits) is left out: EMPIR does not use it.
+Gradient quantization (DoReFa's G bits) is not implemented: EMPIR does not use it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _RoundToLevels(torch.autograd.Function):
 
 
 class _SignTimesMean(torch.autograd.Function):
-    """Forward: ``mean|w|`` with the sign of ``w``, zero counting as positive. Backward: the identity."""
+    """Forward: ``mean|w|`` with the sign of ``w``, positive for zero. Backward: the identity."""
 
     generate_vmap_rule = True
 
@@ -62,8 +62,8 @@ class _SignTimesMean(torch.autograd.Function):
 
 
 def in_float32(x: Tensor) -> Tensor:
-    """The tensor itself, or in float32 if it is of half precision."""
-    # In half precision a value lands on another level (0.7 % of them at 2 bits, 21 % at 8): the function would change.
+    """Convert half precision to float32; other tensors are returned as they are."""
+    # Half precision moves values to other levels (0.7 % of them at 2 bits, 21 % at 8): the function would change.
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -87,7 +87,7 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     return function.apply(*args)  # type: ignore[no-any-return]
 
 
-def _unscaled(w: Tensor) -> Tensor:
+def _one(w: Tensor) -> Tensor:
     return w.new_ones(())
 
 
@@ -100,7 +100,7 @@ def _mean_abs(w: Tensor) -> Tensor:
 
 
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"none": _unscaled, "max": _max_tanh, "mean": _mean_abs}
+    {"none": _one, "max": _max_tanh, "mean": _mean_abs}
 )
 
 
@@ -112,11 +112,11 @@ class WeightQuantizer:
     differentiated. One bit is the paper's special case, Equation 7: ``mean|w| sign(w)`` with the identity as gradient.
 
     Args:
-        bits: 1 to 8, or 32 to leave the weights alone.
-        scale: What the levels of [-1, 1] are multiplied by: nothing (DoReFa, EMPIR), ``max|tanh(w)|``, which keeps
-            the size of the weights, or ``mean|w|`` (Any-Precision). The factor counts as a constant in the gradient.
-            One bit has its own scale.
-        detach_max: Treat the maximum as a constant in the gradient, as some public copies do.
+        bits: 1 to 8, or 32 for no quantization.
+        scale: Factor of the levels in [-1, 1]: ``"none"`` (DoReFa, EMPIR), ``"max"`` for ``max|tanh(w)|``, which keeps
+            the size of the weights, or ``"mean"`` for ``mean|w|`` (Any-Precision). The factor is a constant in the
+            gradient. One bit has its own scale.
+        detach_max: Treat the maximum as a constant in the gradient, as some other implementations do.
 
     Raises:
         InputError: If the number of bits is neither in 1..8 nor 32, or the scale is unknown.
@@ -146,7 +146,7 @@ class WeightQuantizer:
         return levels if self.scale == "none" else levels * self.factor(w)
 
     def codes(self, w: Tensor) -> Tensor:
-        """The integers 0 .. ``2**bits - 1`` behind the quantized weights, as uint8 of the same shape."""
+        """The codes 0 .. ``2**bits - 1`` of the quantized weights, as uint8 of the same shape."""
         with torch.no_grad():
             if self.bits == 1:
                 return (w >= 0).to(torch.uint8)
@@ -154,13 +154,13 @@ class WeightQuantizer:
             return torch.round(self._to_unit(in_float32(w)) * n).to(torch.uint8)
 
     def factor(self, w: Tensor) -> Tensor:
-        """What the levels of [-1, 1] are multiplied by: a detached scalar tensor."""
+        """The factor of the levels in [-1, 1]: a detached scalar tensor."""
         return (_mean_abs(w) if self.bits == 1 else _SCALES[self.scale](w)).detach()
 
     def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
-        """Quantized weights from their codes: bit for bit what quantizing gave."""
+        """Quantized weights from their codes, equal to those of :meth:`__call__` bit for bit."""
         n = 2**self.bits - 1
-        # (2c - n) / n is the same number in algebra, and another one in float32.
+        # (2c - n) / n is the same number in exact arithmetic, but not in float32.
         levels = 2 * (codes.to(torch.float32) / n) - 1
         return levels if self.scale == "none" and self.bits > 1 else levels * factor
 
@@ -177,8 +177,8 @@ class ActivationQuantizer:
     The gradient is 1 on [0, 1], both ends included, and 0 outside.
 
     Args:
-        bits: 1 to 8, or 32 to leave the activations alone (no clip either, as in EMPIR's release).
-        clip: The clip, with the gradient behind it; only an attacker has a reason to choose another.
+        bits: 1 to 8, or 32 for neither quantization nor clip, as in EMPIR's release.
+        clip: The clip with its gradient; only attacks use another one than the default.
 
     Raises:
         InputError: If the number of bits is neither in 1..8 nor 32.

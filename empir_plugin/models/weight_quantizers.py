@@ -1,8 +1,11 @@
-"""Binary weights in two more definitions than DoReFa's own, which has one scale for a whole tensor.
+"""Weight quantizers other than DoReFa's: binary weights as in BNN and XNOR-Net, and uniform levels.
 
-BNN (Hubara et al., "Binarized Neural Networks", https://arxiv.org/abs/1602.02830) has no scale, XNOR-Net (Rastegari et
-al., https://arxiv.org/abs/1603.05279) one for every filter. Panda et al., https://arxiv.org/abs/1902.03151, measure
-both. What the XNOR networks' public code does beside (centring the weights, scaling the inputs) is left out.
+BNN's binary weights (Hubara et al., "Binarized Neural Networks", https://arxiv.org/abs/1602.02830) have no scale,
+XNOR-Net's (Rastegari et al., https://arxiv.org/abs/1603.05279) one per filter, and DoReFa's one per tensor. Panda et
+al., https://arxiv.org/abs/1902.03151, evaluate the first two. Centring the weights and scaling the inputs, as in
+XNOR-Net's public code, are not implemented.
+
+Uniform levels are for quantization after training (:mod:`empir_plugin.models.posttraining`).
 """
 
 from __future__ import annotations
@@ -19,65 +22,10 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.quantize import WeightQuantizer, in_float32
 
 
-@dataclass(frozen=True)
-class UniformWeightQuantizer:
-    """Round to the nearest of ``2**bits - 1`` equally spaced levels from ``-max|w|`` to ``max|w|``; one of them is 0.
-
-    It is ``max|w| round(m w / max|w|) / m`` with ``m = 2**(bits - 1) - 1``, ties to even. The maximum runs over the
-    whole tensor. The gradient is the identity (straight-through).
-
-    Args:
-        bits: 2 to 8; with one bit nothing but zero would be left.
-
-    Raises:
-        InputError: If the number of bits is not in 2..8.
-
-    Example:
-        >>> UniformWeightQuantizer(3)(torch.tensor([-0.6, -0.29, 0.05, 0.35]))
-        tensor([-0.6000, -0.2000,  0.0000,  0.4000])
-    """
-
-    bits: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise InputError(f"a uniform grid with zero in it has 2 to 8 bits, got {self.bits!r}")
-
-    @property
-    def _steps(self) -> int:
-        """From zero to the largest level."""
-        return 2 ** (self.bits - 1) - 1
-
-    def __call__(self, w: Tensor) -> Tensor:
-        """Quantize latent weights of any shape."""
-        w = in_float32(w)
-        levels = self._signed_codes(w.detach()) / self._steps * self.factor(w)
-        return levels + (w - w.detach())
-
-    def codes(self, w: Tensor) -> Tensor:
-        """The integers 0 .. ``2**bits - 2`` behind the quantized weights, as uint8 of the same shape."""
-        return (self._signed_codes(in_float32(w.detach())) + self._steps).to(torch.uint8)
-
-    def factor(self, w: Tensor) -> Tensor:
-        """The largest level, ``max|w|``: a detached scalar tensor."""
-        return in_float32(w.detach()).abs().amax()
-
-    def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
-        """Quantized weights from their codes: bit for bit what quantizing gave."""
-        return (codes.to(torch.float32) - self._steps) / self._steps * factor
-
-    def _signed_codes(self, w: Tensor) -> Tensor:
-        largest = self.factor(w).clamp_min(torch.finfo(w.dtype).tiny)
-        return torch.round(w / largest * self._steps)
-
-    def __str__(self) -> str:
-        return "uniform"
-
-
 class OneBit(Enum):
-    """What one-bit weights are: DoReFa's ``mean|w| sign(w)``, BNN's ``sign(w)``, or XNOR-Net's with a mean per filter.
+    """One-bit weights: DoReFa's ``mean|w| sign(w)``, BNN's ``sign(w)``, or XNOR-Net's with one mean per filter.
 
-    BNN and XNOR-Net take one-bit activations by their sign as well, in place of DoReFa's 0 and 1.
+    With BNN and XNOR-Net, one-bit activations are their sign as well, instead of DoReFa's 0 and 1.
 
     Example:
         >>> OneBit.parse("bnn")
@@ -90,10 +38,10 @@ class OneBit(Enum):
 
     @classmethod
     def parse(cls, value: OneBit | str) -> OneBit:
-        """Read the text form; a member of this class stays what it is.
+        """Parse the text form; a member of this class is returned as it is.
 
         Raises:
-            InputError: If the text is another one.
+            InputError: If the text names no member.
         """
         return choice(cls, "one_bit", value)
 
@@ -122,7 +70,7 @@ class SignWeightQuantizer:
     """``sign(w)``, 1 for zero, with or without XNOR-Net's scale per filter.
 
     The gradient of the sign is 1 where ``|w| <= 1`` and 0 elsewhere; the mean is differentiated, as in XNOR-Net. Latent
-    weights are meant to be clipped to [-1, 1] after each step: :func:`clip_latent_`.
+    weights should be clipped to [-1, 1] after each training step: :func:`clip_latent_`.
 
     Args:
         per_filter: Multiply each filter, or each row of a linear layer, by the mean of its ``|w|`` (XNOR-Net).
@@ -151,29 +99,25 @@ class SignWeightQuantizer:
         return (w.detach() >= 0).to(torch.uint8)
 
     def factor(self, w: Tensor) -> Tensor:
-        """What the signs are multiplied by, detached: 1, or the mean of each filter ``(out,)``."""
+        """The factor of the signs, detached: 1, or the mean of each filter ``(out,)``."""
         return _means(in_float32(w)).detach().flatten() if self.per_filter else w.new_ones(())
 
     def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
-        """Quantized weights from their codes: bit for bit what quantizing gave."""
+        """Quantized weights from their codes, equal to those of :meth:`__call__` bit for bit."""
         return torch.where(codes == 0, -1.0, 1.0) * factor.view(-1, *[1] * (codes.dim() - 1))
 
     def __str__(self) -> str:
         return "xnor" if self.per_filter else "bnn"
 
 
-AnyWeightQuantizer = WeightQuantizer | SignWeightQuantizer | UniformWeightQuantizer
-"""What a quantized layer applies to its latent weights."""
-
-
 def _means(w: Tensor) -> Tensor:
-    """``mean|w|`` of each filter, ready to be multiplied with the weights."""
+    """``mean|w|`` of each filter, in a shape that broadcasts with the weights."""
     return w.abs().flatten(1).mean(1).view(-1, *[1] * (w.dim() - 1))
 
 
 @torch.no_grad()
 def clip_latent_(model: nn.Module) -> None:
-    """Clip the latent weights of BNN and XNOR layers to [-1, 1], as their papers do after every step of training.
+    """Clip the latent weights of BNN and XNOR layers to [-1, 1], as their papers do after every training step.
 
     Example:
         >>> clip_latent_(nn.Linear(2, 2))
@@ -182,3 +126,62 @@ def clip_latent_(model: nn.Module) -> None:
         if isinstance(getattr(module, "weight_quantizer", None), SignWeightQuantizer):
             weight: Any = module.weight
             weight.clamp_(-1, 1)
+
+
+@dataclass(frozen=True)
+class UniformWeightQuantizer:
+    """Round to the nearest of ``2**bits - 1`` equally spaced levels from ``-max|w|`` to ``max|w|``; one of them is 0.
+
+    It is ``max|w| round(m w / max|w|) / m`` with ``m = 2**(bits - 1) - 1``, ties to even. The maximum runs over the
+    whole tensor. The gradient is the identity (straight-through).
+
+    Args:
+        bits: 2 to 8; one bit would leave only zero.
+
+    Raises:
+        InputError: If the number of bits is not in 2..8.
+
+    Example:
+        >>> UniformWeightQuantizer(3)(torch.tensor([-0.6, -0.29, 0.05, 0.35]))
+        tensor([-0.6000, -0.2000,  0.0000,  0.4000])
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise InputError(f"a uniform grid with zero in it has 2 to 8 bits, got {self.bits!r}")
+
+    @property
+    def _steps(self) -> int:
+        """Number of steps from zero to the largest level."""
+        return 2 ** (self.bits - 1) - 1
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Quantize latent weights of any shape."""
+        w = in_float32(w)
+        levels = self._signed_codes(w.detach()) / self._steps * self.factor(w)
+        return levels + (w - w.detach())
+
+    def codes(self, w: Tensor) -> Tensor:
+        """The codes 0 .. ``2**bits - 2`` of the quantized weights, as uint8 of the same shape."""
+        return (self._signed_codes(in_float32(w.detach())) + self._steps).to(torch.uint8)
+
+    def factor(self, w: Tensor) -> Tensor:
+        """The largest level, ``max|w|``: a detached scalar tensor."""
+        return in_float32(w.detach()).abs().amax()
+
+    def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
+        """Quantized weights from their codes, equal to those of :meth:`__call__` bit for bit."""
+        return (codes.to(torch.float32) - self._steps) / self._steps * factor
+
+    def _signed_codes(self, w: Tensor) -> Tensor:
+        largest = self.factor(w).clamp_min(torch.finfo(w.dtype).tiny)
+        return torch.round(w / largest * self._steps)
+
+    def __str__(self) -> str:
+        return "uniform"
+
+
+AnyWeightQuantizer = WeightQuantizer | SignWeightQuantizer | UniformWeightQuantizer
+"""The quantizer that a quantized layer applies to its latent weights."""

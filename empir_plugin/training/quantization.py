@@ -17,7 +17,7 @@ from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.evaluation.overhead.count import packed_bytes
 from empir_plugin.evaluation.prepare import prepare
-from empir_plugin.models.convert.probe import modes_kept, run
+from empir_plugin.models.convert.probe import preserve_modes, run
 from empir_plugin.models.convert.report import ConversionReport
 from empir_plugin.models.packing import save_packed, sha256
 from empir_plugin.training.checkpoint import REPORT, identity_of
@@ -294,5 +294,5 @@ def _check_images(plan: QuantizationPlan, training: ImageSet, test: ImageSet) ->
 
 
 def _check_forward(model: nn.Module, training: ImageSet) -> None:
-    with modes_kept(model), torch.no_grad():
+    with preserve_modes(model), torch.no_grad():
         run(model.eval(), training.batch(0, 1)[0])

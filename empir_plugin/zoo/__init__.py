@@ -1,1 +1,1 @@
-"""Which models have a name?"""
+"""Named models: cards, weights, builders and the registry."""

@@ -1,4 +1,4 @@
-"""From a model card to a network: what the entry points of this package name."""
+"""Build named models from their cards; this package's entry points refer to the builders at the end."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from empir_plugin.zoo.quantized.architectures import network
 
 @dataclass(frozen=True)
 class ModelBuilder:
-    """What an entry point of the group ``robustbench.models`` must name, in this package or in any other.
+    """The value of an entry point of the group ``robustbench.models``, in this package or in any other.
 
     Args:
         build: Called with ``num_classes`` as keyword; returns a network from images ``(N, C, H, W)`` in [0, 1] to
-            logits ``(N, K)``. If it carries no weights, it sets ``weights_loaded = False`` on the network.
+            logits ``(N, K)``. Without weights, it sets ``weights_loaded = False`` on the network.
         dataset: The data set the model classifies, such as ``"cifar10"``.
         threats: Threat models as RobustBench writes them, such as ``("Linf",)``.
         num_classes: K.
@@ -49,10 +49,10 @@ class ModelBuilder:
 
 
 def build_model(card: ModelCard, *, num_classes: int | None = None) -> nn.Module:
-    """Build a named model, with its weights if they travel with the package, in evaluation mode.
+    """Build a named model, with its weights if the package ships them, in evaluation mode.
 
-    Without weights the model is still built, so that a checkpoint can be loaded into it; it warns, and carries
-    ``weights_loaded = False`` until a state dict is loaded.
+    A model without weights is built as well, so that a checkpoint can be loaded into it; a warning is given, and
+    ``weights_loaded`` is False until a state dict is loaded.
 
     Raises:
         InputError: If ``num_classes`` is not the model's.
@@ -66,23 +66,23 @@ def build_model(card: ModelCard, *, num_classes: int | None = None) -> nn.Module
         raise InputError(f"{card.name} has {card.num_classes} classes, got num_classes={num_classes}")
     networks = [_network(each, card.num_classes) for each in card.networks]
     model = networks[0] if len(networks) == 1 else Ensemble(networks, RULES[card.rule])
-    _note_weights(model, card)
+    _track_weights(model, card)
     return model.eval()
 
 
 def _network(card: NetworkCard, num_classes: int) -> nn.Module:
-    model = _converted(card, num_classes) if card.is_converted else _of_empir(card, num_classes)
+    model = _build_converted(card, num_classes) if card.is_converted else _build_defined(card, num_classes)
     if card.weights:
         with as_file(files("empir_plugin.zoo") / "weights" / card.weights) as path:
             load_packed(model, path, expected_sha256=card.sha256)
     return model
 
 
-def _of_empir(card: NetworkCard, num_classes: int) -> nn.Module:
+def _build_defined(card: NetworkCard, num_classes: int) -> nn.Module:
     return ARCHITECTURES[card.architecture](card.precision, scale=card.scale, num_classes=num_classes)
 
 
-def _converted(card: NetworkCard, num_classes: int) -> nn.Module:
+def _build_converted(card: NetworkCard, num_classes: int) -> nn.Module:
     model = network(card.architecture, num_classes=num_classes)
     if not card.precision.is_full:
         quantize_(model, card.precision, scale=card.scale, activations=card.activations, layers=card.layers)
@@ -90,7 +90,7 @@ def _converted(card: NetworkCard, num_classes: int) -> nn.Module:
 
 
 def count_parameters(card: NetworkCard, num_classes: int) -> int:
-    """How many parameters a network has in full precision, found without making any.
+    """Number of parameters of a network in full precision, counted without allocating any.
 
     Example:
         >>> count_parameters(cards()["cifarconv-fp"].networks[0], 10)
@@ -98,24 +98,24 @@ def count_parameters(card: NetworkCard, num_classes: int) -> int:
     """
     whole = replace(card, precision=Precision())
     with torch.device("meta"):
-        model = (_converted if card.is_converted else _of_empir)(whole, num_classes)
+        model = (_build_converted if card.is_converted else _build_defined)(whole, num_classes)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _note_weights(model: nn.Module, card: ModelCard) -> None:
+def _track_weights(model: nn.Module, card: ModelCard) -> None:
     setattr(model, "weights_loaded", card.has_weights)  # noqa: B010 - a module attribute unknown to nn.Module's type
-    model.register_load_state_dict_post_hook(_weights_arrived)
+    model.register_load_state_dict_post_hook(_on_weights_loaded)
     if not card.has_weights:
         warnings.warn(f"{card.name} has no weights: {card.help}", stacklevel=3)
 
 
-def _weights_arrived(model: nn.Module, incompatible: Any) -> None:
+def _on_weights_loaded(model: nn.Module, incompatible: Any) -> None:
     if not incompatible.missing_keys:
         setattr(model, "weights_loaded", True)  # noqa: B010
 
 
 def builder(name: str) -> ModelBuilder:
-    """The builder of a model card, for an entry point."""
+    """The builder of a model by the name of its card, for an entry point."""
     card = cards()[name]
 
     def build(*, num_classes: int) -> nn.Module:

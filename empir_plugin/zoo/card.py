@@ -1,4 +1,4 @@
-"""Model cards: what a named model is, where its weights are, and what it is known to reach."""
+"""Model cards: architecture, weights and measured accuracy of each named model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 
 from empir_plugin._files import tables
 from empir_plugin._files.tables import build, check_keys, tables_of
-from empir_plugin.attacks.surrogates import MeanLogits
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.convert.select import INNER, Layers
-from empir_plugin.models.ensemble import MaxVote, MeanProbability, Rule
+from empir_plugin.models.ensemble import MaxVote, MeanLogits, MeanProbability, Rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
 
@@ -28,7 +27,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 @dataclass(frozen=True)
 class NetworkCard:
-    """One network.
+    """One network of a model.
 
     Args:
         name: Model id.
@@ -36,15 +35,15 @@ class NetworkCard:
             :func:`~empir_plugin.zoo.quantized.architectures.network`, which is then converted.
         precision: Bits of its quantized layers.
         scale: Scale of its quantized weights.
-        activations: Range of the inputs of a converted network's layers. Weight files tell which of them are signed;
-            whether a range is learned is only told here.
+        activations: Range of the inputs of a converted network's layers. Weight files say which inputs are signed; only
+            the card says whether a range is learned.
         layers: Which layers of a converted network are quantized, see
             :func:`~empir_plugin.models.convert.quantize_.quantize_`.
         weights: File in the package's ``zoo/weights``; empty if none is shipped.
         sha256: Of that file.
 
     Raises:
-        InputError: If how to convert is told of an architecture that is not converted.
+        InputError: If an architecture that is not converted has settings of a conversion.
     """
 
     name: str
@@ -58,30 +57,32 @@ class NetworkCard:
 
     def __post_init__(self) -> None:
         if not self.is_converted and (self.activations, self.layers) != (Activations.UNSIGNED, INNER):
-            raise InputError(f"{self.name} is not converted, but built so: leave out activations and layers")
+            raise InputError(
+                f"{self.name} is not converted, but defined with quantized layers: leave out activations and layers"
+            )
 
     @property
     def is_converted(self) -> bool:
-        """Whether the architecture is built in full precision first."""
+        """Whether the network is built in full precision and then converted."""
         return self.architecture not in ARCHITECTURES
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model that has a name: one network, or an ensemble of several.
+    """A named model: one network, or an ensemble of several.
 
     Args:
         name: Model id, as ``load_model`` takes it.
-        summary: What it is, in a line.
+        summary: Description in one line.
         dataset: The data set it classifies.
         threats: RobustBench's threat models it is registered for.
-        threat: What ``empir evaluate`` uses unless told otherwise, as text.
-        networks: The members in order; one for a model that is no ensemble.
+        threat: Default threat of ``empir evaluate``, as text.
+        networks: The members in order; a single one if the model is not an ensemble.
         rule: How members decide together: a key of :data:`RULES`.
         num_classes: K.
-        record: Run record in ``leaderboard/runs`` that ``clean_accuracy`` comes from; empty if there is none.
-        clean_accuracy: Percent of the full official test set; None if never measured.
-        help: What to do to get weights, for a model that ships none.
+        record: Run record in ``leaderboard/runs`` with the clean accuracy; empty if there is none.
+        clean_accuracy: In percent, on the full official test set; None if not measured.
+        help: How to get weights, for a model that ships none.
     """
 
     name: str
@@ -102,7 +103,7 @@ class ModelCard:
 
     @property
     def has_weights(self) -> bool:
-        """Whether weights of every member travel with the package."""
+        """Whether the package ships weights of every member."""
         return all(network.weights for network in self.networks)
 
     @property
@@ -113,7 +114,7 @@ class ModelCard:
 
 @cache
 def cards() -> Mapping[str, ModelCard]:
-    """All cards of this package by model id, in order of their files.
+    """All cards of this package by model id, in the order of their files.
 
     Example:
         >>> cards()["empir-cifar"].precisions
@@ -127,10 +128,10 @@ def cards() -> Mapping[str, ModelCard]:
 
 
 def family_cards(table: Mapping[str, Any]) -> list[ModelCard]:
-    """The cards of one file, which describes one family: its networks, and the ensembles of them.
+    """The cards of one file, which describes one family: its networks, and ensembles of them.
 
     Raises:
-        InputError: If a value is an impossible one.
+        InputError: If a value is invalid.
     """
     check_keys(table, required={"architecture", "networks"}, known=table, where="a family of cards")
     architecture = table["architecture"]

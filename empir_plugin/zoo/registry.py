@@ -1,4 +1,7 @@
-"""Discover models by entry point and register them with timm, where RobustBench's own ``load_model`` looks."""
+"""The registry of named models: discovery by entry point, registration with timm, and ``load_model``.
+
+RobustBench's own ``load_model`` looks models up in timm's registry.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,29 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
 
-from empir_plugin._compat.hooks import harmless_warnings_silenced
+from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
+from empir_plugin.models.activations import Activations
+from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.packing import is_packed, load_packed, load_strictly
+from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Scale
 from empir_plugin.zoo.builders import ModelBuilder
-from empir_plugin.zoo.quantized.build import curated
+from empir_plugin.zoo.quantized.architectures import Architecture
+from empir_plugin.zoo.quantized.build import Channels, QuantizedCard, curated_networks
 
-with harmless_warnings_silenced():
+with silence_harmless_warnings():
     import timm.models
 
 GROUP = "robustbench.models"
-"""Entry-point group: name = model id, value = a :class:`~empir_plugin.zoo.builders.ModelBuilder`."""
+"""Entry-point group: the name is the model id, the value a :class:`~empir_plugin.zoo.builders.ModelBuilder`."""
 
 _TIMM_MODULE = "empir_plugin.zoo._timm_entrypoints"
 _ROBUSTBENCH_DATASETS = ("cifar10", "cifar100", "imagenet")
@@ -35,16 +43,16 @@ _ROBUSTBENCH_THREATS = ("Linf", "L2", "corruptions")
 def builders() -> Mapping[str, ModelBuilder]:
     """Every discovered model by its id, of this package and of others.
 
-    A broken entry point is skipped with a warning that names its distribution; so is a second one of the same name.
+    A broken entry point, or a second one of the same name, is skipped with a warning that names its distribution.
 
     Example:
         >>> builders()["empir-cifar"].dataset
         'cifar10'
     """
-    return discover(entry_points(group=GROUP), "model", _accepted, "empir_plugin.ModelBuilder")
+    return discover(entry_points(group=GROUP), "model", _accept, "empir_plugin.ModelBuilder")
 
 
-def _accepted(loaded: Any) -> ModelBuilder | None:
+def _accept(loaded: Any) -> ModelBuilder | None:
     return loaded if isinstance(loaded, ModelBuilder) else None
 
 
@@ -59,22 +67,22 @@ def timm_name(model: str, dataset: str, threat: str) -> str:
 
 
 def register() -> None:
-    """Register every discovered model, and every quantized network that has a name from the start, with timm."""
+    """Register every discovered model and every predefined quantized network with timm."""
     for name, builder in builders().items():
         register_family(name, (builder,))
-    for name, family in curated().items():
+    for name, family in curated_networks().items():
         register_family(name, family)
 
 
 def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
     """Register a name with timm, once for each data set and threat model it is meant for.
 
-    For RobustBench's other data sets and threat models a name is registered too: asking for it explains what to ask
-    for instead.
+    The name is registered for RobustBench's other data sets and threat models, too: there, it raises an error that says
+    which ones to use.
 
     Args:
         name: Model id.
-        family: Its builders, one for each data set.
+        family: The model's builders, one for each data set.
 
     Example:
         >>> register_family("my-network", (ModelBuilder(lambda num_classes: nn.Flatten(), dataset="cifar10"),))
@@ -103,7 +111,7 @@ def _register_one(module: ModuleType, name: str, builder: ModelBuilder, dataset:
 
 
 def _timm_module() -> ModuleType:
-    # timm looks the function's module up in sys.modules and appends to its __all__: give it one of its own.
+    # timm looks a function's module up in sys.modules and appends to its __all__, so ours get a module of their own.
     if _TIMM_MODULE not in sys.modules:
         module = ModuleType(_TIMM_MODULE, "timm entry points, generated from the discovered model builders.")
         module.__dict__["__all__"] = []
@@ -113,7 +121,7 @@ def _timm_module() -> ModuleType:
 
 def _entrypoint(builder: ModelBuilder) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, *, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
-        # RobustBench always asks for `pretrained`, and which further keywords come depends on timm's release.
+        # RobustBench always passes `pretrained`; further keywords depend on timm's release.
         return builder(num_classes=builder.num_classes if num_classes is None else num_classes)
 
     return create
@@ -130,10 +138,75 @@ def _explanation(name: str, builder: ModelBuilder, dataset: str, threat: str) ->
     return explain
 
 
-def mirror_into_robustbench() -> None:
-    """Write the discovered models into RobustBench's ``model_dicts``, as its own timm models stand there.
+def register_quantized(
+    name: str,
+    architecture: Architecture,
+    precision: Precision | str,
+    *,
+    dataset: str = "cifar10",
+    num_classes: int = 10,
+    threats: tuple[str, ...] = ("Linf", "L2", "corruptions"),
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    scale: Scale = "max",
+    activations: Activations | str = Activations.AUTO,
+    layers: Layers | str = INNER,
+    **settings: Any,
+) -> ModelBuilder:
+    """Give a quantized network a name, for ``load_model`` of this package and of RobustBench, in this process.
 
-    RobustBench must have been imported; models for a data set or threat model it has no table for are left out.
+    The network is built when it is loaded. For a name in every process, declare the returned builder as an entry point
+    of the group ``robustbench.models`` in a package of your own.
+
+    Args:
+        name: Model id, such as ``"dorefa-w3a3-resnet26"``.
+        architecture: As for :func:`~empir_plugin.zoo.quantized.architectures.empir`.
+        precision: Bits of the quantized layers.
+        dataset: The data set it classifies.
+        num_classes: K.
+        threats: RobustBench's threat models it is meant for.
+        mean: Mean of each channel of images in [0, 1], for their normalisation; none by default.
+        std: Standard deviation of each channel.
+        scale: See :func:`~empir_plugin.models.convert.quantize_.quantize_`, also for the next two.
+        activations: Likewise.
+        layers: Likewise.
+        **settings: Keywords of the architecture.
+
+    Raises:
+        InputError: If the name is taken, or the precision is full.
+
+    Example:
+        >>> register_quantized("dorefa-w3a3-resnet26", "resnet26", "w3a3").dataset
+        'cifar10'
+    """
+    if find_builder(name, dataset) is not None:
+        raise InputError(f"there is a model {name!r} already: choose another name")
+    bits = Precision.parse(precision) if isinstance(precision, str) else precision
+    if bits.is_full:
+        raise InputError(f"{name} would not be quantized at precision 'fp': pass one such as 'w4a4'")
+    card = QuantizedCard(
+        name=name,
+        architecture=architecture,
+        precision=bits,
+        dataset=dataset,
+        num_classes=num_classes,
+        threats=threats,
+        mean=mean,
+        std=std,
+        scale=scale,
+        activations=activations,
+        layers=layers,
+        settings=MappingProxyType(settings),
+    )
+    builder = card.builder()
+    register_family(name, (builder,))
+    return builder
+
+
+def mirror_into_robustbench() -> None:
+    """Add the discovered models to RobustBench's ``model_dicts``, as it does with its own timm models.
+
+    RobustBench must have been imported. Models for a data set or threat model without a table there are skipped.
     """
     from robustbench.model_zoo.models import model_dicts
 
@@ -156,10 +229,10 @@ def load_model(
     Args:
         model_name: A discovered id such as ``"empir-cifar"``, a quantized network such as ``"dorefa-w4a4-resnet18"``,
             or any name RobustBench knows.
-        model_dir: Where RobustBench keeps the weights it downloads; of no use to discovered models.
+        model_dir: Where RobustBench keeps the weights it downloads; unused by discovered models.
         dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
         threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
-        custom_checkpoint: A safetensors file with the model's state dict, instead of the weights it comes with.
+        custom_checkpoint: A safetensors file with the model's state dict, in place of its own weights.
 
     Returns:
         The network in evaluation mode, from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
@@ -184,16 +257,16 @@ def load_model(
 
 
 def find_builder(model_name: str, dataset: str | None = None) -> ModelBuilder | None:
-    """The discovered or registered model of that name, RobustBench's way: case, ``-`` and ``_`` make no difference.
+    """The discovered or registered model of a name; as in RobustBench, case, ``-`` and ``_`` make no difference.
 
     Args:
         model_name: Its id.
-        dataset: Which of several data sets a name may have; the first by default, or if it has not this one.
+        dataset: The data set, for a name with several; the first one by default, or if there is no such model.
     """
-    return find(builders(), model_name) or _registered(model_name, dataset)
+    return find(builders(), model_name) or _find_registered(model_name, dataset)
 
 
-def _registered(name: str, dataset: str | None) -> ModelBuilder | None:
+def _find_registered(name: str, dataset: str | None) -> ModelBuilder | None:
     registered = {key: each.builder for key, each in vars(_timm_module()).items() if hasattr(each, "builder")}
     found = [each for key, each in registered.items() if key == timm_name(name, each.dataset, each.threats[0])]
     return next((builder for builder in found if builder.dataset == dataset), found[0] if found else None)
@@ -218,6 +291,6 @@ def _load_from_robustbench(name: str, model_dir: str | Path, dataset: str, threa
 
     known = {model for threats in model_dicts.values() for models in threats.values() for model in models}
     if name not in known:
-        advice = hint(name, [*builders(), *curated(), *known], f"this package has {', '.join(builders())}")
+        advice = hint(name, [*builders(), *curated_networks(), *known], f"this package has {', '.join(builders())}")
         raise InputError(f"no model {name!r} here or in RobustBench: {advice}")
     return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))

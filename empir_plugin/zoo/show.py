@@ -1,4 +1,4 @@
-"""What is known of the models by name, for people to read."""
+"""Tables of the named models, and the data set and default threat of each."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from types import MappingProxyType
 from empir_plugin._entry_points import find
 from empir_plugin.zoo.builders import ModelBuilder, count_parameters
 from empir_plugin.zoo.card import ModelCard, cards
-from empir_plugin.zoo.quantized.build import FAMILIES, PRECISIONS, curated
+from empir_plugin.zoo.quantized.build import FAMILIES, PRECISIONS, curated_networks
 from empir_plugin.zoo.registry import find_builder
 
-_OTHERWISE = "Linf:8/255"
+_DEFAULT_THREAT = "Linf:8/255"
 _THREATS: Mapping[str, str] = MappingProxyType({"mnist": "Linf:0.3", "imagenet": "Linf:4/255"})
 
 
 def dataset_of(model: str) -> str:
-    """The data set a named model classifies; CIFAR-10, RobustBench's default, for models of RobustBench.
+    """The data set a named model classifies; RobustBench's default, CIFAR-10, for models of RobustBench.
 
     Example:
         >>> dataset_of("empir-mnist"), dataset_of("Standard")
@@ -28,26 +28,26 @@ def dataset_of(model: str) -> str:
 
 
 def default_threat(model: str, dataset: str | None = None) -> str:
-    """The threat a named model is evaluated under unless told otherwise, as text.
+    """The default threat of a named model, as text.
 
-    It is the one on its card; that of RobustBench's leaderboard of its data set for a model without a card.
+    It is the threat on the model's card; for a model without a card, that of RobustBench's leaderboard of its data set.
 
     Args:
         model: Its id; case, ``-`` and ``_`` make no difference.
-        dataset: Data set of a model without a card; :func:`dataset_of` says which by default.
+        dataset: Data set of a model without a card; that of :func:`dataset_of` by default.
 
     Example:
         >>> default_threat("EMPIR_mnist"), default_threat("Standard_R50", "imagenet")
         ('Linf:0.3', 'Linf:4/255')
     """
     card = find(cards(), model)
-    return _THREATS.get(dataset or dataset_of(model), _OTHERWISE) if card is None else card.threat
+    return _THREATS.get(dataset or dataset_of(model), _DEFAULT_THREAT) if card is None else card.threat
 
 
 def rows(builders: Mapping[str, ModelBuilder]) -> Iterator[tuple[str, ...]]:
-    """Model, data set, precision, clean accuracy (%), parameters (millions), weights (kB): one row for each model.
+    """One row per model: name, data set, precision, clean accuracy (%), parameters (millions), weights (kB).
 
-    This package's models come in the order of their cards, those of other packages after them.
+    This package's models come first, in the order of their cards.
     """
     for name in sorted(builders, key=[*cards(), *sorted(builders)].index):
         card = cards().get(name)
@@ -58,21 +58,21 @@ def rows(builders: Mapping[str, ModelBuilder]) -> Iterator[tuple[str, ...]]:
 
 
 def named_rows() -> Iterator[tuple[str, ...]]:
-    """The same for the quantized networks that have a name and no weights.
+    """The same for the predefined quantized networks, which have no weights.
 
     Example:
         >>> next(named_rows())
         ('dorefa-w1a2-resnet18', 'cifar10, cifar100, imagenet', 'w1a2', '', '', 'none')
     """
-    for name, family in curated().items():
+    for name, family in curated_networks().items():
         yield name, ", ".join(builder.dataset for builder in family), name.split("-")[1], "", "", "none"
 
 
 def named_summary() -> str:
-    """One line that stands for all of :func:`named_rows`."""
+    """One line in place of all of :func:`named_rows`."""
     precisions = ", ".join(str(precision) for precision in PRECISIONS)
     names = f"dorefa-<precision>-<architecture>, {precisions} x {len(FAMILIES)} architectures"
-    return f"and {len(curated())} networks without weights, for custom_checkpoint= ({names}): empir list --all"
+    return f"and {len(curated_networks())} networks without weights, for custom_checkpoint= ({names}): empir list --all"
 
 
 def _clean(card: ModelCard) -> str:

@@ -22,8 +22,8 @@ from empir_plugin.evaluation.int8_queries import (
 from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer_module
-from empir_plugin.models.integer.kernels import IntMM, Program, Work
-from empir_plugin.models.integer.report import Agreement
+from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Program
+from empir_plugin.models.integer.selftest import Agreement
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 
@@ -83,9 +83,9 @@ def test_without_kernels_the_model_itself_answers_and_says_why(monkeypatch: pyte
 class Wrong(IntMM):
     """A kernel that is off by one."""
 
-    def compile(self, work: Work) -> Program:
-        program = super().compile(work)
-        return lambda codes: program(codes) + work.scale.view(1, -1, 1, 1)
+    def compile(self, op: IntegerOp) -> Program:
+        program = super().compile(op)
+        return lambda codes: program(codes) + op.scale.view(1, -1, 1, 1)
 
 
 def test_a_kernel_that_fails_its_self_test_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

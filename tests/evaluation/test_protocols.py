@@ -16,11 +16,11 @@ from empir_plugin.attacks.gradient import GradientAttack
 from empir_plugin.attacks.losses import CrossEntropy, cross_entropy, margin, softmax_twice
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import FixedStep, StepOfEps, UniformStart, at_image
-from empir_plugin.attacks.surrogates import MeanLogits, mean_probability, plain, voters
+from empir_plugin.attacks.surrogates import mean_probability, plain, voters
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.protocols import PROTOCOLS, Headline, parse_protocol
-from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
+from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanLogits, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 

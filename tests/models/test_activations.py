@@ -16,8 +16,8 @@ from empir_plugin.models.activations import (
     InputQuantizer,
     SignActivationQuantizer,
     SignedActivationQuantizer,
-    in_learned_range,
     is_signed,
+    quantize_in_learned_range,
 )
 from empir_plugin.models.backward import identity
 from empir_plugin.models.quantize import ActivationQuantizer
@@ -53,7 +53,7 @@ def test_signed_gradient_is_one_inside_and_zero_outside() -> None:
     assert slope(SignedActivationQuantizer(3, clip=identity), X) == [1.0] * 7
 
 
-def test_32_bits_leave_activations_alone() -> None:
+def test_32_bits_do_not_change_activations() -> None:
     assert SignedActivationQuantizer(32)(X) is X
 
 
@@ -87,8 +87,8 @@ def test_signs_and_their_gradient() -> None:
     "quantizer", [ActivationQuantizer(2), SignedActivationQuantizer(3)], ids=["unsigned", "signed"]
 )
 def test_a_learned_range_of_one_is_the_range_it_widens(quantizer: InputQuantizer) -> None:
-    assert torch.equal(in_learned_range(quantizer, X, torch.tensor(1.0)), quantizer(X))
-    assert not torch.equal(in_learned_range(quantizer, X, torch.tensor(2.0)), quantizer(X))
+    assert torch.equal(quantize_in_learned_range(quantizer, X, torch.tensor(1.0)), quantizer(X))
+    assert not torch.equal(quantize_in_learned_range(quantizer, X, torch.tensor(2.0)), quantizer(X))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_learned_range_of_one_is_the_range_it_widens(quantizer: InputQuantizer
 def test_pact_by_hand(quantizer: InputQuantizer, x: list[float], expected: list[float], bound_slope: float) -> None:
     bound = torch.tensor(2.0, requires_grad=True)
     inputs = torch.tensor(x, requires_grad=True)
-    y = in_learned_range(quantizer, inputs, bound)
+    y = quantize_in_learned_range(quantizer, inputs, bound)
     torch.testing.assert_close(y, torch.tensor(expected))
     to_inputs, to_bound = torch.autograd.grad(y.sum(), (inputs, bound))
     assert to_bound.item() == bound_slope
@@ -113,7 +113,7 @@ def test_pact_by_hand(quantizer: InputQuantizer, x: list[float], expected: list[
 
 def test_a_range_that_collapsed_gives_finite_numbers_and_can_grow_again() -> None:
     bound = torch.tensor(-1.0, requires_grad=True)
-    y = in_learned_range(ActivationQuantizer(2), X, bound)
+    y = quantize_in_learned_range(ActivationQuantizer(2), X, bound)
     assert bool(y.isfinite().all())
     assert torch.autograd.grad(y.sum(), bound)[0].item() > 0
 
@@ -124,12 +124,12 @@ def test_a_range_that_collapsed_gives_finite_numbers_and_can_grow_again() -> Non
 def test_modes_have_texts() -> None:
     assert [Activations.parse(text) for text in ("auto", "unsigned", "signed", "pact")] == list(Activations)
     assert Activations.parse(Activations.PACT) is Activations.PACT
-    with pytest.raises(InputError, match="activations must be one of auto, unsigned, signed, pact, got 'relu'"):
+    with pytest.raises(InputError, match=r"activations .*auto, unsigned, signed, pact.*'relu'"):
         Activations.parse("relu")
 
 
 def test_quantizers_are_values() -> None:
     assert [is_signed(each) for each in (ActivationQuantizer(2), SignedActivationQuantizer(2))] == [False, True]
     assert pickle.loads(pickle.dumps(SignedActivationQuantizer(3))) == SignedActivationQuantizer(3)
-    with pytest.raises(InputError, match="bits must be 1 to 8, or 32"):
+    with pytest.raises(InputError, match=r"bits .*1 to 8, or 32"):
         SignedActivationQuantizer(9)

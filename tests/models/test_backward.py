@@ -13,7 +13,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, Soft, as_trained, identity, parse_backward, soft
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.layers import QuantConv2d, QuantLinear, differentiated_by
+from empir_plugin.models.layers import QuantConv2d, QuantLinear, use_backward_rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer
 
@@ -79,7 +79,7 @@ def test_inside_the_model_gradients_change_and_outputs_do_not(x: Tensor) -> None
     x = (5 * x).requires_grad_(True)  # mostly beyond the clip of the first layer
     before = model(x)
     (clipped,) = torch.autograd.grad(before.sum(), x)
-    with differentiated_by(model, identity):
+    with use_backward_rule(model, identity):
         inside = model(x)
     after = model(x)
     (seen,) = torch.autograd.grad(inside.sum(), x)
@@ -91,9 +91,9 @@ def test_inside_the_model_gradients_change_and_outputs_do_not(x: Tensor) -> None
     assert (seen == 0).double().mean() < 0.1
 
 
-def test_the_rule_leaves_with_an_exception() -> None:
+def test_the_rule_is_reset_after_an_exception() -> None:
     model = network()
-    with pytest.raises(RuntimeError, match="stop"), differentiated_by(model, identity):
+    with pytest.raises(RuntimeError, match="stop"), use_backward_rule(model, identity):
         raise RuntimeError("stop")
     assert [layer.activation_quantizer.clip for layer in model if hasattr(layer, "activation_quantizer")] == [
         as_trained,
@@ -145,7 +145,7 @@ def test_second_derivatives_pass_through(x: Tensor) -> None:
 
 
 def saturated() -> tuple[nn.Module, Tensor, Tensor]:
-    """Two classes told apart by the first pixel, behind a 1-bit quantizer that sees 4 x - 1.
+    """Two classes separated by the first pixel, behind a 1-bit quantizer that sees 4 x - 1.
 
     The clip is flat for pixels below 1/4 and from 1/2; the decision changes at x = 3/8.
     """
@@ -159,12 +159,12 @@ def saturated() -> tuple[nn.Module, Tensor, Tensor]:
     return nn.Sequential(scale, nn.Flatten(), head).eval(), x, torch.tensor([0, 0, 1, 1])
 
 
-@pytest.mark.parametrize(("text", "fallen"), [("plain", 0), ("plain/identity", 4), ("plain/soft:2", 4)])
-def test_an_attack_through_the_clip_finds_what_the_clip_hides(text: str, fallen: int) -> None:
+@pytest.mark.parametrize(("text", "broken"), [("plain", 0), ("plain/identity", 4), ("plain/soft:2", 4)])
+def test_an_attack_with_another_gradient_of_the_clip_breaks_images(text: str, broken: int) -> None:
     model, x, y = saturated()
     assert torch.equal(model(x).argmax(1), y)
     adv = bim(20, surrogate=parse_surrogate(text))(model, x, y, Threat.parse("Linf:0.35"))
-    assert int((model(adv).argmax(1) != y).sum()) == fallen
+    assert int((model(adv).argmax(1) != y).sum()) == broken
 
 
 def test_below_the_distance_no_rule_finds_anything() -> None:

@@ -1,4 +1,4 @@
-"""Input discretization against integer arithmetic, and as a part of networks and ensembles that are attacked."""
+"""Input discretization: against integer arithmetic, and in networks and ensembles under attack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.backward import identity, soft
 from empir_plugin.models.discretize import Discretized, InputDiscretizer, Levels, discretized
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
-from empir_plugin.models.layers import differentiated_by
+from empir_plugin.models.layers import use_backward_rule
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.quantized.architectures import network
 
@@ -89,7 +89,7 @@ def test_few_levels_in_order_and_in_range(bits: int, levels: Levels, pixels: lis
 
 
 @given(st.integers(1, 8), st.sampled_from([Levels.FLOOR, Levels.ROUND]), st.floats(0, 1, width=32))
-def test_once_is_enough(bits: int, levels: Levels, pixel: float) -> None:
+def test_quantizing_twice_equals_quantizing_once(bits: int, levels: Levels, pixel: float) -> None:
     discretize = InputDiscretizer(bits, levels)
     once = discretize(torch.tensor([pixel]))
     assert torch.equal(discretize(once), once)
@@ -112,11 +112,11 @@ def test_gradients_pass_straight_through_on_the_box_and_stop_outside_of_it() -> 
         assert gradient.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_an_attacker_s_rule_reaches_the_discretization_and_leaves_with_its_block() -> None:
+def test_an_attacker_s_rule_applies_to_the_discretization_inside_its_context() -> None:
     model, x = Discretized(nn.Flatten(), 2), torch.tensor([[[[-0.5, 0.3, 1.5]]]], requires_grad=True)
     slopes = []
     for rule in (identity, soft):
-        with differentiated_by(model, rule):
+        with use_backward_rule(model, rule):
             inside = model(x)
         assert torch.equal(inside, model(x))
         slopes.append(torch.autograd.grad(inside.sum(), x)[0].flatten())
@@ -145,6 +145,8 @@ def test_weights_keep_their_names_behind_a_prefix() -> None:
     assert torch.equal(model(x), bare(InputDiscretizer(3)(x)))
 
 
+# On Python 3.13.0, and no other, torch.compile warns of slower guards: a bug of that release, python/cpython#125608.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_copies_pickles_and_exports_compute_the_same() -> None:
     torch.manual_seed(0)
     model, x = Discretized(MNISTConv(Precision(2, 4), scale="max"), 2, "center").eval(), torch.rand(2, 1, 28, 28)
@@ -162,10 +164,10 @@ def test_a_network_of_robustbench() -> None:
     assert torch.equal(Discretized(bare, 4)(x), bare(InputDiscretizer(4)(x)))
 
 
-def test_names_in_records_tell_bits_and_levels() -> None:
+def test_names_in_records_contain_bits_and_levels() -> None:
     bare = nn.Flatten()
-    made = [bare, Discretized(bare, 2), Discretized(bare, 3), Discretized(bare, 2, "center")]
-    assert len({model_fingerprint(model) for model in made}) == 4
+    models = [bare, Discretized(bare, 2), Discretized(bare, 3), Discretized(bare, 2, "center")]
+    assert len({model_fingerprint(model) for model in models}) == 4
 
 
 def test_a_network_without_weights_stays_one() -> None:
@@ -191,14 +193,14 @@ def test_an_ensemble_behind_a_discretization_is_an_ensemble() -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, -1, 2.0, "2", None])
 def test_bad_bits(bits: object) -> None:
-    with pytest.raises(InputError, match="bits of a pixel must be a whole number from 1 to 8, got"):
+    with pytest.raises(InputError, match=r"bits of a pixel .*1 to 8"):
         InputDiscretizer(bits)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="bits of a pixel must be"):
+    with pytest.raises(InputError, match=r"bits of a pixel .*1 to 8"):
         discretized(nn.Flatten(), bits)  # type: ignore[arg-type]
 
 
 def test_bad_levels() -> None:
-    with pytest.raises(InputError, match="levels must be one of floor, center, round, got 'nearest'"):
+    with pytest.raises(InputError, match=r"levels .*floor, center, round.*'nearest'"):
         Discretized(nn.Flatten(), 2, "nearest")
 
 

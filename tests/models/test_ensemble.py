@@ -1,4 +1,4 @@
-"""Votes counted by hand, the mean probability, and the contract: the argmax is the decision."""
+"""Ensembles: votes by hand, mean probabilities and logits, and an argmax that is the decision."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_votes_by_hand(votes: list[tuple[int, float]], leader: int | None, expec
     assert decision(MaxVote(), ballot(*votes), leader) == [expected]
 
 
-def test_equals_are_parted_by_the_mean_over_all_members() -> None:
+def test_ties_are_decided_by_the_mean_over_all_members() -> None:
     """A's two voters are surer than B's, but the one for C thinks well of B."""
     voters = torch.tensor([[[2.0, 0.0, 0.0]], [[2.0, 0.0, 0.0]], [[0.0, 1.9, 0.0]], [[0.0, 1.9, 0.0]]])
     outsider = torch.tensor([[[0.0, 3.9, 4.0]]])
@@ -187,7 +187,7 @@ def test_a_single_member_decides_as_it_would_alone(election: tuple[Tensor, int |
     assert decision(MaxVote(), alone, 0) == alone[0].argmax(1).tolist()
 
 
-def test_a_vote_survives_logits_that_the_softmax_makes_equal() -> None:
+def test_the_vote_is_right_for_logits_that_the_softmax_makes_equal() -> None:
     logits = torch.tensor([[[-1e-30, 0.0]]])
     assert torch.equal(*logits.log_softmax(-1)[0].T)
     out = MaxVote()(logits, 0)
@@ -331,7 +331,7 @@ def test_members_are_part_of_the_state() -> None:
 
 
 def test_an_empty_ensemble() -> None:
-    with pytest.raises(InputError, match=r"^an ensemble needs at least one member, got none$"):
+    with pytest.raises(InputError, match=r"at least one member.*none"):
         Ensemble([])
 
 

@@ -1,4 +1,4 @@
-"""Norms of the quantization error against the matrix written out, and against analytic ones."""
+"""Norms of quantization errors: against explicit matrices, and against analytic values."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_mean_filter_is_known_analytically() -> None:
     assert spectral_norm(lambda x: -2 * mean(x), (1, 1, 8, 8)) == pytest.approx(2.0, rel=1e-9)
 
 
-def test_close_singular_values_are_told_apart() -> None:
+def test_close_singular_values_are_distinguished() -> None:
     values = torch.linspace(0.9, 1.0, 500, dtype=torch.float64)
     assert spectral_norm(lambda x: values * x, (500,)) == pytest.approx(1.0, rel=1e-5)
     assert spectral_norm(lambda x: values * x, (500,), iterations=3) < 0.995, "too few iterations stay below"
@@ -157,7 +157,7 @@ class Half(nn.Module):
         return self.plain(self.activations(self.used(x)))
 
 
-def test_only_layers_with_an_error_appear_and_nothing_is_left_behind() -> None:
+def test_only_layers_with_an_error_appear_and_hooks_are_removed() -> None:
     model = Half().eval()
     assert set(quantization_error_norms(model, torch.zeros(1, 4))) == {"used"}
     assert not any(module._forward_hooks for module in model.modules())
@@ -174,7 +174,7 @@ def test_weights_that_are_their_own_quantization_have_no_error() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_packed_weights_have_no_error_to_speak_of(bits: int, tmp_path: Path) -> None:
+def test_packed_weights_have_no_error(bits: int, tmp_path: Path) -> None:
     model = nn.Sequential(QuantLinear(20, 20, precision=Precision(bits, 4))).eval()
     assert quantization_error_norms(model, torch.zeros(1, 20))
     save_packed(model, tmp_path / "weights.safetensors")

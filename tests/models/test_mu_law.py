@@ -1,4 +1,4 @@
-"""The mu-law by its table, on chosen layers, and as the mask of gradients it is."""
+"""The mu-law: known values, selected layers, and masked gradients."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_equation_3b_undoes_it(w: float, mu: float) -> None:
 @pytest.mark.parametrize("mu", [0, -1, math.inf, math.nan])
 def test_bad_mu(mu: float) -> None:
     for refused in (lambda: mu_law(torch.zeros(2), mu), lambda: mu_law_(network(), mu=mu)):
-        with pytest.raises(InputError, match="mu must be a number above 0, got"):
+        with pytest.raises(InputError, match=r"mu .*above 0"):
             refused()
 
 
 @pytest.mark.parametrize("bad", [1.5, -1.5, math.nan])
 def test_numbers_beyond_one_are_refused(bad: float) -> None:
-    with pytest.raises(InputError, match=r"for numbers in \[-1, 1\], got one of size (1.5|nan): scale or clamp them"):
+    with pytest.raises(InputError, match=r"\[-1, 1\].*(1.5|nan).*scale or clamp"):
         mu_law(torch.tensor([0.5, bad]))
 
 
@@ -102,7 +102,7 @@ def test_weights_beyond_one_are_refused_clamped_or_scaled() -> None:
     model = nn.Sequential(nn.Linear(3, 3), layer)
     layer.weight.data = wide.clone()
     before = weights(model)
-    with pytest.raises(InputError, match="size 2: scale or clamp them, with beyond='scale' or 'clamp'"):
+    with pytest.raises(InputError, match=r"size 2.*beyond='scale' or 'clamp'"):
         mu_law_(model, 2)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "left as it was"
 
@@ -131,16 +131,16 @@ def test_every_member_of_an_ensemble_is_mapped() -> None:
 
 @pytest.mark.parametrize("layers", [0, 4, -1])
 def test_bad_number_of_layers(layers: int) -> None:
-    with pytest.raises(InputError, match=f"layers must be 1 to 3, the number of layers of the network, got {layers}"):
+    with pytest.raises(InputError, match=rf"layers .*1 to 3.* {layers}"):
         mu_law_(network(), layers)
 
 
 def test_bad_names() -> None:
-    with pytest.raises(InputError, match="layers names 'fc', but the network's layers are 0, 3, 5"):
+    with pytest.raises(InputError, match=r"'fc'.* 0, 3, 5"):
         mu_law_(network(), ["fc"])
-    with pytest.raises(InputError, match="nothing to map: no convolution or linear layer"):
+    with pytest.raises(InputError, match="nothing to map"):
         mu_law_(nn.Flatten())
-    with pytest.raises(InputError, match="beyond must be one of refuse, clamp, scale, got 'wrap'"):
+    with pytest.raises(InputError, match=r"beyond .*refuse, clamp, scale.*'wrap'"):
         mu_law_(network(), beyond="wrap")
 
 

@@ -1,4 +1,4 @@
-"""Weight files: k bits a weight, the same outputs after loading, and an untouched model when loading fails."""
+"""Weight files: k bits per weight, equal outputs after loading, and an unchanged model if loading fails."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_codes_are_packed_in_logical_order() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 3])
 def test_a_stream_of_another_length(length: int) -> None:
-    with pytest.raises(WeightsError, match=f"5 weights of 3 bits take 2 bytes, found {length}"):
+    with pytest.raises(WeightsError, match=rf"5 weights of 3 bits.*{length}"):
         unpack(torch.zeros(length, dtype=torch.uint8), 3, (5,))
 
 
@@ -189,9 +189,7 @@ def test_a_network_that_was_never_put_into_evaluation_mode_trains_on(file: Path)
 def test_scaled_weights_do_not_load_into_layers_without_a_scale(scale: Scale, file: Path) -> None:
     save_packed(network("w2a4", scale=scale), file)
     wrong, before = network("w2a4", seed=1), fingerprint(network("w2a4", seed=1))
-    with pytest.raises(
-        WeightsError, match=r"scales '0.weight' by 0\.\d+, got a layer of scale 'none': build the network"
-    ):
+    with pytest.raises(WeightsError, match=r"'0.weight' by 0\.\d+.*'none'.*build the network"):
         load_packed(wrong, file)
     assert_unchanged(wrong, before)
     load_packed(right := network("w2a4", scale=scale, seed=1), file)
@@ -217,7 +215,7 @@ def test_saving_twice_gives_the_same_file(file: Path) -> None:
     assert save_packed(network(seed=1), file) != save_packed(network(), file)
 
 
-def test_saving_leaves_the_model_alone(file: Path) -> None:
+def test_saving_does_not_change_the_model(file: Path) -> None:
     model = network()
     before = fingerprint(model)
     save_packed(model, file)
@@ -277,17 +275,17 @@ def test_is_packed_of_no_file_and_of_another_one(file: Path) -> None:
     with pytest.raises(WeightsError, match="no weight file at"):
         is_packed(file)
     file.write_bytes(b"no safetensors at all")
-    with pytest.raises(WeightsError, match="truncated or no safetensors file"):
+    with pytest.raises(WeightsError, match=r"safetensors.*get it again"):
         is_packed(file)
 
 
 # -- Files that cannot be loaded
 
 
-def refused(model: nn.Module, file: Path, sentence: str, **options: str) -> None:
-    """Loading fails with the sentence and leaves the model as it was."""
+def refused(model: nn.Module, file: Path, message: str, **options: str) -> None:
+    """Loading fails with the message and leaves the model as it was."""
     before = fingerprint(model)
-    with pytest.raises(WeightsError, match=sentence):
+    with pytest.raises(WeightsError, match=message):
         load_packed(model, file, **options)
     assert_unchanged(model, before)
 
@@ -386,7 +384,7 @@ def test_weights_of_another_quantized_layer(file: Path) -> None:
     refused(model, file, "was made for another architecture or precision")
 
 
-def test_plain_weights_are_no_packed_ones(file: Path) -> None:
+def test_plain_weights_are_not_packed_ones(file: Path) -> None:
     model = loaded_network(file)
     save_file(network().state_dict(), file)
     refused(model, file, "holds plain weights, not packed ones: load it with load_state_dict")
@@ -409,7 +407,7 @@ def test_a_rewritten_file_is_as_good(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         pytest.param(lambda t: t.pop("0.weight"), "'0.weight' is not a stream of codes with a scale", id="no-codes"),
         pytest.param(lambda t: t.pop("4.weight.scale"), "'4.weight' is not a stream of codes", id="no-scale"),
@@ -426,12 +424,10 @@ def test_a_rewritten_file_is_as_good(file: Path) -> None:
         pytest.param(lambda t: t.update({"6.bias": torch.ones(3)}), "differs in '6.bias'", id="one-more"),
     ],
 )
-def test_files_that_hold_other_tensors(
-    file: Path, change: Callable[[dict[str, Tensor]], object], sentence: str
-) -> None:
+def test_files_that_hold_other_tensors(file: Path, change: Callable[[dict[str, Tensor]], object], message: str) -> None:
     model = loaded_network(file)
     rewrite(file, change)
-    refused(model, file, sentence)
+    refused(model, file, message)
 
 
 @pytest.mark.parametrize("header", ["", "{", "[]", "{}", "null"])
@@ -454,7 +450,7 @@ def test_load_strictly(file: Path) -> None:
 def test_load_strictly_refuses_another_architecture(make: Callable[[], nn.Module], file: Path) -> None:
     model = network(seed=1)
     before = fingerprint(model)
-    with pytest.raises(WeightsError, match="was made for another architecture: it differs in"):
+    with pytest.raises(WeightsError, match=r"another architecture.*differs in"):
         load_strictly(model, make().state_dict(), file)
     assert_unchanged(model, before)
 
@@ -468,7 +464,7 @@ def full_disk(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) 
 
 
 @pytest.mark.parametrize("before", [None, b"an older file"], ids=["nothing-there", "older-file-there"])
-def test_a_full_disk_leaves_nothing_behind(before: bytes | None, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_file(before: bytes | None, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if before is not None:
         file.write_bytes(before)
     monkeypatch.setattr(packing, "save_file", full_disk)
@@ -498,7 +494,7 @@ def test_a_folder_in_the_way(file: Path) -> None:
 
 
 @pytest.mark.parametrize("parent", ["missing", "no-folder"])
-def test_a_folder_that_is_not_there(parent: str, tmp_path: Path) -> None:
+def test_a_missing_folder(parent: str, tmp_path: Path) -> None:
     (tmp_path / "no-folder").write_bytes(b"")
     with pytest.raises(WeightsError, match="cannot be written"):
         save_packed(network(), tmp_path / parent / "weights.safetensors")

@@ -101,12 +101,12 @@ def test_files_of_unsigned_networks_are_written_as_before(file: Path) -> None:
 
 
 @pytest.mark.parametrize("inputs", ['{"3": "cubed"}', '{"3": "sign"}', "[]"])
-def test_inputs_that_nothing_quantizes_so_are_refused(inputs: str, file: Path) -> None:
+def test_unknown_quantizations_of_inputs_are_refused(inputs: str, file: Path) -> None:
     model = network("w4a4")
     save_packed(model, file)
     before = model(IMAGES)
     save_file(load_file(file), file, metadata(file) | {"empir_inputs": inputs})
-    with pytest.raises(WeightsError, match="is damaged or newer than this package: input of '3' is quantized as"):
+    with pytest.raises(WeightsError, match=r"damaged or newer.*'3'"):
         load_packed(model, file)
     assert torch.equal(model(IMAGES), before)
 
@@ -138,6 +138,6 @@ def test_full_precision_weights_fit_learned_ranges_and_errors_name_the_keys(file
     del state["0.bias"]
     with pytest.raises(
         WeightsError,
-        match=r"it lacks 0\.bias; it has besides 9\.weight; of another shape are 6\.bias \(5,\) instead of \(4,\)",
+        match=r"lacks 0\.bias.*besides 9\.weight.*6\.bias \(5,\) instead of \(4,\)",
     ):
         load_strictly(model, state, file)

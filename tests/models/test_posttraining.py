@@ -1,4 +1,4 @@
-"""Weights quantized after training: what changes in a network, what stays, what it costs, and what is refused."""
+"""Quantization of trained weights: changes to the network, loss of accuracy, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.lipschitz import matrix_norm, quantization_error_norms
 from empir_plugin.models.packing import load_packed, save_packed
-from empir_plugin.models.posttraining import after_training, quantize_weights_
+from empir_plugin.models.posttraining import post_training_quantizer, quantize_weights_
 from empir_plugin.models.precision import Precision
 
 IMAGES = torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_every_layer_has_its_own_grid_and_inputs_stay_as_they_are(bits: int) -> None:
     full, model = network(), quantized(bits)
-    first, last = (after_training(bits)(full[i].weight.detach()) for i in (0, 3))
+    first, last = (post_training_quantizer(bits)(full[i].weight.detach()) for i in (0, 3))
     by_hand = F.linear(F.conv2d(IMAGES, first, full[0].bias).relu().flatten(1), last, full[3].bias)
     assert torch.equal(model(IMAGES), by_hand)
     assert not torch.equal(model(IMAGES), full(IMAGES))
@@ -62,7 +62,7 @@ def test_every_layer_has_its_own_grid_and_inputs_stay_as_they_are(bits: int) -> 
 
 def test_one_bit_is_the_sign_times_the_mean() -> None:
     w = torch.tensor([-0.5, 0.1, 0.3])
-    torch.testing.assert_close(after_training(1)(w), torch.tensor([-0.3, 0.3, 0.3]))
+    torch.testing.assert_close(post_training_quantizer(1)(w), torch.tensor([-0.3, 0.3, 0.3]))
 
 
 def test_more_bits_change_less() -> None:
@@ -72,12 +72,12 @@ def test_more_bits_change_less() -> None:
     assert errors[-1] < 0.01
 
 
-def test_trained_weights_stay_behind_and_the_error_can_be_told() -> None:
+def test_trained_weights_are_kept_and_the_error_can_be_measured() -> None:
     full, model = network(), quantized(3)
     assert list(model.state_dict()) == list(full.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), full.state_dict().values(), strict=True))
     norms = quantization_error_norms(model, IMAGES)
-    error = full[3].weight.detach() - after_training(3)(full[3].weight.detach())
+    error = full[3].weight.detach() - post_training_quantizer(3)(full[3].weight.detach())
     assert list(norms) == ["0", "3"]
     assert norms["3"].spectral == pytest.approx(matrix_norm(error.double()))
     assert norms["3"].infinity == pytest.approx(float(error.abs().sum(1).max()))
@@ -122,7 +122,7 @@ def test_some_layers_only() -> None:
 @pytest.mark.parametrize("bits", [0, 9, 2.5, "3", None])
 def test_bad_bits(bits: object) -> None:
     model = network()
-    with pytest.raises(InputError, match="bits of a weight must be a whole number from 1 to 8, got"):
+    with pytest.raises(InputError, match=r"bits of a weight .*1 to 8"):
         quantize_weights_(model, bits)  # type: ignore[arg-type]
     assert is_full_precision(model)
 
@@ -161,7 +161,7 @@ def test_a_layer_that_is_never_called_is_refused_as_its_quantized_weights_would_
     assert quantize_weights_(model, layers=["called"]) == ("called",)
 
 
-def test_a_network_that_takes_other_images_than_it_says_is_quantized_unseen() -> None:
+def test_a_network_with_a_wrong_image_size_is_quantized_without_a_check() -> None:
     model = network()
     model.default_cfg = {"input_size": (3, 6, 6)}  # type: ignore[assignment]
     assert quantize_weights_(model) == ("0", "3")
@@ -171,7 +171,7 @@ def test_pgd_on_an_ensemble_sees_the_quantized_weights_at_the_raw_image() -> Non
     """A network that holds the rounded numbers themselves is attacked in the very same way."""
     twin, model = network(), quantized(2)
     for index in (0, 3):
-        twin[index].weight.data = after_training(2)(twin[index].weight.detach())
+        twin[index].weight.data = post_training_quantizer(2)(twin[index].weight.detach())
     y = twin(IMAGES).argmax(1)
     pairs = [Ensemble([each, network(1)], MeanProbability()) for each in (model, twin)]
     y = pairs[0](IMAGES).argmax(1)

@@ -1,8 +1,6 @@
-"""How a precision is written and which ones there are."""
+"""Precisions: text form and valid numbers of bits."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 from hypothesis import given, settings
@@ -61,7 +59,7 @@ def test_weights_alone_leave_the_activations(bits: int) -> None:
     ids=lambda text: ascii(text)[:12],
 )
 def test_another_form_is_refused_with_the_three_that_are_known(text: str) -> None:
-    with pytest.raises(InputError, match=re.escape("a precision is written 'fp', 'w2a4' or 'w4', got ")):
+    with pytest.raises(InputError, match=r"'fp', 'w2a4' or 'w4', got "):
         Precision.parse(text)
 
 
@@ -76,18 +74,18 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
-        ("w0a4", "weight_bits must be 1 to 8, or 32 for full precision, got 0"),
-        ("w9a4", "weight_bits must be 1 to 8, or 32 for full precision, got 9"),
-        ("w16", "weight_bits must be 1 to 8, or 32 for full precision, got 16"),
-        ("w2a0", "activation_bits must be 1 to 8, or 32 for full precision, got 0"),
-        ("w2a31", "activation_bits must be 1 to 8, or 32 for full precision, got 31"),
-        ("w2a64", "activation_bits must be 1 to 8, or 32 for full precision, got 64"),
+        ("w0a4", r"weight_bits .*1 to 8, or 32.* 0$"),
+        ("w9a4", r"weight_bits .*1 to 8, or 32.* 9$"),
+        ("w16", r"weight_bits .*1 to 8, or 32.* 16$"),
+        ("w2a0", r"activation_bits .*1 to 8, or 32.* 0$"),
+        ("w2a31", r"activation_bits .*1 to 8, or 32.* 31$"),
+        ("w2a64", r"activation_bits .*1 to 8, or 32.* 64$"),
     ],
 )
-def test_impossible_bits_in_a_text(text: str, sentence: str) -> None:
-    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+def test_impossible_bits_in_a_text(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Precision.parse(text)
 
 
@@ -95,7 +93,7 @@ def test_impossible_bits_in_a_text(text: str, sentence: str) -> None:
 @given(st.integers().filter(lambda bits: bits not in BITS), st.booleans())
 def test_impossible_bits_are_refused_by_name(bits: int, of_weights: bool) -> None:
     name = "weight_bits" if of_weights else "activation_bits"
-    with pytest.raises(InputError, match=f"{name} must be 1 to 8, or 32 for full precision, got {bits}$"):
+    with pytest.raises(InputError, match=rf"{name} .*1 to 8, or 32.* {bits}$"):
         Precision(**{name: bits})
 
 

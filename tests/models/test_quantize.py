@@ -1,8 +1,7 @@
-"""DoReFa's quantizers against tables made by hand, an oracle in NumPy, and the gradients they state."""
+"""DoReFa's quantizers: tables by hand, an oracle in NumPy, and their gradients."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -353,7 +352,7 @@ def test_half_precision_is_quantized_in_float32(bits: int, dtype: torch.dtype) -
     assert torch.equal(WeightQuantizer(bits).codes(half), WeightQuantizer(bits).codes(half.float()))
 
 
-def test_autocast_leaves_the_quantizers_alone() -> None:
+def test_autocast_does_not_affect_the_quantizers() -> None:
     x = normal(500)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         w4, a4 = WeightQuantizer(4)(x), ActivationQuantizer(4)(x)
@@ -391,6 +390,8 @@ def test_vmap_and_grad_of_torch_func(quantizer: Callable[[Tensor], Tensor]) -> N
     torch.testing.assert_close(grads, torch.stack([gradient(quantizer, row, upstream) for row in rows]))
 
 
+# On Python 3.13.0, and no other, torch.compile warns of slower guards: a bug of that release, python/cpython#125608.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("quantizer", EVERY_QUANTIZER, ids=repr)
 def test_one_compiled_graph_equals_eager(quantizer: Callable[[Tensor], Tensor]) -> None:
@@ -407,10 +408,10 @@ def test_one_compiled_graph_equals_eager(quantizer: Callable[[Tensor], Tensor]) 
 @pytest.mark.parametrize("bits", [0, -1, 9, 16, 33])
 @pytest.mark.parametrize("make", [WeightQuantizer, ActivationQuantizer])
 def test_impossible_bits(make: Callable[[int], object], bits: int) -> None:
-    with pytest.raises(InputError, match=f"bits must be 1 to 8, or 32 for full precision, got {bits}$"):
+    with pytest.raises(InputError, match=rf"bits .*1 to 8, or 32.* {bits}$"):
         make(bits)
 
 
 def test_an_unknown_scale() -> None:
-    with pytest.raises(InputError, match=re.escape("scale must be one of none, max, mean, got 'median'")):
+    with pytest.raises(InputError, match=r"scale .*none, max, mean.*'median'"):
         WeightQuantizer(2, "median")  # type: ignore[arg-type]

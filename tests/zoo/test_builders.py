@@ -1,4 +1,4 @@
-"""The shipped models: what the cards say is what the files hold."""
+"""Shipped models: cards agree with weight files and records."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_card_and_files_agree(card: ModelCard) -> None:
     assert [network.sha256 for network in card.networks] == [sha256(folder / n.weights) for n in card.networks]
 
 
-def test_weights_are_small_and_none_is_left_over() -> None:
+def test_weight_files_are_small_and_all_are_used() -> None:
     folder = Path(str(files("empir_plugin.zoo").joinpath("weights")))
     named = {network.weights for card in SHIPPED for network in card.networks}
     assert {file.name for file in folder.iterdir()} == named
@@ -98,5 +98,5 @@ def test_a_damaged_weight_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / card.networks[0].weights).write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     monkeypatch.setattr(builders, "files", lambda package: tmp_path)
-    with pytest.raises(WeightsError, match="is damaged or not the published file"):
+    with pytest.raises(WeightsError, match="damaged or not the published file"):
         build_model(card)

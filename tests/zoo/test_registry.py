@@ -1,4 +1,4 @@
-"""Models are found by entry point, registered with timm, and loaded under RobustBench's rules."""
+"""Models: discovery by entry point, registration with timm, and loading under RobustBench's rules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_timm_s_own_call_gives_the_model_whatever_keywords_its_release_adds() ->
 
 
 @pytest.mark.parametrize(
-    ("name", "keywords", "sentence"),
+    ("name", "keywords", "message"),
     [
         (
             "empir_mnist_cifar10_linf",
@@ -49,8 +49,8 @@ def test_timm_s_own_call_gives_the_model_whatever_keywords_its_release_adds() ->
         ("empir_cifar_cifar10_linf", {"num_classes": 100}, "empir-cifar has 10 classes, got num_classes=100"),
     ],
 )
-def test_likely_misuse_is_answered_with_what_to_do(name: str, keywords: dict[str, int], sentence: str) -> None:
-    with pytest.raises(InputError, match=re.escape(sentence)):
+def test_errors_say_what_to_do(name: str, keywords: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         timm.create_model(name, pretrained=True, **keywords)
 
 
@@ -62,14 +62,14 @@ def test_load_model_knows_each_model_s_data_set_and_ignores_case_and_dashes() ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ({"model_name": "empir-cifar", "dataset": "mnist"}, "empir-cifar is a model for cifar10, got dataset='mnist'"),
         ({"model_name": "empir-cifar", "threat_model": "L7"}, "empir-cifar is registered for 'Linf' or 'L2', got"),
     ],
 )
-def test_load_model_refuses_what_does_not_fit(arguments: dict[str, str], sentence: str) -> None:
-    with pytest.raises(InputError, match=re.escape(sentence)):
+def test_load_model_refuses_what_does_not_fit(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         load_model(**arguments)
 
 
@@ -94,15 +94,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="was made for another architecture"):
         load_model("cifarconv-fp", custom_checkpoint=file)
     file.write_bytes(b"<html>")
-    with pytest.raises(WeightsError, match="truncated or no safetensors file"):
+    with pytest.raises(WeightsError, match=r"safetensors.*get it again"):
         load_model("cifarconv-fp", custom_checkpoint=file)
     with pytest.raises(WeightsError, match="no weight file at"):
         load_model("cifarconv-fp", custom_checkpoint=tmp_path / "missing.safetensors")
 
 
 @pytest.mark.slow
-def test_a_model_without_weights_says_so_and_takes_a_checkpoint() -> None:
-    with pytest.warns(UserWarning, match="alexnet-w2a2 has no weights: none are shipped for ImageNet; train"):
+def test_a_model_without_weights_warns_and_takes_a_checkpoint() -> None:
+    with pytest.warns(UserWarning, match=r"alexnet-w2a2 has no weights.*train"):
         model = load_model("alexnet-w2a2")
     assert not model.weights_loaded
     model.load_state_dict(model.state_dict())

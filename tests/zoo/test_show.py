@@ -1,4 +1,4 @@
-"""What is known of models by name, however the name is written."""
+"""Data set and default threat of models, for any spelling of the name."""
 
 from __future__ import annotations
 

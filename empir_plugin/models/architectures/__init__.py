@@ -1,4 +1,4 @@
-"""The networks of EMPIR's release and of the input discretization paper, and one that holds on MNIST, by name."""
+"""Network architectures by name: those of EMPIR's release and of two other papers."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the three networks of the release are made of."""
+"""Building blocks of the architectures: layers of any precision, initialisation, normalisation of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def linear(*args: Any, precision: Precision, scale: Scale = "none", **kwargs: An
 def unit_norm_(layer: nn.Conv2d | nn.Linear) -> None:
     """Initialise as the release does: normal weights, every filter or output unit scaled to L2 norm 1, no bias.
 
-    The standard deviation cancels in the scaling; only the release's truncation at two of them is felt.
+    The standard deviation cancels in the scaling; only the release's truncation at two of them has an effect.
     """
     if isinstance(layer, nn.Conv2d):
         nn.init.trunc_normal_(layer.weight, std=1.0, a=-2.0, b=2.0)
@@ -42,7 +42,7 @@ def unit_norm_(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 class Normalize(nn.Module):
-    """Subtract a mean and divide by a standard deviation per channel, so that the network takes images of [0, 1]."""
+    """Normalise images in [0, 1]: subtract a mean and divide by a standard deviation per channel."""
 
     mean: Tensor
     std: Tensor
@@ -58,7 +58,7 @@ class Normalize(nn.Module):
 
 
 class UntiedBias(nn.Module):
-    """One bias for every output position ``(C, H, W)``, as conv1 of the release's AlexNet has it."""
+    """One bias for every output position ``(C, H, W)``, as in conv1 of the release's AlexNet."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""AlexNet of EMPIR's release."""
+"""Convolutional networks: MNISTconv, CIFARconv and AlexNet of EMPIR's release, and a small one for robust MNIST."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from empir_plugin.models.quantize import Scale
 class MNISTConv(nn.Module):
     """MNISTconv (Sen et al., ICLR 2020, Table 3, https://openreview.net/forum?id=HJem3yHKwH), 709,888 parameters.
 
-    In low precision the three convolutions are quantized, the first one and so the image included; the linear layer
-    stays in full precision.
+    In low precision all three convolutions are quantized, so the image is, too. The linear layer stays in full
+    precision.
 
     Args:
         precision: Bits of the three convolutions.
@@ -49,11 +49,11 @@ class MNISTConv(nn.Module):
 class MNISTSmall(nn.Module):
     """Two convolutions and two linear layers, 436,202 parameters.
 
-    It is that of Wong and Kolter (https://arxiv.org/abs/1711.00851) at twice the width. What makes a network robust on
-    MNIST is a threshold for every pixel, and a threshold is a bias followed by a ReLU. MNISTconv has no biases,
-    and stays far less robust after adversarial training within 0.3; 4 bits for the image and the first layer cost some
-    robustness, too. So in low precision the first and the last layer stay as they are, as in DoReFa-Net
-    (https://arxiv.org/abs/1606.06160, Section 2.7), and the two between, with 95 % of the multiplications, are
+    The network of Wong and Kolter (https://arxiv.org/abs/1711.00851) at twice the width. Robust networks on MNIST
+    apply a threshold to every pixel, and a threshold is a bias followed by a ReLU. MNISTconv has no biases, and is far
+    less robust after adversarial training within 0.3; 4 bits for the image and the first layer cost some robustness,
+    too. So in low precision the first and the last layer stay in full precision, as in DoReFa-Net
+    (https://arxiv.org/abs/1606.06160, Section 2.7), and the two between them, with 95 % of the multiplications, are
     quantized.
 
     Args:
@@ -86,8 +86,8 @@ class CIFARConv(nn.Module):
     """CIFARconv (Sen et al., ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH).
 
     The release has 5x5 filters throughout and 32 of them in conv2: 116,704 parameters. The paper's Table 3 prints 8x8
-    filters and 64 of them in conv2 and conv3: 433,120 parameters. In both the convolutions are quantized, the first one
-    and so the image included; the two linear layers, with no activation between them, stay in full precision.
+    filters and 64 of them in conv2 and conv3: 433,120 parameters. In both, all convolutions are quantized in low
+    precision, so the image is, too. The two linear layers, with no activation between them, stay in full precision.
 
     Args:
         precision: Bits of the three convolutions.
@@ -142,11 +142,11 @@ def _batch_norm(channels: int, dims: type[nn.BatchNorm1d] | type[nn.BatchNorm2d]
 class AlexNet(nn.Module):
     """AlexNet as released with EMPIR (Sen et al., ICLR 2020), 61,265,256 parameters.
 
-    It differs from the common one: an untied bias after conv1, grouped conv2, conv4 and conv5, batch normalisation
+    It differs from the usual AlexNet: an untied bias after conv1, grouped conv2, conv4 and conv5, batch normalisation
     before pooling. In low precision conv2 to conv5, ip1 and ip2 are quantized; conv1 and the last layer are not.
 
-    The release normalises blue-green-red images with means in red-green-blue order. This network takes red-green-blue
-    images of [0, 1] and normalises them with the usual ImageNet statistics.
+    The release normalises BGR images with means in RGB order. This network takes RGB images in [0, 1] and normalises
+    them with the usual ImageNet statistics.
 
     Args:
         precision: Bits of the quantized layers.

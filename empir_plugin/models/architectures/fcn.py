@@ -1,4 +1,4 @@
-"""The fully connected networks of the input discretization paper, in full precision, as BNN and as XNOR network."""
+"""Fully connected networks of the input discretization paper: full precision, BNN and XNOR."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class FCN(nn.Module):
     """Four hidden layers between 784 pixels and the classes: Panda et al., https://arxiv.org/abs/1902.03151, Section 3.
 
     FCN1 has 6144 units in each hidden layer, FCN2 has 600: 118,173,706 and 1,561,210 parameters. The paper gives no
-    more; the rest follows the BNN code it cites (itayhubara/BinaryNet.pytorch): a linear layer, batch normalisation and
-    hard tanh, with the image in full precision and the last layer as well. The last hidden layer's dropout is left out,
-    as are biases and a normalisation of the image, which batch normalisation takes away again. The network in full
-    precision is the same one without signs.
+    further details; the rest follows the BNN code it cites (itayhubara/BinaryNet.pytorch): a linear layer, batch
+    normalisation and hard tanh, with image and last layer in full precision. There is no dropout after the last hidden
+    layer; biases and a normalisation of the image would have no effect before batch normalisation. The full-precision
+    network is the same one without signs.
 
-    In low precision the four hidden layers have quantized weights and, from the second on, quantized inputs. One bit is
-    ``one_bit``'s for weights and the sign for inputs; inputs of more bits lie in [-1, 1]. The filter scales of an XNOR
-    network come before batch normalisation: they change its training, and hardly what it computes.
+    In low precision the four hidden layers have quantized weights and, from the second on, quantized inputs. One-bit
+    weights are those of ``one_bit``, one-bit inputs are signs; inputs of more bits lie in [-1, 1]. The filter scales of
+    an XNOR network come before batch normalisation: they change its training, but hardly its function.
 
     Args:
         precision: Bits of the hidden layers; ``w1a1`` is what the papers call BNN and XNOR.
-        width: Units of each hidden layer.
-        one_bit: What weights of one bit are.
+        width: Number of units in each hidden layer.
+        one_bit: Definition of one-bit weights.
         scale: Scale of weights of more bits.
 
     Example:

@@ -1,4 +1,4 @@
-"""Which layers can be quantized, and which have weights that nothing here quantizes."""
+"""The layers that can be quantized: quantized classes of torch.nn's and timm's layers, and reasons for the rest."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from empir_plugin._compat.hooks import harmless_warnings_silenced
+from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 
-with harmless_warnings_silenced():
+with silence_harmless_warnings():
     from timm.layers.conv2d_same import Conv2dSame
     from timm.layers.padding import pad_same
     from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 
 
 class QuantConv2dSame(QuantizedLayer, Conv2dSame):
-    """A convolution with TensorFlow's SAME padding; the padding is zero, whatever the levels are."""
+    """A convolution with TensorFlow's SAME padding; it pads with zeros, even if zero is not a level of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        x = _padded_same(self, self.quantized_input(x))
+        x = _pad_same(self, self.quantized_input(x))
         return self._conv_forward(x, self.quantized_weight(), self.bias)
 
 
-def _padded_same(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _pad_same(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return pad_same(x, list(layer.kernel_size), list(layer.stride), list(layer.dilation))
 
 
-def _standardized(weight: Tensor, eps: float, gain: Tensor | None = None) -> Tensor:
+def _standardize(weight: Tensor, eps: float, gain: Tensor | None = None) -> Tensor:
     """Weights ``(out, ...)`` with mean 0 and variance 1 in each filter, times ``gain`` ``(out,)``."""
-    rows = weight.reshape(1, len(weight), -1)  # to a batch norm, each filter is a channel
+    rows = weight.reshape(1, len(weight), -1)  # for batch_norm, each filter is a channel
     rows = functional.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=eps)
     return rows.reshape_as(weight)
 
@@ -43,7 +43,7 @@ class QuantStdConv2d(QuantizedLayer, StdConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        return self._conv_forward(self.quantized_input(x), _standardized(self.quantized_weight(), self.eps), self.bias)
+        return self._conv_forward(self.quantized_input(x), _standardize(self.quantized_weight(), self.eps), self.bias)
 
 
 class QuantStdConv2dSame(QuantizedLayer, StdConv2dSame):
@@ -52,8 +52,8 @@ class QuantStdConv2dSame(QuantizedLayer, StdConv2dSame):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
         x = self.quantized_input(x)
-        padded = _padded_same(self, x) if self.same_pad else x
-        return self._conv_forward(padded, _standardized(self.quantized_weight(), self.eps), self.bias)
+        padded = _pad_same(self, x) if self.same_pad else x
+        return self._conv_forward(padded, _standardize(self.quantized_weight(), self.eps), self.bias)
 
 
 class QuantScaledStdConv2d(QuantizedLayer, ScaledStdConv2d):
@@ -61,7 +61,7 @@ class QuantScaledStdConv2d(QuantizedLayer, ScaledStdConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        weight = _standardized(self.quantized_weight(), self.eps, (self.gain * self.scale).view(-1))
+        weight = _standardize(self.quantized_weight(), self.eps, (self.gain * self.scale).view(-1))
         return self._conv_forward(self.quantized_input(x), weight, self.bias)
 
 
@@ -71,8 +71,8 @@ class QuantScaledStdConv2dSame(QuantizedLayer, ScaledStdConv2dSame):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
         x = self.quantized_input(x)
-        padded = _padded_same(self, x) if self.same_pad else x
-        weight = _standardized(self.quantized_weight(), self.eps, (self.gain * self.scale).view(-1))
+        padded = _pad_same(self, x) if self.same_pad else x
+        weight = _standardize(self.quantized_weight(), self.eps, (self.gain * self.scale).view(-1))
         return self._conv_forward(padded, weight, self.bias)
 
 
@@ -88,7 +88,7 @@ _QUANTIZED = (
 QUANTIZED: Mapping[type[nn.Module], type[QuantizedLayer]] = MappingProxyType(
     {each.__bases__[1]: each for each in _QUANTIZED}
 )
-"""The quantized class of each class of layers. Subclasses do not count: what their forward pass does is not known."""
+"""The quantized class of each class of layers. Subclasses do not count, as their forward pass may differ."""
 
 _WHOLE: Mapping[type[nn.Module], str] = MappingProxyType(
     {
@@ -97,29 +97,29 @@ _WHOLE: Mapping[type[nn.Module], str] = MappingProxyType(
         nn.RNNBase: "a recurrent layer applies its weights inside of one kernel",
     }
 )
-"""Modules that compute with the weights of their children behind the children's back."""
+"""Modules that use the weights of their children without calling them."""
 
 _WITH_WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NOT_MULTIPLIED = (nn.Embedding, nn.EmbeddingBag, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def quantize_layer_class_(layer: nn.Module) -> QuantizedLayer:
-    """Turn a layer into the quantized layer of its class, in place: parameters, hooks and references stay.
+    """Turn a layer into its quantized class, in place: parameters, hooks and references stay.
 
-    It needs quantizers before it is called: :meth:`~empir_plugin.models.layers.QuantizedLayer.use_quantizers_`.
+    Set its quantizers before calling it: :meth:`~empir_plugin.models.layers.QuantizedLayer.use_quantizers_`.
     """
     layer.__class__ = QUANTIZED[type(layer)]
     return cast("QuantizedLayer", layer)
 
 
-def whole_unsupported(module: nn.Module) -> str:
-    """Why a module cannot be quantized together with everything inside of it; empty if it can."""
+def unsupported_whole_reason(module: nn.Module) -> str:
+    """Why a module and everything inside it cannot be quantized; empty if they can."""
     return next((reason for kind, reason in _WHOLE.items() if isinstance(module, kind)), "")
 
 
-def unsupported(module: nn.Module) -> str:
-    """Why a module's own weights cannot be quantized; empty if they can, or if it has none to multiply with."""
-    if whole := whole_unsupported(module):
+def unsupported_reason(module: nn.Module) -> str:
+    """Why a module's own weights cannot be quantized; empty if they can, or if it multiplies with none."""
+    if whole := unsupported_whole_reason(module):
         return whole
     if type(module) in QUANTIZED:
         return "" if "weight" in module._parameters else "its weight is recomputed from other parameters"

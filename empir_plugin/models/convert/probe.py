@@ -1,4 +1,4 @@
-"""Statistics that belong to a precision: those of batch normalisations, and where learned ranges start."""
+"""Run a network on images to learn about it: signs of layer inputs, batch statistics and starts of learned ranges."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from empir_plugin.models.activations import is_signed
 from empir_plugin.models.layers import quantized_layers
 
 _NOISE_IMAGES = 2
+_BATCH = 256
+_QUANTILE = 0.999
+_SMALLEST_BOUND = 1e-3
 
 
-def checked_images(model: nn.Module, images: object) -> Tensor:
-    """Calibration images, moved to where the network is.
+def check_images(model: nn.Module, images: object) -> Tensor:
+    """Check calibration images and move them to the network's device and type.
 
     Raises:
-        InputError: If they are no images ``(N, C, H, W)``, not float, not finite, or fewer than two.
+        InputError: If they are not finite float images ``(N, C, H, W)``, or fewer than two.
     """
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-        found = (
+        actual = (
             f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         )
-        raise InputError(f"calibration must be a float tensor of images (N, C, H, W), got {found}")
+        raise InputError(f"calibration must be a float tensor of images (N, C, H, W), got {actual}")
     if len(images) < 2:
         raise InputError(f"calibration needs two images at least, got {len(images)}: one has no statistics")
     if not bool(images.isfinite().all()):
@@ -38,7 +41,7 @@ def checked_images(model: nn.Module, images: object) -> Tensor:
 
 
 def noise(model: nn.Module) -> Tensor | None:
-    """Images ``(N, C, H, W)`` of uniform noise, always the same, of the size in ``default_cfg``; None without one."""
+    """Fixed images ``(N, C, H, W)`` of uniform noise, of the size in ``default_cfg``; None without one."""
     config: Any = getattr(model, "default_cfg", None)
     size = config.get("input_size") if isinstance(config, Mapping) else None
     if size is None:
@@ -49,22 +52,24 @@ def noise(model: nn.Module) -> Tensor | None:
 
 
 @dataclass
-class _Tally:
+class _SignTally:
+    """Counts of one layer's input values."""
+
     negative: int = 0
     total: int = 0
 
 
 def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
-    """Share of negative values among what each layer is given, 0 to 1; layers that are never called are left out.
+    """Share of negative values in the input of each layer, 0 to 1; layers that are never called are omitted.
 
     Raises:
-        InputError: If the network does not take the images.
+        InputError: If the network does not accept the images.
     """
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, _SignTally] = {}
 
     def watch(name: str, layer: nn.Module) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tally = tallies.setdefault(name, _Tally())
+            tally = tallies.setdefault(name, _SignTally())
             tally.negative += int((inputs[0] < 0).sum())
             tally.total += inputs[0].numel()
 
@@ -72,7 +77,7 @@ def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: T
 
     handles = [watch(name, layer) for name, layer in layers.items()]
     try:
-        with modes_kept(model), torch.no_grad():
+        with preserve_modes(model), torch.no_grad():
             model.eval()
             run(model, images)
     finally:
@@ -82,10 +87,10 @@ def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: T
 
 
 def run(model: nn.Module, images: Tensor) -> None:
-    """Call a network on images, for what happens inside.
+    """Call a network on images, for the hooks or statistics inside it.
 
     Raises:
-        InputError: If the network does not take them.
+        InputError: If the network does not accept them.
     """
     try:
         model(images)
@@ -96,27 +101,22 @@ def run(model: nn.Module, images: Tensor) -> None:
 
 
 @contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module back the mode it had."""
-    found = [(module, module.training) for module in model.modules()]
+def preserve_modes(model: nn.Module) -> Iterator[None]:
+    """Restore the mode of every module on exit."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        for module, mode in found:
+        for module, mode in modes:
             module.training = mode
-
-
-_BATCH = 256
-_QUANTILE = 0.999
-_SMALLEST_BOUND = 1e-3
 
 
 @torch.no_grad()
 def recalibrate_(model: nn.Module, images: Tensor) -> int:
-    """Estimate the statistics of a network's batch normalisations anew, as the averages over the batches of 256.
+    """Estimate the statistics of a network's batch normalisations anew, as averages over batches of 256.
 
-    Another precision moves what every layer gives; with the statistics of the old one a network guesses. The weights,
-    and the mode of the network, stay.
+    Another precision shifts the outputs of every layer; with the old statistics, accuracy can drop to chance. The
+    weights and the mode of the network stay the same.
 
     Args:
         model: Any network.
@@ -126,7 +126,7 @@ def recalibrate_(model: nn.Module, images: Tensor) -> int:
         How many normalisations have new statistics.
 
     Raises:
-        InputError: If the images are none, or the network does not take them.
+        InputError: If the images are invalid, or the network does not accept them.
 
     Example:
         >>> network = nn.Sequential(nn.BatchNorm2d(1))
@@ -135,7 +135,7 @@ def recalibrate_(model: nn.Module, images: Tensor) -> int:
         >>> network[0].running_mean
         tensor([0.5000])
     """
-    images = checked_images(model, images)
+    images = check_images(model, images)
     with _averaging(model) as norms:
         for batch in images.tensor_split(math.ceil(len(images) / _BATCH)):
             run(model, batch)
@@ -144,13 +144,13 @@ def recalibrate_(model: nn.Module, images: Tensor) -> int:
 
 @torch.no_grad()
 def start_ranges_(model: nn.Module, images: Tensor) -> None:
-    """Start learned ranges at the 99.9 % quantile of the size of what each layer is given.
+    """Start learned ranges at the 99.9 % quantile of the magnitude of each layer's input.
 
-    One pass sets them all, so that each layer is given what quantized layers before it give. Batch normalisations use
-    the statistics of the images.
+    A single pass sets them all, so each layer sees the outputs of the quantized layers before it. Batch normalisations
+    use the statistics of the images.
 
     Args:
-        model: With layers whose range is learned.
+        model: A network with learned ranges.
         images: ``(N, C, H, W)`` in [0, 1]: one batch.
     """
 
@@ -164,7 +164,7 @@ def start_ranges_(model: nn.Module, images: Tensor) -> None:
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     try:
         with _averaging(model):
-            run(model, checked_images(model, images)[:_BATCH])
+            run(model, check_images(model, images)[:_BATCH])
     finally:
         for handle in handles:
             handle.remove()
@@ -174,10 +174,10 @@ def start_ranges_(model: nn.Module, images: Tensor) -> None:
 
 @contextmanager
 def _averaging(model: nn.Module) -> Iterator[list[Any]]:
-    """Everything in evaluation mode but batch normalisations, which forget and average over the batches inside."""
+    """Evaluation mode, except for batch normalisations: their statistics become averages over the batches inside."""
     norms: list[Any] = [module for module in model.modules() if _has_statistics(module)]
     momenta = [norm.momentum for norm in norms]
-    with modes_kept(model):
+    with preserve_modes(model):
         model.eval()
         for norm in norms:
             norm.reset_running_stats()

@@ -1,8 +1,8 @@
-"""Make any network low precision, in place.
+"""Convert any network to low precision, in place.
 
-Layers change their class and nothing else: names, parameters, hooks and references stay, so a state dict of the
-full-precision network loads strictly into the quantized one, and the other way round. What is quantized is the *input*
-of each layer, as EMPIR's release does it; see :mod:`empir_plugin.models.layers`.
+Only the class of a layer changes: names, parameters, hooks and references stay, so a state dict of the full-precision
+network loads strictly into the quantized one, and the other way round. The *input* of each layer is quantized, as in
+EMPIR's release; see :mod:`empir_plugin.models.layers`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from empir_plugin.models.activations import (
     SignedActivationQuantizer,
 )
 from empir_plugin.models.convert.layers import quantize_layer_class_
-from empir_plugin.models.convert.probe import checked_images, negative_shares, noise, recalibrate_, start_ranges_
+from empir_plugin.models.convert.probe import check_images, negative_shares, noise, recalibrate_, start_ranges_
 from empir_plugin.models.convert.report import ConversionReport, ConvertedLayer
-from empir_plugin.models.convert.select import INNER, Layers, Plan, plan, without_uncalled
+from empir_plugin.models.convert.select import INNER, Layers, Plan, plan, refuse_uncalled
 from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
 
 _SIGNED_FROM = 0.01
 _ATTENTION = re.compile("attention|attn|xca")
-_NO_ATTENTION = re.compile("flatten|block")  # A block is told by the attention inside of it.
+_NO_ATTENTION = re.compile("flatten|block")  # A block contains an attention module of its own.
 
 
 @dataclass(frozen=True)
 class _Settings:
+    """How to quantize each layer."""
+
     precision: Precision
     scale: Scale
     activations: Activations
@@ -58,8 +60,8 @@ class _Settings:
         return self.one_bit is not OneBit.DOREFA and self.precision.activation_bits == 1
 
     @property
-    def needs_a_look(self) -> bool:
-        """Whether what layers are given decides something."""
+    def depends_on_inputs(self) -> bool:
+        """Whether the inputs of layers decide on their quantizers."""
         undecided = self.activations in (Activations.AUTO, Activations.PACT)
         return undecided and not self.signs and self.precision.activation_bits < FULL_BITS
 
@@ -72,14 +74,14 @@ class _Settings:
         if self.signs:
             return SignActivationQuantizer()
         bits = self.precision.activation_bits
-        if self.activations is Activations.SIGNED or (self.needs_a_look and (negative or 0) > _SIGNED_FROM):
+        if self.activations is Activations.SIGNED or (self.depends_on_inputs and (negative or 0) > _SIGNED_FROM):
             return SignedActivationQuantizer(bits)
         return ActivationQuantizer(bits)
 
     @property
     def bound(self) -> float | None:
-        """Where a learned range starts."""
-        return 1.0 if self.activations is Activations.PACT and self.needs_a_look else None
+        """Start of a learned range; None if none is learned."""
+        return 1.0 if self.activations is Activations.PACT and self.depends_on_inputs else None
 
 
 def quantize_(
@@ -95,28 +97,28 @@ def quantize_(
 ) -> ConversionReport:
     """Quantize a network of timm, RobustBench, torchvision or your own, in place, with DoReFa's quantizers.
 
-    Either every layer outside of the skipped kinds is quantized, or the network is left as it is and an error tells
-    why. Whether a layer's input has a sign is decided once, from what it is given: it has if more than 1 % is negative.
+    Either every layer outside the skipped kinds is quantized, or the network is left unchanged and an error says why.
+    Whether a layer's input is signed is decided once, from its values: it is if more than 1 % of them are negative.
 
     Args:
         model: From images ``(N, C, H, W)`` in [0, 1] to logits.
         precision: Bits of weights and inputs, such as ``"w4a4"``.
         scale: Of the weights' levels, see :class:`~empir_plugin.models.quantize.WeightQuantizer`. ``"max"`` keeps the
-            size of the weights, so weights trained in full precision can be taken over; ``"none"`` is DoReFa's own.
+            size of the weights, so weights trained in full precision can be used; ``"none"`` is DoReFa's own.
         activations: Range of the inputs, see :class:`~empir_plugin.models.activations.Activations`.
-        layers: Kinds of layers to quantize beside the usual ones, ``"inner"`` for none and ``"all"`` for all, or the
-            names of the layers to quantize and no others, in which ``*`` stands for anything.
-        one_bit: What weights of one bit are, see :class:`~empir_plugin.models.weight_quantizers.OneBit`.
-        allow_unsupported: Leave layers that nothing here quantizes in full precision instead of refusing the network.
-        calibration: Images ``(N, C, H, W)`` in [0, 1], two or more. Inputs are looked at with them, batch
-            normalisations get their statistics anew, and learned ranges start at the 99.9 % quantile instead of 1.
-            Without them inputs are looked at with noise, if the network's ``default_cfg`` tells its size.
+        layers: Kinds of layers to quantize in addition to the usual ones, ``"inner"`` for none and ``"all"`` for all of
+            them; or the names of all layers to quantize, in which ``*`` matches anything.
+        one_bit: Definition of one-bit weights, see :class:`~empir_plugin.models.weight_quantizers.OneBit`.
+        allow_unsupported: Leave layers that cannot be quantized in full precision instead of raising an error.
+        calibration: Images ``(N, C, H, W)`` in [0, 1], two or more. They decide on the signs of inputs, batch
+            normalisations get new statistics from them, and learned ranges start at the 99.9 % quantile instead of 1.
+            By default noise decides on the signs, if the network's ``default_cfg`` has the size of its images.
 
     Returns:
         Which layers are quantized, which are not, and why.
 
     Raises:
-        InputError: If a setting is impossible, there is nothing to quantize, a layer cannot be quantized, or the
+        InputError: If a setting is invalid, there is nothing to quantize, a layer cannot be quantized, or the
             calibration images do not fit.
 
     Example:
@@ -128,11 +130,11 @@ def quantize_(
     """
     bits = Precision.parse(precision) if isinstance(precision, str) else precision
     settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
-    images = noise(model) if calibration is None else checked_images(model, calibration)
+    images = noise(model) if calibration is None else check_images(model, calibration)
     selected = plan(model, layers)
-    negative = _look(model, selected, images, settings)
+    negative = _probe(model, selected, images, settings)
     if negative is not None:
-        selected = without_uncalled(selected, negative)
+        selected = refuse_uncalled(selected, negative)
     _check(model, selected, allow_unsupported)
     converted = _convert(selected.chosen, settings, negative or {})
     renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
@@ -151,15 +153,15 @@ def quantize_(
     )
 
 
-def _look(model: nn.Module, selected: Plan, images: Tensor | None, settings: _Settings) -> dict[str, float] | None:
-    """Shares of negative inputs by layer, of the called ones; None if there is nothing to look with."""
+def _probe(model: nn.Module, selected: Plan, images: Tensor | None, settings: _Settings) -> dict[str, float] | None:
+    """Share of negative inputs of each layer that is called; None if there are no images."""
     if images is not None:
         return negative_shares(model, selected.chosen, images)
-    if settings.needs_a_look:
+    if settings.depends_on_inputs:
         mode = settings.activations.value
         raise InputError(
-            f"activations={mode!r} has to see what {type(model).__name__}'s layers are given: pass calibration=images, "
-            "or activations='unsigned' or 'signed'"
+            f"activations={mode!r} needs images to find the inputs of {type(model).__name__}'s layers that are signed: "
+            "pass calibration=images, or activations='unsigned' or 'signed'"
         )
     return None
 
@@ -179,14 +181,14 @@ def _check(model: nn.Module, selected: Plan, allow_unsupported: bool) -> None:
 def _convert(
     chosen: Mapping[str, nn.Module], settings: _Settings, negative: Mapping[str, float]
 ) -> tuple[ConvertedLayer, ...]:
-    lines: list[ConvertedLayer] = []
+    reports: list[ConvertedLayer] = []
     for name, layer in chosen.items():
         kind, weights, share = type(layer).__name__, layer.get_parameter("weight").numel(), negative.get(name)
         inputs = settings.inputs(share)
         quantize_layer_class_(layer).use_quantizers_(settings.weights(), inputs, settings.bound)
         how = "unsigned" if isinstance(inputs, ActivationQuantizer) else str(inputs)
-        lines.append(ConvertedLayer(name, kind, weights, how, share, settings.bound))
-    return tuple(lines)
+        reports.append(ConvertedLayer(name, kind, weights, how, share, settings.bound))
+    return tuple(reports)
 
 
 def _calibrate(model: nn.Module, images: Tensor, settings: _Settings) -> int:
@@ -195,9 +197,11 @@ def _calibrate(model: nn.Module, images: Tensor, settings: _Settings) -> int:
     return recalibrate_(model, images)
 
 
-def _with_bounds(lines: tuple[ConvertedLayer, ...], layers: Mapping[str, nn.Module]) -> tuple[ConvertedLayer, ...]:
+def _with_bounds(reports: tuple[ConvertedLayer, ...], layers: Mapping[str, nn.Module]) -> tuple[ConvertedLayer, ...]:
     bounds = {name: getattr(layer, "activation_bound", None) for name, layer in layers.items()}
-    return tuple(line if (b := bounds[line.name]) is None else replace(line, bound=b.item()) for line in lines)
+    return tuple(
+        report if (b := bounds[report.name]) is None else replace(report, bound=b.item()) for report in reports
+    )
 
 
 def _other_parameters(model: nn.Module, selected: Plan) -> int:

@@ -1,4 +1,4 @@
-"""What a conversion did: which layers are quantized, and everything that is not."""
+"""The report of a conversion: which layers are quantized, and which parts of the network are not."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from empir_plugin.models.quantize import ActivationQuantizer
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """A layer that is quantized now.
+    """Report on a quantized layer.
 
     Args:
         name: In the network.
-        kind: Its class before.
-        weights: How many weights it has, without the bias.
-        activations: ``"unsigned"``, ``"signed"`` or ``"sign"``: how its input is quantized.
-        negative: Share of negative values among its inputs, 0 to 1; None if it was not looked at.
-        bound: Where the learned range of its input starts; None if none is learned.
+        kind: Its class before the conversion.
+        weights: Number of weights, without the bias.
+        activations: Quantization of its input: ``"unsigned"``, ``"signed"`` or ``"sign"``.
+        negative: Share of negative values among its inputs, 0 to 1; None if not measured.
+        bound: Start of the learned range of its input; None if none is learned.
     """
 
     name: str
@@ -36,13 +36,13 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class KeptLayer:
-    """A layer that stays in full precision.
+    """Report on a layer that stays in full precision.
 
     Args:
         name: In the network.
         kind: Its class.
-        weights: How many weights it has, without the bias.
-        reason: Why.
+        weights: Number of weights, without the bias.
+        reason: Why it is not quantized.
     """
 
     name: str
@@ -53,7 +53,7 @@ class KeptLayer:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`~empir_plugin.models.convert.quantize_.quantize_` did to a network.
+    """Report of :func:`~empir_plugin.models.convert.quantize_.quantize_` on a network.
 
     Args:
         network: Class of the network.
@@ -61,12 +61,12 @@ class ConversionReport:
         scale: Scale of their weights.
         converted: The quantized layers, in order of registration.
         kept: The layers left in full precision.
-        other_parameters: How many parameters belong to no layer above: biases, normalisations, embeddings.
+        other_parameters: Number of parameters in none of these layers: biases, normalisations, embeddings.
         attention: Names of attention modules. They multiply activations with activations, in full precision.
-        looked_at: What the inputs of layers were looked at with: ``"calibration"``, ``"noise"`` or ``""``, nothing; it
-            is then unknown whether the network calls every converted layer. ``"definition"`` is for architectures
-            that are defined with quantized layers.
-        recalibrated: How many batch normalisations have new statistics.
+        looked_at: Images on which the inputs of layers were inspected: ``"calibration"``, ``"noise"``, or ``""`` for
+            none; then it is unknown whether the network calls every converted layer. ``"definition"`` is for
+            architectures defined with quantized layers.
+        recalibrated: Number of batch normalisations with new statistics.
 
     Example:
         >>> from empir_plugin.models.precision import Precision
@@ -89,7 +89,7 @@ class ConversionReport:
 
     @property
     def quantized_weights(self) -> int:
-        """How many weights are quantized."""
+        """Number of quantized weights."""
         return sum(layer.weights for layer in self.converted)
 
     @property
@@ -98,7 +98,7 @@ class ConversionReport:
         return self.quantized_weights / (self.quantized_weights + sum(layer.weights for layer in self.kept))
 
     def to_dict(self) -> dict[str, object]:
-        """The report as plain values, for files."""
+        """The report as a mapping that JSON can hold."""
         totals = {"quantized_weights": self.quantized_weights, "quantized_share": self.quantized_share}
         return {**asdict(self), "precision": str(self.precision), **totals}
 
@@ -124,13 +124,13 @@ class ConversionReport:
 
 
 def report_as_built(model: nn.Module, precision: Precision, scale: str, recalibrated: int = 0) -> ConversionReport:
-    """The report on a network that was built with quantized layers, such as those of EMPIR's release.
+    """The report on a network that is defined with quantized layers, such as those of EMPIR's release.
 
     Args:
         model: The network.
         precision: Bits of its quantized layers.
         scale: Scale of their weights.
-        recalibrated: How many batch normalisations were given new statistics.
+        recalibrated: Number of batch normalisations with new statistics.
 
     Example:
         >>> from empir_plugin.models.architectures import CIFARConv

@@ -1,4 +1,4 @@
-"""Which layers of a network to quantize."""
+"""Select the layers of a network to quantize, and give a reason for each of the others."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 from torch import nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.convert.layers import QUANTIZED, unsupported, whole_unsupported
+from empir_plugin.models.convert.layers import QUANTIZED, unsupported_reason, unsupported_whole_reason
 from empir_plugin.models.convert.report import KeptLayer
 from empir_plugin.models.layers import QuantizedLayer
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Kinds of layers to quantize beside those that always are.
+class LayerSelection:
+    """Kinds of layers to quantize in addition to those that always are.
 
     Args:
-        first: The layer that sees the images, as the network's ``default_cfg`` (timm) names it; without one, the layer
+        first: The layer that takes the images: the one named in the network's ``default_cfg`` (timm), else the layer
             registered first.
-        last: The layer, or the layers, that give the logits; found likewise.
-        depthwise: Convolutions with one filter for each channel: few weights, and at few bits accuracy suffers.
-        squeeze_excite: The layers that weigh channels, of which the same is true.
+        last: The layer or layers that give the logits, found in the same way.
+        depthwise: Convolutions with one filter per channel: they have few weights, and accuracy suffers at few bits.
+        squeeze_excite: The layers that weigh channels, for which the same holds.
 
     Example:
-        >>> Selection(last=True)
-        Selection(first=False, last=True, depthwise=False, squeeze_excite=False)
+        >>> LayerSelection(last=True)
+        LayerSelection(first=False, last=True, depthwise=False, squeeze_excite=False)
     """
 
     first: bool = False
@@ -37,21 +37,21 @@ class Selection:
     squeeze_excite: bool = False
 
 
-INNER = Selection()
-ALL = Selection(first=True, last=True, depthwise=True, squeeze_excite=True)
+INNER = LayerSelection()
+ALL = LayerSelection(first=True, last=True, depthwise=True, squeeze_excite=True)
 
-Layers = Selection | Collection[str]
-"""Kinds of layers, or names of layers in the network, in which ``*`` stands for anything."""
+Layers = LayerSelection | Collection[str]
+"""Kinds of layers, or names of layers in the network, in which ``*`` matches anything."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to become of each layer of a network.
+    """Which layers of a network to quantize.
 
     Args:
         chosen: Layers to quantize, by name.
         kept: Layers that stay in full precision on purpose.
-        refused: Layers that would stay so because nothing here quantizes them.
+        refused: Layers that were asked for and cannot be quantized.
     """
 
     chosen: Mapping[str, nn.Module]
@@ -60,10 +60,10 @@ class Plan:
 
 
 def plan(model: nn.Module, layers: Layers | str) -> Plan:
-    """Sort the layers of a network; it is left as it is.
+    """Choose the layers of a network to quantize; the network is not changed.
 
     Raises:
-        InputError: If the network is quantized already, or a name fits no layer.
+        InputError: If the network is quantized already, or a name matches no layer.
     """
     found = dict(_layers(model))
     quantized = next((name for name, layer in found.items() if isinstance(layer, QuantizedLayer)), None)
@@ -71,21 +71,23 @@ def plan(model: nn.Module, layers: Layers | str) -> Plan:
         raise InputError(f"{quantized or type(model).__name__} is quantized already: build the network anew")
     why_kept = _why_kept(model, found, layers)
     kept = {name: reason for name in found if (reason := why_kept[name])}
-    refused = {name: reason for name, layer in found.items() if name not in kept and (reason := unsupported(layer))}
+    refused = {
+        name: reason for name, layer in found.items() if name not in kept and (reason := unsupported_reason(layer))
+    }
     chosen = {name: layer for name, layer in found.items() if name not in kept and name not in refused}
-    return Plan(chosen, *(tuple(left(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
+    return Plan(chosen, *(tuple(kept_layer(n, found[n], r) for n, r in each.items()) for each in (kept, refused)))
 
 
-def without_uncalled(selected: Plan, called: Collection[str]) -> Plan:
-    """A plan that refuses the layers it had chosen and the network does not call."""
+def refuse_uncalled(selected: Plan, called: Collection[str]) -> Plan:
+    """Move the chosen layers that the network does not call to the refused ones."""
     reason = "the network never calls it, and may apply its weights by itself"
-    uncalled = tuple(left(name, layer, reason) for name, layer in selected.chosen.items() if name not in called)
+    uncalled = tuple(kept_layer(name, layer, reason) for name, layer in selected.chosen.items() if name not in called)
     chosen = {name: layer for name, layer in selected.chosen.items() if name in called}
     return replace(selected, chosen=chosen, refused=(*selected.refused, *uncalled))
 
 
-def left(name: str, layer: nn.Module, reason: str) -> KeptLayer:
-    """The report's line on a layer that stays in full precision."""
+def kept_layer(name: str, layer: nn.Module, reason: str) -> KeptLayer:
+    """The report on a layer that stays in full precision."""
     return KeptLayer(name, type(layer).__name__, sum(weight.numel() for weight in _weights(layer)), reason)
 
 
@@ -95,23 +97,23 @@ def _weights(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Everything with weights to multiply with; what is inside of a module that hides its layers belongs to it."""
+    """All modules that multiply with weights; one that does not call its children counts as a whole."""
     inside: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(f"{outer}.") for outer in inside):
             continue
-        if whole_unsupported(module):
+        if unsupported_whole_reason(module):
             inside.append(name)
-        if isinstance(module, QuantizedLayer) or type(module) in QUANTIZED or unsupported(module):
+        if isinstance(module, QuantizedLayer) or type(module) in QUANTIZED or unsupported_reason(module):
             yield name, module
 
 
 def _why_kept(model: nn.Module, found: Mapping[str, nn.Module], layers: Layers | str) -> Mapping[str, str]:
     if isinstance(layers, str):
-        layers = _named(layers)
-    if not isinstance(layers, Selection):
-        return _by_name(found, layers)
-    first, last = (_ends(model, found, key) for key in ("first_conv", "classifier"))
+        layers = _parse_layers(layers)
+    if not isinstance(layers, LayerSelection):
+        return _match_names(found, layers)
+    first, last = (_end_layers(model, found, key) for key in ("first_conv", "classifier"))
     reasons: dict[str, str] = {}
     for name, layer in found.items():
         checks = {
@@ -124,19 +126,19 @@ def _why_kept(model: nn.Module, found: Mapping[str, nn.Module], layers: Layers |
     return reasons
 
 
-def _named(text: str) -> Layers:
+def _parse_layers(text: str) -> Layers:
     return {"inner": INNER, "all": ALL}.get(text, (text,))
 
 
-def _by_name(found: Mapping[str, nn.Module], patterns: Collection[str]) -> Mapping[str, str]:
+def _match_names(found: Mapping[str, nn.Module], patterns: Collection[str]) -> Mapping[str, str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
             raise InputError(f"layers names {pattern!r}, but the network's layers are {', '.join(found) or 'none'}")
-    hit = {name for name in found if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    return {name: "" if name in hit else "not among layers=" for name in found}
+    matches = {name for name in found if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name: "" if name in matches else "not among layers=" for name in found}
 
 
-def _ends(model: nn.Module, found: Mapping[str, nn.Module], key: str) -> Collection[str]:
+def _end_layers(model: nn.Module, found: Mapping[str, nn.Module], key: str) -> Collection[str]:
     config: Any = getattr(model, "default_cfg", None)
     named = config.get(key) if isinstance(config, Mapping) else None
     if named is None:

@@ -1,9 +1,9 @@
-"""Let integer layers hand codes to each other, through the network's graph.
+"""Fuse a network of integer layers, through its graph: layers pass codes to each other instead of floats.
 
-Batch normalisation becomes part of the layer before it. Where nothing but a ReLU, a max pooling, a zero padding or a
-flattening lies between two integer layers, the first one's kernel clips and rounds its own output, and what lies
-between works on bytes: rounding keeps the order of values, so that it may come before the pooling. The network's
-function stays the same up to the rounding of float32.
+Batch normalisation is folded into the layer before it. Where only ReLUs, max pooling, zero padding or flattening lie
+between two integer layers, the first layer's kernel clips and rounds its own output, and the operations between work on
+codes: rounding keeps the order of values, so it can come before the pooling. The network computes the same function up
+to the rounding of float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from empir_plugin.models.layers import QuantizedLayer
 
 
 class Codes(nn.Module):
-    """Round float inputs of any shape to codes, once for all layers that take the same."""
+    """Round float inputs of any shape to codes, once for all layers that take them."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -44,44 +44,44 @@ class PoolCodes(nn.Module):
         self.args, self.kwargs = args, kwargs
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Pool."""
+        """Pool codes ``(N, C, H, W)``."""
         return pool_codes(codes, *self.args, **self.kwargs)
 
 
 class AddInto(nn.Module):
-    """The sum of two tensors, or its ReLU, in the memory of the first, which nothing else needs."""
+    """Sum of two tensors, or its ReLU, computed in place in the first, which has no other user."""
 
     def __init__(self, relu: bool) -> None:
         super().__init__()
         self.relu = relu
 
     def forward(self, fresh: Tensor, other: Tensor) -> Tensor:
-        """Add; where the shapes differ, in new memory."""
-        fresh, other = _alike(fresh, other)
+        """Add; in new memory if the shapes differ."""
+        fresh, other = _match_shapes(fresh, other)
         for total, term in pieces(fresh, other):
             _add_(total, term, self.relu)
         return fresh
 
 
 class AddAndRound(nn.Module):
-    """The same sum and its codes, for layers that take it in either form."""
+    """The same sum, together with its codes, for users of either."""
 
     def __init__(self, relu: bool, grid: Grid) -> None:
         super().__init__()
         self.relu, self.grid = relu, grid
 
     def forward(self, fresh: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum; and its codes, uint8, of the same shape."""
-        fresh, other = _alike(fresh, other)
-        codes = self.grid.room(fresh)
-        for total, term, room in pieces(fresh, other, codes):
+        """The sum, and its codes, uint8, of the same shape."""
+        fresh, other = _match_shapes(fresh, other)
+        codes = self.grid.empty_codes(fresh)
+        for total, term, out in pieces(fresh, other, codes):
             _add_(total, term, self.relu)
-            self.grid.round_into(total, room)
+            self.grid.round_into(total, out)
         return fresh, codes.view(torch.uint8)
 
 
-def _alike(fresh: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Two terms of one shape and type, of which the first may be overwritten."""
+def _match_shapes(fresh: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two terms of the same shape and type, of which the first may be overwritten."""
     if fresh.shape == other.shape and fresh.dtype == other.dtype:
         return fresh, other
     total = fresh + other
@@ -94,112 +94,22 @@ def _add_(total: Tensor, term: Tensor, relu: bool) -> None:
         total.relu_()
 
 
-_RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
-_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
-_FLATTEN: tuple[Any, ...] = (torch.flatten, "flatten")
-_ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
+def fuse(network: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Return a network whose integer layers pass each other codes, and notes on what could not be fused.
 
-
-def only_user(node: fx.Node) -> fx.Node | None:
-    """The node that alone takes a node's output, if there is one."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def bypass(node: fx.Node) -> None:
-    """Take a node of one input out of its graph."""
-    source: Any = node.args[0] if node.args else node.kwargs["input"]
-    node.replace_all_uses_with(source)
-    node.graph.erase_node(node)
-
-
-def is_relu(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node, whose module is given if it calls one, is a ReLU."""
-    return isinstance(module, nn.ReLU) or _calls(node, _RELU)
-
-
-def keeps_order(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node gives the same when the rounding to codes comes before it: it only moves or compares values."""
-    return is_relu(node, module) or _is_pool(node, module) or _is_zero_pad(node, module) or _is_neutral(node, module)
-
-
-def put_on_codes(traced: fx.GraphModule, node: fx.Node, module: nn.Module | None) -> None:
-    """Make a node that keeps the order work on codes."""
-    if is_relu(node, module):
-        bypass(node)  # no code is negative
-    elif isinstance(module, nn.MaxPool2d):
-        sizes = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-        call_instead(traced, node, PoolCodes(*sizes), node.args[:1])
-    elif _is_pool(node, module):
-        call_instead(traced, node, PoolCodes(*node.args[1:], **node.kwargs), node.args[:1])
-
-
-def call_instead(traced: fx.GraphModule, node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Turn a node into the call of a new module."""
-    name = f"{node.name}_integer"
-    traced.add_submodule(name, module)
-    node.op, node.target, node.args, node.kwargs = "call_module", name, args, {}
-
-
-def is_sum(node: fx.Node) -> bool:
-    """Whether a node adds the outputs of two other nodes."""
-    terms = [term for term in node.args if isinstance(term, fx.Node)]
-    return _calls(node, _ADD) and len(terms) == len(node.args) == len(set(terms)) == 2 and not node.kwargs
-
-
-def is_frozen_norm(module: nn.Module | None) -> bool:
-    """Whether a module is a batch normalisation by fixed statistics."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_plain(module) and not module.training
-
-
-def writes_fresh(module: nn.Module | None) -> bool:
-    """Whether a module in float returns memory of its own, which nobody misses once its only user has read it."""
-    return is_frozen_norm(module) or type(module) in (nn.Conv2d, nn.Linear)
-
-
-def _is_plain(module: nn.modules.batchnorm._BatchNorm) -> bool:
-    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_var is not None
-
-
-def _is_pool(node: fx.Node, module: nn.Module | None) -> bool:
-    if isinstance(module, nn.MaxPool2d):
-        return not bool(module.return_indices)
-    settings = (*node.args[1:], *node.kwargs.values())
-    known = 1 <= len(node.args) < 7 and not any(isinstance(setting, fx.Node) for setting in settings)
-    return _calls(node, _POOL) and known and node.kwargs.get("return_indices", False) is False
-
-
-def _is_zero_pad(node: fx.Node, module: nn.Module | None) -> bool:
-    if isinstance(module, nn.ZeroPad2d):
-        return True
-    given: dict[str, Any] = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
-    return _calls(node, (F.pad,)) and given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
-
-
-def _is_neutral(node: fx.Node, module: nn.Module | None) -> bool:
-    return isinstance(module, _NEUTRAL) or _calls(node, _FLATTEN)
-
-
-def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in targets
-
-
-def fused(network: nn.Module) -> tuple[nn.Module, list[str]]:
-    """A network whose integer layers hand each other codes, and notes on what could not be done.
-
-    The members of an ensemble are taken one by one, and exchanged in it, so give a copy. A network whose graph cannot
-    be traced comes back as it is.
+    Members of an ensemble are fused one by one and replaced in place, so pass a copy. A network whose graph cannot be
+    traced is returned unchanged.
     """
     if isinstance(network, Ensemble):
         return network, _fuse_members_(network)
     if not any(isinstance(module, IntegerLayer) for module in network.modules()):
         return network, []
     notes = [note for inner in network.modules() if isinstance(inner, Ensemble) for note in _fuse_members_(inner)]
-    # Tracing begins in the root's forward, past its own hooks; a child is called with them.
+    # Tracing starts at the root's forward and skips its hooks; those of a child are called.
     root = nn.Sequential(network) if _has_hooks(network) else network
     try:
         traced = fx.GraphModule(root, _Tracer().trace(root))
-    except Exception as error:  # tracing runs foreign code on stand-ins, which may fail in any way
+    except Exception as error:  # tracing runs third-party code on proxies, which may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"{type(network).__name__} cannot be traced, so each layer rounds its own input: {reason}"
         return network, [*notes, note]
@@ -211,7 +121,7 @@ def _has_hooks(network: nn.Module) -> bool:
 
 
 def _fuse_members_(ensemble: Ensemble) -> list[str]:
-    each = [fused(member) for member in ensemble.members]
+    each = [fuse(member) for member in ensemble.members]
     ensemble.members = nn.ModuleList([member for member, _ in each])
     return [note for _, notes in each for note in notes]
 
@@ -232,7 +142,7 @@ class _Fusion:
         self.notes: list[str] = []
 
     def run(self) -> list[str]:
-        """Rewrite the graph; returns what could not be done."""
+        """Rewrite the graph; returns notes on what could not be fused."""
         for step in (self._fold_norm, self._emit):
             for node in list(self.traced.graph.nodes):
                 layer = self._layer(node)
@@ -263,7 +173,7 @@ class _Fusion:
         norm = None if following is None else self._module(following)
         if following is None or norm is None or not is_frozen_norm(norm):
             return
-        folded = _normalised(layer, norm)
+        folded = _fold_into(layer, norm)
         try:
             check_folded(layer, folded, norm)
         except StaysFloat as reason:
@@ -278,7 +188,7 @@ class _Fusion:
             self._absorb_relu(node, layer)
             return
         between, grid = route
-        emitting = layer.reworked(emits=grid)
+        emitting = layer.with_changes(emits=grid)
         try:
             check_emitted(layer, emitting, grid)
         except StaysFloat as reason:
@@ -290,7 +200,7 @@ class _Fusion:
             put_on_codes(self.traced, passed, self._module(passed))
 
     def _route(self, node: fx.Node) -> tuple[list[fx.Node], Grid] | None:
-        """What lies between a layer and the integer layers that alone take its output, and their grid."""
+        """The nodes between a layer and the integer layers that are its only users, and the grid of these."""
         between: list[fx.Node] = []
         while (grid := self._common_grid(node)) is None:
             following = only_user(node)
@@ -301,18 +211,18 @@ class _Fusion:
         return (between, grid) if grid.starts_at_zero else None
 
     def _common_grid(self, node: fx.Node) -> Grid | None:
-        """The grid of all layers that take a node's output, if they are integer layers of one grid."""
+        """The grid of a node's users, if all of them are integer layers of one grid."""
         grids = {None if (layer := self._layer(user)) is None else layer.grid for user in node.users}
         return grids.pop() if len(grids) == 1 else None
 
     def _absorb_relu(self, node: fx.Node, layer: IntegerLayer) -> None:
         following = only_user(node)
         if following is not None and is_relu(following, self._module(following)):
-            self._replace(node, layer.reworked(relu=True))
+            self._replace(node, layer.with_changes(relu=True))
             bypass(following)
 
     def _add_in_place(self, node: fx.Node) -> None:
-        """Put a sum, and a ReLU after it, where an integer layer wrote: fresh memory costs more time than both."""
+        """Compute a sum, and its ReLU, in an integer layer's output: allocating memory takes longer than both."""
         terms = [term for term in node.args if isinstance(term, fx.Node)]
         fresh = [term for term in terms if self._layer(term) is not None and only_user(term) is node]
         if not fresh:
@@ -325,36 +235,36 @@ class _Fusion:
         call_instead(self.traced, node, AddInto(relu), (fresh[0], other))
 
     def _rectify_in_place(self, node: fx.Node) -> None:
-        """Put a ReLU where a layer in float wrote, for the same reason."""
+        """Compute a ReLU in the output of a float layer, for the same reason."""
         (source,) = node.all_input_nodes
         if only_user(source) is node and writes_fresh(self._module(source)):
             call_instead(self.traced, node, nn.ReLU(inplace=True), (source,))
 
     def _round_once(self) -> None:
-        """Round an output that several integer layers take once for all of them, and a sum while it is at hand."""
+        """Round an output once for all integer layers that use it, and a sum while it is in the cache."""
         for node in list(self.traced.graph.nodes):
-            takers = [(user, layer.grid) for user in node.users if (layer := self._layer(user)) is not None]
-            grids = {grid for _, grid in takers}
+            with_grid = [(user, layer.grid) for user in node.users if (layer := self._layer(user)) is not None]
+            grids = {grid for _, grid in with_grid}
             if len(grids) != 1 or node in self.on_codes:
                 continue
-            users, grid, summed = [user for user, _ in takers], grids.pop(), self._module(node)
+            users, grid, summed = [user for user, _ in with_grid], grids.pop(), self._module(node)
             if type(summed) is AddInto:
                 self._round_sum(node, users, AddAndRound(summed.relu, grid))
             elif len(users) > 1:
                 self._insert_codes(node, users, grid)
 
-    def _insert_codes(self, node: fx.Node, takers: list[fx.Node], grid: Grid) -> None:
+    def _insert_codes(self, node: fx.Node, users: list[fx.Node], grid: Grid) -> None:
         name = f"codes_of_{node.name}"
         self.traced.add_submodule(name, Codes(grid))
         with self.traced.graph.inserting_after(node):
             codes = self.traced.graph.call_module(name, (node,))
-        for taker in takers:
-            taker.replace_input_with(node, codes)
+        for user in users:
+            user.replace_input_with(node, codes)
 
-    def _round_sum(self, node: fx.Node, takers: list[fx.Node], both: AddAndRound) -> None:
-        others = [user for user in node.users if user not in takers]
+    def _round_sum(self, node: fx.Node, on_codes: list[fx.Node], both: AddAndRound) -> None:
+        others = [user for user in node.users if user not in on_codes]
         call_instead(self.traced, node, both, node.args)
-        for index, users in enumerate((others, takers)):
+        for index, users in enumerate((others, on_codes)):
             if not users:
                 continue
             with self.traced.graph.inserting_after(node):
@@ -363,11 +273,101 @@ class _Fusion:
                 user.replace_input_with(node, part)
 
 
-def _normalised(layer: IntegerLayer, norm: Any) -> IntegerLayer:
+def _fold_into(layer: IntegerLayer, norm: Any) -> IntegerLayer:
     """The layer with a batch normalisation folded into its scale and bias."""
     spread = (norm.running_var.double() + norm.eps).sqrt()
     gain = (1.0 if norm.weight is None else norm.weight.detach().double()) / spread
     shift = 0.0 if norm.bias is None else norm.bias.detach().double()
-    offset = 0.0 if layer.work.bias is None else layer.work.bias
+    offset = 0.0 if layer.op.bias is None else layer.op.bias
     bias = (offset - norm.running_mean.double()) * gain + shift
-    return layer.reworked(scale=layer.work.scale * gain, bias=bias)
+    return layer.with_changes(scale=layer.op.scale * gain, bias=bias)
+
+
+_RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+_POOL: tuple[Any, ...] = (F.max_pool2d, torch.max_pool2d)
+_FLATTEN: tuple[Any, ...] = (torch.flatten, "flatten")
+_ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+_NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The only user of a node's output; None if there are several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def bypass(node: fx.Node) -> None:
+    """Remove a node of one input from its graph."""
+    source: Any = node.args[0] if node.args else node.kwargs["input"]
+    node.replace_all_uses_with(source)
+    node.graph.erase_node(node)
+
+
+def is_relu(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node is a ReLU; ``module`` is the module it calls, if it calls one."""
+    return isinstance(module, nn.ReLU) or _calls(node, _RELU)
+
+
+def keeps_order(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node only moves or compares values, so that rounding to codes may come before it."""
+    return is_relu(node, module) or _is_pool(node, module) or _is_zero_pad(node, module) or _is_neutral(node, module)
+
+
+def put_on_codes(traced: fx.GraphModule, node: fx.Node, module: nn.Module | None) -> None:
+    """Let a node that keeps the order take codes."""
+    if is_relu(node, module):
+        bypass(node)  # no code is negative
+    elif isinstance(module, nn.MaxPool2d):
+        sizes = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+        call_instead(traced, node, PoolCodes(*sizes), node.args[:1])
+    elif _is_pool(node, module):
+        call_instead(traced, node, PoolCodes(*node.args[1:], **node.kwargs), node.args[:1])
+
+
+def call_instead(traced: fx.GraphModule, node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Replace a node by the call of a new module."""
+    name = f"{node.name}_integer"
+    traced.add_submodule(name, module)
+    node.op, node.target, node.args, node.kwargs = "call_module", name, args, {}
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether a node adds the outputs of two other nodes."""
+    terms = [term for term in node.args if isinstance(term, fx.Node)]
+    return _calls(node, _ADD) and len(terms) == len(node.args) == len(set(terms)) == 2 and not node.kwargs
+
+
+def is_frozen_norm(module: nn.Module | None) -> bool:
+    """Whether a module is a batch normalisation with fixed statistics."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_plain(module) and not module.training
+
+
+def writes_fresh(module: nn.Module | None) -> bool:
+    """Whether a float module returns new memory, which its only user may overwrite."""
+    return is_frozen_norm(module) or type(module) in (nn.Conv2d, nn.Linear)
+
+
+def _is_plain(module: nn.modules.batchnorm._BatchNorm) -> bool:
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_var is not None
+
+
+def _is_pool(node: fx.Node, module: nn.Module | None) -> bool:
+    if isinstance(module, nn.MaxPool2d):
+        return not bool(module.return_indices)
+    settings = (*node.args[1:], *node.kwargs.values())
+    known = 1 <= len(node.args) < 7 and not any(isinstance(setting, fx.Node) for setting in settings)
+    return _calls(node, _POOL) and known and node.kwargs.get("return_indices", False) is False
+
+
+def _is_zero_pad(node: fx.Node, module: nn.Module | None) -> bool:
+    if isinstance(module, nn.ZeroPad2d):
+        return True
+    given: dict[str, Any] = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
+    return _calls(node, (F.pad,)) and given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
+
+
+def _is_neutral(node: fx.Node, module: nn.Module | None) -> bool:
+    return isinstance(module, _NEUTRAL) or _calls(node, _FLATTEN)
+
+
+def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in targets

@@ -1,8 +1,8 @@
 """The integers behind a quantized layer: small codes of its inputs and weights, and the float steps between them.
 
 DoReFa (https://arxiv.org/abs/1606.06160) puts activations on ``c / n`` and weights on ``(2c - n) / n``, so that a
-layer is a sum of products of small integers times one number. Everything here is read off what the quantizers do, not
-off their formulas, and refused where it does not fit.
+layer is a sum of products of small integers times one number. The grids are derived from the outputs of the quantizers,
+not from their formulas; a layer whose outputs fit no grid stays in float.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PIECE = 2**19
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the same rows of each of some tensors, of the same length; all of each where it fits at once.
+    """Split tensors of equal length into views of the same rows, small enough for the cache; one piece if they fit.
 
     Example:
         >>> [part.shape[0] for part, _ in pieces(torch.zeros(3, 2), torch.zeros(3))]
         [3]
     """
     first = tensors[0]
-    # Several threads wait for each other after each step: on a busy machine that costs more than the memory does.
+    # Several threads wait for each other after each step; on a busy machine this costs more than the memory.
     if first.device.type != "cpu" or torch.get_num_threads() > 1 or first.numel() <= _PIECE:
         yield tensors
         return
@@ -46,7 +46,7 @@ _LARGEST_INT8 = 127
 _LARGEST_UINT8 = 255
 
 
-class StaysFloat(Exception):  # noqa: N818 - no error: an ordinary outcome, whose text is the reason given in a report
+class StaysFloat(Exception):  # noqa: N818 - an ordinary outcome, not an error; its text is the reason in a report
     """Why a layer cannot run on integers."""
 
 
@@ -58,7 +58,7 @@ class Grid:
         scale: The step between two codes, in units of the input.
         zero: The code of the value 0.
         top: The largest code, at most 255.
-        quantizer: Rounds an input to its level; by default the codes are rounded directly, as DoReFa does on [0, 1].
+        quantizer: Rounds an input to its level; by default inputs are rounded directly, as DoReFa does on [0, 1].
 
     Example:
         >>> Grid(1 / 3, 0, 3).codes(torch.tensor([-1.0, 0.3, 0.7, 2.0]))
@@ -74,34 +74,34 @@ class Grid:
         """The codes, uint8, of inputs of any shape.
 
         Raises:
-            InputError: If a gradient is wanted.
+            InputError: If a gradient is required.
         """
-        codes = self.room(x)
-        for values, place in pieces(x, codes):
-            self.round_into(values, place)
+        codes = self.empty_codes(x)
+        for values, out in pieces(x, codes):
+            self.round_into(values, out)
         return codes.view(torch.uint8)
 
-    def room(self, x: Tensor) -> Tensor:
-        """Memory for the codes of some inputs, to be viewed as uint8.
+    def empty_codes(self, x: Tensor) -> Tensor:
+        """Uninitialised memory for the codes of some inputs, to be viewed as uint8.
 
         Raises:
-            InputError: If a gradient is wanted.
+            InputError: If a gradient is required.
         """
         if x.requires_grad and torch.is_grad_enabled():
             raise InputError(NO_GRADIENT)
-        # The same bytes; PyTorch converts to signed ones in half the time.
+        # The bytes are the same, and PyTorch converts floats to int8 in half the time.
         return torch.empty_like(x, dtype=torch.int8 if self.top <= _LARGEST_INT8 else torch.uint8)
 
-    def round_into(self, x: Tensor, room: Tensor) -> None:
-        """Write the codes of some inputs into their part of :meth:`room`."""
+    def round_into(self, x: Tensor, out: Tensor) -> None:
+        """Write the codes of some inputs into their part of :meth:`empty_codes`."""
         if self.quantizer is None:
-            # Step for step what quantize_k does, so that a value on the edge goes to the same side.
-            room.copy_(in_float32(x).mul(self.top).round_().clamp_(0, self.top))
+            # The same steps as in quantize_unit, so that a value on the edge goes to the same side.
+            out.copy_(in_float32(x).mul(self.top).round_().clamp_(0, self.top))
         else:
-            room.copy_(self.quantizer(x).div(self.scale).add_(self.zero).round_())
+            out.copy_(self.quantizer(x).div(self.scale).add_(self.zero).round_())
 
     def values(self, codes: Tensor) -> Tensor:
-        """The levels, float32, of codes."""
+        """The levels, float32, that codes stand for."""
         return (codes.float() - self.zero) * self.scale
 
     @property
@@ -114,7 +114,7 @@ def input_grid(layer: QuantizedLayer) -> Grid:
     """The levels to which a layer rounds its input.
 
     Raises:
-        StaysFloat: If the input is not quantized, or to levels that are no small integers times one step.
+        StaysFloat: If the input is not quantized, or its levels are not small integers times one step.
 
     Example:
         >>> from empir_plugin.models.layers import QuantLinear
@@ -129,7 +129,7 @@ def input_grid(layer: QuantizedLayer) -> Grid:
     with torch.no_grad():
         low, high = quantizer(layer.weight.new_tensor([-_FAR, _FAR])).tolist()
     for grid in _candidates(low, high, n, quantizer):
-        if _holds(grid, quantizer, low, high, layer.weight.device):
+        if _fits(grid, quantizer, low, high, layer.weight.device):
             return grid
     raise StaysFloat(f"its {bits}-bit input levels from {low:g} to {high:g} are no integers of one byte times one step")
 
@@ -144,8 +144,8 @@ def _candidates(low: float, high: float, n: int, quantizer: Callable[[Tensor], T
     return []
 
 
-def _holds(grid: Grid, quantizer: Callable[[Tensor], Tensor], low: float, high: float, device: torch.device) -> bool:
-    """Whether the codes stand for the quantizer's levels, inside the clip and beyond it."""
+def _fits(grid: Grid, quantizer: Callable[[Tensor], Tensor], low: float, high: float, device: torch.device) -> bool:
+    """Whether a grid has the quantizer's levels, inside the clip and beyond it."""
     if grid.top > _LARGEST_UINT8:
         return False
     width = high - low
@@ -157,10 +157,10 @@ def _holds(grid: Grid, quantizer: Callable[[Tensor], Tensor], low: float, high: 
 
 @dataclass(frozen=True, eq=False)
 class Integers:
-    """Quantized weights: ``scale * values``.
+    """Quantized weights as integers: ``scale * values``.
 
     Args:
-        values: int8, of the weights' shape, first the output channels.
+        values: int8, of the weights' shape ``(out, ...)``.
         scale: One positive float64 number per output channel.
     """
 

@@ -1,7 +1,7 @@
-"""Convolutions and matrix products of small integers, by what PyTorch has for the device.
+"""Kernels for convolutions and matrix products of small integers: oneDNN's on the CPU, ``torch._int_mm`` on CUDA.
 
-The operators are private parts of PyTorch (Inductor lowers quantized graphs to the first kind), so that each is used
-only where it exists, and only after :mod:`empir_plugin.models.integer_selftest` has found it exact.
+The operators are private parts of PyTorch (Inductor lowers quantized graphs to oneDNN's). Each is therefore used only
+where it exists, and only after :mod:`empir_plugin.models.integer.selftest` has verified that it is exact.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from empir_plugin.models.integer.grid import Grid
 
 Program = Callable[[Tensor], Tensor]
-"""Codes of the inputs, uint8, ``(N, C, H, W)`` or ``(N, F)``, to outputs: float32, or codes of the next layer."""
+"""From input codes, uint8 ``(N, C, H, W)`` or ``(N, F)``, to outputs: float32, or codes of the next layer."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a convolution's filters lie; every pair is (height, width), the padding the same on both sides."""
+    """Stride, padding, dilation and groups of a convolution; pairs are (height, width), padding is symmetric."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -31,17 +31,17 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """What a kernel has to compute: ``scale * sum((code - zero) * weight) + bias``, then what follows.
+class IntegerOp:
+    """A layer's operation on codes: ``scale * sum((code - zero) * weight) + bias``, then a ReLU or rounding to codes.
 
     Args:
         weight: int8, ``(K, C / groups, kh, kw)``, or ``(K, F)`` for a linear layer.
         zero: The code of the value 0; padding has this value.
-        scale: float64 ``(K,)``: the step of the inputs times that of the weights, times what was folded in.
+        scale: float64 ``(K,)``: step of the inputs times step of the weights, times the factors folded into it.
         bias: float64 ``(K,)``, if any.
-        geometry: Of a convolution; none for a linear layer.
+        geometry: Of a convolution; None for a linear layer.
         relu: Whether negative outputs become 0.
-        emits: Grid on whose codes the outputs are put, in place of float32; it starts at zero.
+        emits: Grid of the output codes, which starts at zero; None for float32 outputs.
     """
 
     weight: Tensor
@@ -54,19 +54,19 @@ class Work:
 
 
 class Kernel(Protocol):
-    """A way to compute a :class:`Work`."""
+    """An implementation of :class:`IntegerOp`."""
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """The kernel's name in reports."""
         ...
 
     def unusable(self, device: torch.device) -> str | None:
-        """Why it cannot be used there, if it cannot."""
+        """Why the kernel cannot be used on a device; None if it can."""
         ...
 
-    def compile(self, work: Work) -> Program:
-        """Prepare the weights."""
+    def compile(self, op: IntegerOp) -> Program:
+        """Prepare the weights and return a function of input codes."""
         ...
 
 
@@ -77,7 +77,7 @@ class OneDNN:
     name: str = "onednn"
 
     def unusable(self, device: torch.device) -> str | None:
-        """Other devices and builds without these operators."""
+        """Reject other devices, and builds without these operators."""
         if device.type != "cpu":
             return f"oneDNN's int8 kernels run on the CPU, not on {device.type}"
         wanted = ("qconv2d_pointwise", "qconv_prepack", "qlinear_pointwise", "qlinear_prepack")
@@ -86,47 +86,47 @@ class OneDNN:
             return f"this build of PyTorch lacks oneDNN's int8 kernels ({', '.join(missing) or 'no oneDNN'})"
         return None
 
-    def compile(self, work: Work) -> Program:
-        """Bring the weights into the kernel's own layout."""
-        return _onednn_linear(work) if work.geometry is None else _onednn_conv(work, work.geometry)
+    def compile(self, op: IntegerOp) -> Program:
+        """Pack the weights into the kernel's own layout."""
+        return _onednn_linear(op) if op.geometry is None else _onednn_conv(op, op.geometry)
 
 
-def _post_op(work: Work) -> tuple[float, torch.dtype, str, list[float]]:
-    """Output step, output type, and what is done before: DoReFa's clip is the hard tanh of [0, 1]."""
-    if work.emits is not None:
-        return work.emits.scale, torch.uint8, "hardtanh", [0.0, work.emits.scale * work.emits.top]
-    return 1.0, torch.float32, "relu" if work.relu else "none", []
+def _post_op(op: IntegerOp) -> tuple[float, torch.dtype, str, list[float]]:
+    """Output step, output type, and the post-op with its arguments: DoReFa's clip is a hard tanh to [0, 1]."""
+    if op.emits is not None:
+        return op.emits.scale, torch.uint8, "hardtanh", [0.0, op.emits.scale * op.emits.top]
+    return 1.0, torch.float32, "relu" if op.relu else "none", []
 
 
-def _affine(work: Work) -> tuple[Tensor, Tensor | None]:
-    """Scale and bias, float32: all that was folded into them is rounded once, here."""
-    return work.scale.float(), None if work.bias is None else work.bias.float()
+def _affine(op: IntegerOp) -> tuple[Tensor, Tensor | None]:
+    """Scale and bias in float32: with everything folded into them, they are rounded once, here."""
+    return op.scale.float(), None if op.bias is None else op.bias.float()
 
 
-def _onednn_conv(work: Work, geometry: Geometry) -> Program:
+def _onednn_conv(op: IntegerOp, geometry: Geometry) -> Program:
     where = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
-    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
-    step, dtype, after, scalars = _post_op(work)
-    packed = torch.ops.onednn.qconv_prepack(work.weight, scale, 1.0, work.zero, *where, None)
+    (scale, bias), zeros = _affine(op), torch.zeros(len(op.scale), dtype=torch.int64)
+    step, dtype, after, scalars = _post_op(op)
+    packed = torch.ops.onednn.qconv_prepack(op.weight, scale, 1.0, op.zero, *where, None)
     run: Any = torch.ops.onednn.qconv2d_pointwise.default
 
     def program(codes: Tensor) -> Tensor:
         codes = codes.contiguous(memory_format=torch.channels_last)
         tail = (step, 0, dtype, after, scalars, "")
-        return run(codes, 1.0, work.zero, packed, scale, zeros, bias, *where, *tail)
+        return run(codes, 1.0, op.zero, packed, scale, zeros, bias, *where, *tail)
 
     return program
 
 
-def _onednn_linear(work: Work) -> Program:
-    (scale, bias), zeros = _affine(work), torch.zeros(len(work.scale), dtype=torch.int64)
-    step, dtype, after, scalars = _post_op(work)
-    packed = torch.ops.onednn.qlinear_prepack(work.weight, None)
+def _onednn_linear(op: IntegerOp) -> Program:
+    (scale, bias), zeros = _affine(op), torch.zeros(len(op.scale), dtype=torch.int64)
+    step, dtype, after, scalars = _post_op(op)
+    packed = torch.ops.onednn.qlinear_prepack(op.weight, None)
     run: Any = torch.ops.onednn.qlinear_pointwise.default
 
     def program(codes: Tensor) -> Tensor:
         tail = (step, 0, dtype, after, scalars, "")
-        return run(codes.contiguous(), 1.0, work.zero, packed, scale, zeros, bias, *tail)
+        return run(codes.contiguous(), 1.0, op.zero, packed, scale, zeros, bias, *tail)
 
     return program
 
@@ -135,35 +135,35 @@ def _onednn_linear(work: Work) -> Program:
 class IntMM:
     """``torch._int_mm`` on unfolded images: the int8 matrix product PyTorch has for CUDA.
 
-    It also runs on the CPU, slowly; there it serves as a check of itself.
+    It also runs on the CPU, slowly; tests use it there.
     """
 
     name: str = "int_mm"
 
     def unusable(self, device: torch.device) -> str | None:
-        """Other devices and builds without the operator."""
+        """Reject other devices, and builds without the operator."""
         if not hasattr(torch, "_int_mm"):
             return "this build of PyTorch lacks torch._int_mm"
         return None if device.type in ("cpu", "cuda") else f"torch._int_mm does not run on {device.type}"
 
-    def compile(self, work: Work) -> Program:
-        """Bring the weights into the form of matrices, one per group."""
-        scale, bias = _affine(work)
-        work = replace(work, scale=scale, bias=bias)
-        groups = 1 if work.geometry is None else work.geometry.groups
-        matrices = [_padded(part.flatten(1).t(), 8, 8) for part in work.weight.chunk(groups)]
-        return lambda codes: _matrix_program(codes, matrices, work)
+    def compile(self, op: IntegerOp) -> Program:
+        """Reshape the weights into matrices, one per group."""
+        scale, bias = _affine(op)
+        op = replace(op, scale=scale, bias=bias)
+        groups = 1 if op.geometry is None else op.geometry.groups
+        matrices = [_pad(part.flatten(1).t(), 8, 8) for part in op.weight.chunk(groups)]
+        return lambda codes: _matrix_program(codes, matrices, op)
 
 
-def _matrix_program(codes: Tensor, matrices: list[Tensor], work: Work) -> Tensor:
-    x = codes.to(torch.int16).sub_(work.zero).to(torch.int8)
-    if work.geometry is None:
-        return _after(_product(x, matrices[0], len(work.scale)), work)
-    columns = [_columns(part, work.weight.shape[2:], work.geometry) for part in x.chunk(work.geometry.groups, 1)]
-    filters = len(work.scale) // len(matrices)
+def _matrix_program(codes: Tensor, matrices: list[Tensor], op: IntegerOp) -> Tensor:
+    x = codes.to(torch.int16).sub_(op.zero).to(torch.int8)
+    if op.geometry is None:
+        return _finish(_product(x, matrices[0], len(op.scale)), op)
+    columns = [_columns(part, op.weight.shape[2:], op.geometry) for part in x.chunk(op.geometry.groups, 1)]
+    filters = len(op.scale) // len(matrices)
     sums = [_product(c.flatten(0, 2), matrix, filters) for c, matrix in zip(columns, matrices, strict=True)]
     shape = columns[0].shape[:3]  # (N, H, W)
-    return _after(torch.cat(sums, 1), work).view(*shape, -1).permute(0, 3, 1, 2)
+    return _finish(torch.cat(sums, 1), op).view(*shape, -1).permute(0, 3, 1, 2)
 
 
 def _columns(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
@@ -180,29 +180,30 @@ def _columns(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
     return torch.stack(shifted, 2).flatten(1, 2).permute(0, 2, 3, 1)
 
 
-def _padded(x: Tensor, rows: int, columns: int, *, least_rows: int = 0) -> Tensor:
-    """Zeros added until the rows and columns are multiples: CUDA's kernel takes no others."""
-    height = max(x.shape[0], least_rows)
+def _pad(x: Tensor, rows: int, columns: int, *, min_rows: int = 0) -> Tensor:
+    """Pad with zeros to multiples of some rows and columns, as CUDA's kernel requires."""
+    height = max(x.shape[0], min_rows)
     return F.pad(x, (0, -x.shape[1] % columns, 0, height + -height % rows - x.shape[0])).contiguous()
 
 
 def _product(x: Tensor, matrix: Tensor, filters: int) -> Tensor:
     """Sums of products, int32 ``(rows of x, filters)``."""
     multiply: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
-    return multiply(_padded(x, 8, 8, least_rows=24), matrix)[: len(x), :filters]
+    return multiply(_pad(x, 8, 8, min_rows=24), matrix)[: len(x), :filters]
 
 
-def _after(sums: Tensor, work: Work) -> Tensor:
-    y = sums * work.scale
-    y = y if work.bias is None else y + work.bias
-    if work.emits is not None:
-        top = work.emits.top
-        return y.mul(1 / work.emits.scale).round_().clamp_(0, top).to(torch.uint8)
-    return y.relu() if work.relu else y
+def _finish(sums: Tensor, op: IntegerOp) -> Tensor:
+    """Scale, bias, and ReLU or rounding to codes."""
+    y = sums * op.scale
+    y = y if op.bias is None else y + op.bias
+    if op.emits is not None:
+        top = op.emits.top
+        return y.mul(1 / op.emits.scale).round_().clamp_(0, top).to(torch.uint8)
+    return y.relu() if op.relu else y
 
 
 def kernel_for(device: torch.device) -> Kernel:
-    """The kernel of a device: oneDNN's on the CPU, ``torch._int_mm`` elsewhere."""
+    """The default kernel of a device: oneDNN's on the CPU, ``torch._int_mm`` elsewhere."""
     return OneDNN() if device.type == "cpu" else IntMM()
 
 

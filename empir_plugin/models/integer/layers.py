@@ -1,4 +1,4 @@
-"""A quantized layer that computes with the integers behind it."""
+"""Quantized layers in integer form: codes in, an integer kernel, float32 or codes out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
-from empir_plugin.models.integer.kernels import Geometry, Kernel, Program, Work
+from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel, Program
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.precision import Precision
 
@@ -17,20 +17,20 @@ from empir_plugin.models.precision import Precision
 class IntegerLayer(QuantizedLayer):
     """A quantized convolution or linear layer, run by an integer kernel; for inference, on the device it was made for.
 
-    It takes float inputs, which it rounds to codes first, or such codes. It counts as a quantized layer, so that an
-    ensemble does not take its network for the full-precision one.
+    Its input is either float, which it rounds to codes first, or codes already. It counts as a quantized layer, so that
+    an ensemble does not mistake its network for the full-precision one.
 
     Args:
-        precision: Bits of the layer it stands for.
+        precision: Bits of the quantized layer it replaces.
         grid: Levels of its input.
-        work: What it computes.
-        kernel: What computes it.
+        op: The operation on codes.
+        kernel: Its implementation.
     """
 
-    def __init__(self, precision: Precision, grid: Grid, work: Work, kernel: Kernel) -> None:
+    def __init__(self, precision: Precision, grid: Grid, op: IntegerOp, kernel: Kernel) -> None:
         super().__init__()
-        self._precision, self.grid, self.work, self.kernel = precision, grid, work, kernel
-        self._program: Program = kernel.compile(work)
+        self._precision, self.grid, self.op, self.kernel = precision, grid, op, kernel
+        self._program: Program = kernel.compile(op)
         self.eval()
 
     @property
@@ -39,38 +39,38 @@ class IntegerLayer(QuantizedLayer):
         return self._precision
 
     def bake_(self) -> None:
-        """Nothing is left to do: the weights are integers."""
+        """Do nothing: the weights are integers already."""
 
-    def reworked(self, **changes: Any) -> IntegerLayer:
-        """The same layer with some fields of its :class:`Work` changed."""
-        return IntegerLayer(self.precision, self.grid, replace(self.work, **changes), self.kernel)
+    def with_changes(self, **changes: Any) -> IntegerLayer:
+        """A copy of the layer with some fields of its :class:`IntegerOp` changed."""
+        return IntegerLayer(self.precision, self.grid, replace(self.op, **changes), self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs, float or codes, ``(N, C, H, W)`` or ``(..., F)``."""
         codes = x if x.dtype == torch.uint8 else self.grid.codes(x)
-        if self.work.geometry is not None:
+        if self.op.geometry is not None:
             return self._program(codes)
         return self._program(codes.reshape(-1, codes.shape[-1])).view(*codes.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Shape, precision and kernel."""
-        out = "float32" if self.work.emits is None else "codes"
-        return f"{tuple(self.work.weight.shape)}, precision={self.precision}, kernel={self.kernel.name}, out={out}"
+        out = "float32" if self.op.emits is None else "codes"
+        return f"{tuple(self.op.weight.shape)}, precision={self.precision}, kernel={self.kernel.name}, out={out}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The kernel's own copy of the weights can be neither copied nor pickled, but made again.
+        # The kernel's packed weights can be neither copied nor pickled; they are packed again instead.
         return {key: value for key, value in self.__dict__.items() if key != "_program"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._program = self.kernel.compile(self.work)
+        self._program = self.kernel.compile(self.op)
 
 
 def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
-    """The integer form of a quantized layer, unchecked.
+    """The integer form of a quantized layer, not yet checked.
 
     Raises:
-        StaysFloat: If it has none, or the kernel cannot run on its device or refuses it.
+        StaysFloat: If it has none, the kernel cannot run on its device, or the kernel rejects it.
     """
     reason = kernel.unusable(layer.weight.device)
     if reason is not None:
@@ -79,15 +79,15 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
     grid, integers = input_grid(layer), weight_integers(layer)
     bias = getattr(layer, "bias", None)
     offset = None if bias is None else bias.detach().double()
-    work = Work(integers.values, grid.zero, integers.scale * grid.scale, offset, geometry)
+    op = IntegerOp(integers.values, grid.zero, integers.scale * grid.scale, offset, geometry)
     try:
-        return IntegerLayer(layer.precision, grid, work, kernel)
+        return IntegerLayer(layer.precision, grid, op, kernel)
     except (RuntimeError, NotImplementedError) as error:
         raise StaysFloat(f"the kernel {kernel.name} refuses it: {str(error).splitlines()[0]}") from error
 
 
 def _geometry(layer: QuantizedLayer) -> Geometry | None:
-    """Where the filters lie; none for a linear layer."""
+    """Geometry of a convolution; None for a linear layer."""
     forward = type(layer).forward
     if isinstance(layer, QuantLinear) and forward is QuantLinear.forward:
         return None
@@ -100,8 +100,8 @@ def _geometry(layer: QuantizedLayer) -> Geometry | None:
     if before != after:
         raise StaysFloat("its padding differs between the two sides")
     padding = (int(before[1]), int(before[0]))
-    return Geometry(_two(layer.stride), padding, _two(layer.dilation), layer.groups)
+    return Geometry(_pair(layer.stride), padding, _pair(layer.dilation), layer.groups)
 
 
-def _two(pair: tuple[int, ...]) -> tuple[int, int]:
+def _pair(pair: tuple[int, ...]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])

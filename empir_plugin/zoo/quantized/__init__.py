@@ -1,1 +1,1 @@
-"""."""
+"""Quantized networks of any architecture."""

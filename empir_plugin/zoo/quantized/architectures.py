@@ -1,41 +1,50 @@
-"""Networks by name: timm's, and those of RobustBench and torchvision that timm does not have."""
+"""Networks of any architecture by name, and EMPIR ensembles of them.
+
+The names are those of timm, and of the networks of RobustBench and torchvision that timm does not have.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from empir_plugin._compat.hooks import harmless_warnings_silenced
+from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin.errors import InputError
+from empir_plugin.models.activations import Activations
+from empir_plugin.models.convert.quantize_ import quantize_
+from empir_plugin.models.convert.select import INNER, Layers
+from empir_plugin.models.ensemble import Ensemble, Rule
+from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Scale
 
-with harmless_warnings_silenced():
+with silence_harmless_warnings():
     import timm
 
 Architecture = str | Callable[..., nn.Module]
-"""A name, or what is called with ``num_classes`` as keyword."""
+"""A name, or a function called with ``num_classes`` as keyword."""
 
 _CIFAR_SIZE = (3, 32, 32)
 _WIDE_RESNET = re.compile(r"wide_?resnet_?([0-9]+)_([0-9]+)")
 _PREACT_RESNET = re.compile(r"preact_?resnet_?([0-9]+)")
 _PREACT_BLOCKS: Mapping[int, list[int]] = MappingProxyType({18: [2, 2, 2, 2], 34: [3, 4, 6, 3]})
-"""Blocks in each stage. The deeper ones cannot be built: RobustBench's bottleneck refuses what its network passes."""
+"""Blocks in each stage. RobustBench cannot build deeper ones: its bottleneck rejects its own network's arguments."""
 
 
 def network(architecture: Architecture, *, num_classes: int, **settings: Any) -> nn.Module:
     """A full-precision network with random weights, unless the settings ask timm for others.
 
-    Its ``default_cfg`` tells the size of its images, where that is known.
+    Its ``default_cfg`` holds the size of its images, where this is known.
 
     Args:
         architecture: A name of timm, such as ``"resnet18"``; RobustBench's ``"WideResNet-28-10"`` (any depth and width
             it can have) and ``"PreActResNet-18"``; torchvision's ``"alexnet"``; or a function.
         num_classes: K.
-        **settings: For the architecture, such as ``img_size=32`` for a transformer of timm.
+        **settings: Keywords of the architecture, such as ``img_size=32`` for a transformer of timm.
 
     Raises:
         InputError: If the name is not known.
@@ -47,7 +56,7 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
     if not isinstance(architecture, str):
         return architecture(num_classes=num_classes, **settings)
     if timm.is_model(architecture):
-        return _sized(timm.create_model(architecture, num_classes=num_classes, **settings), settings)
+        return _with_image_size(timm.create_model(architecture, num_classes=num_classes, **settings), settings)
     plain = architecture.lower().replace("-", "_")
     if match := _WIDE_RESNET.fullmatch(plain):
         return _wide_resnet(int(match[1]), int(match[2]), num_classes=num_classes, **settings)
@@ -60,13 +69,60 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
     raise InputError(f"no architecture {architecture!r} in timm or RobustBench: {advice}")
 
 
+def empir(
+    architecture: Architecture,
+    *,
+    precisions: Sequence[Precision | str],
+    num_classes: int,
+    rule: Rule | None = None,
+    scale: Scale = "max",
+    activations: Activations | str = Activations.AUTO,
+    layers: Layers | str = INNER,
+    calibration: Tensor | None = None,
+    **settings: Any,
+) -> Ensemble:
+    """An ensemble of one architecture at several precisions: EMPIR, https://openreview.net/forum?id=HJem3yHKwH.
+
+    Every member has random weights of its own, to be trained or loaded from a state dict.
+
+    Args:
+        architecture: A name of timm (``"resnet18"``) or of RobustBench (``"WideResNet-28-10"``, ``"PreActResNet-18"``),
+            or a function that takes ``num_classes`` as keyword.
+        precisions: Of the members, in order, such as ``["fp", "w4a4", "w2a2"]``.
+        num_classes: K.
+        rule: How the members decide together; EMPIR's vote by default.
+        scale: See :func:`~empir_plugin.models.convert.quantize_.quantize_`, also for the next three.
+        activations: Likewise.
+        layers: Likewise.
+        calibration: Likewise.
+        **settings: Keywords of the architecture.
+
+    Raises:
+        InputError: If there is no member, or the architecture is not known or cannot be quantized so.
+
+    Example:
+        >>> ensemble = empir("resnet18", precisions=["fp", "w4a4", "w2a2"], num_classes=10)
+        >>> len(ensemble.members), ensemble.leader
+        (3, 0)
+    """
+    if isinstance(precisions, str):
+        raise InputError(f"precisions must be a list such as ['fp', 'w4a4'], got {precisions!r}")
+    wanted = [Precision.parse(each) if isinstance(each, str) else each for each in precisions]
+    members = [network(architecture, num_classes=num_classes, **settings) for _ in wanted]
+    how: dict[str, Any] = {"scale": scale, "activations": activations, "layers": layers, "calibration": calibration}
+    for member, precision in zip(members, wanted, strict=True):
+        if not precision.is_full:
+            quantize_(member, precision, **how)
+    return Ensemble(members, rule)
+
+
 def _with_config(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    setattr(model, "default_cfg", dict(config))  # noqa: B010 - where timm keeps it, unknown to nn.Module's type
+    setattr(model, "default_cfg", dict(config))  # noqa: B010 - timm's attribute, unknown to nn.Module's type
     return model
 
 
-def _sized(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
-    """The network with the size of images in its configuration that the settings ask for: timm leaves it as it was."""
+def _with_image_size(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
+    """The network with the settings' image size in its configuration, which timm does not update."""
     if settings.get("img_size") is None and settings.get("in_chans") is None:
         return model
     config: Any = model.default_cfg

@@ -1,9 +1,7 @@
-"""Quantized networks that have a name from the start: ``dorefa-<precision>-<architecture>``.
+"""Build quantized networks without weights, and the predefined ones: ``dorefa-<precision>-<architecture>``.
 
-They come without weights. Nothing is built before a model is asked for.
-
-Networks for CIFAR-10 and CIFAR-100 take images of [0, 1] as they are, as RobustBench's do; those for ImageNet normalise
-them as their architecture's published weights need it.
+Networks are built when they are loaded. Networks for CIFAR-10 and CIFAR-100 take images in [0, 1] without
+normalisation, as RobustBench's do; those for ImageNet normalise them as their architecture's published weights need it.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ Channels = tuple[float, ...]
 
 @dataclass(frozen=True)
 class QuantizedCard:
-    """A quantized network that has a name and no weights.
+    """A named quantized network without weights.
 
     Args:
         name: Model id.
@@ -44,8 +42,8 @@ class QuantizedCard:
         dataset: The data set it classifies.
         num_classes: K.
         threats: RobustBench's threat models it is registered for.
-        mean: Subtracted from each channel of images in [0, 1] before the network sees them; None for nothing.
-        std: What each channel is then divided by.
+        mean: Mean of each channel of images in [0, 1], for their normalisation; None for none.
+        std: Standard deviation of each channel.
         scale: See :func:`~empir_plugin.models.convert.quantize_.quantize_`.
         activations: Likewise.
         layers: Likewise.
@@ -66,7 +64,7 @@ class QuantizedCard:
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def builder(self) -> ModelBuilder:
-        """What is registered."""
+        """The builder to register."""
         return ModelBuilder(partial(build_quantized, self), self.dataset, self.threats, self.num_classes)
 
 
@@ -74,7 +72,7 @@ def build_quantized(card: QuantizedCard, *, num_classes: int | None = None) -> n
     """Build a quantized network with random weights, in evaluation mode.
 
     The names in its state dict are those of the architecture, so checkpoints of the full-precision network load
-    strictly. It warns that it has no weights, and again when it is given weights of full precision.
+    strictly. A warning says that it has no weights; another one follows if full-precision weights are loaded.
 
     Raises:
         InputError: If ``num_classes`` is not the network's, or the network cannot be quantized.
@@ -86,18 +84,18 @@ def build_quantized(card: QuantizedCard, *, num_classes: int | None = None) -> n
         normalize_images_(model, card.mean, card.std or (1.0,) * len(card.mean))
     quantize_(model, card.precision, scale=card.scale, activations=card.activations, layers=card.layers)
     setattr(model, "weights_loaded", False)  # noqa: B010 - a module attribute unknown to nn.Module's type
-    model.register_load_state_dict_post_hook(partial(_weights_arrived, f"{card.name} ({card.precision})"))
+    model.register_load_state_dict_post_hook(partial(_on_weights_loaded, f"{card.name} ({card.precision})"))
     warnings.warn(f"{card.name} comes without weights: pass custom_checkpoint=, or train it", stacklevel=3)
     return model.eval()
 
 
 def normalize_images_(model: nn.Module, mean: Channels, std: Channels) -> None:
-    """Let a network take images of [0, 1], under the names its state dict has.
+    """Add the normalisation of images in [0, 1] to a network, in place; the names in its state dict stay the same.
 
-    The normalisation is a part of the network, without parameters, that is applied before its forward pass.
+    The normalisation is a submodule without parameters, applied by a forward pre-hook.
 
     Raises:
-        InputError: If the network is a ``Sequential``, of which every part is applied in turn.
+        InputError: If the network is a ``Sequential``, which would apply the submodule a second time.
 
     Example:
         >>> import torch
@@ -111,18 +109,18 @@ def normalize_images_(model: nn.Module, mean: Channels, std: Channels) -> None:
     if isinstance(model, nn.Sequential):
         raise InputError("a Sequential cannot be given a normalisation: put one at its beginning yourself")
     model.add_module("normalize_images", Normalize(mean, std))
-    model.register_forward_pre_hook(_normalized)
+    model.register_forward_pre_hook(_normalize)
 
 
-def _normalized(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _normalize(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     images: Tensor = model.get_submodule("normalize_images")(inputs[0])
     return (images, *inputs[1:])
 
 
-def _weights_arrived(name: str, model: nn.Module, incompatible: Any) -> None:
+def _on_weights_loaded(name: str, model: nn.Module, incompatible: Any) -> None:
     if incompatible.missing_keys:
         return
-    after_training = _in_full_precision(model)
+    after_training = _has_full_precision_weights(model)
     setattr(model, "weights_loaded", True)  # noqa: B010
     setattr(model, "quantized_after_training", after_training)  # noqa: B010
     if after_training:
@@ -133,8 +131,8 @@ def _weights_arrived(name: str, model: nn.Module, incompatible: Any) -> None:
         )
 
 
-def _in_full_precision(model: nn.Module) -> bool:
-    """Whether quantized layers hold more than their codes and scale, which is all that packed files keep."""
+def _has_full_precision_weights(model: nn.Module) -> bool:
+    """Whether quantized layers hold more information than codes and scale, which is all that packed files keep."""
     return any(_has_latent_weights(layer) for _, layer in quantized_layers(model))
 
 
@@ -142,8 +140,8 @@ def _in_full_precision(model: nn.Module) -> bool:
 def _has_latent_weights(layer: QuantizedLayer) -> bool:
     if layer.precision.weight_bits == FULL_BITS:
         return False
-    made_up = latent_weights(layer.weight_quantizer, layer.weight_quantizer(layer.weight))
-    return not torch.allclose(made_up, layer.weight, rtol=1e-4, atol=1e-6)
+    from_codes = latent_weights(layer.weight_quantizer, layer.weight_quantizer(layer.weight))
+    return not torch.allclose(from_codes, layer.weight, rtol=1e-4, atol=1e-6)
 
 
 PRECISIONS = tuple(Precision.parse(text) for text in ("w1a2", "w2a2", "w2a4", "w4a4", "w8a8"))
@@ -155,7 +153,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class _Family:
-    """One architecture, and what it needs for the small images of CIFAR."""
+    """One architecture, with its settings for the small images of CIFAR."""
 
     architecture: str
     classes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({**_CIFAR, **_IMAGENET}))
@@ -197,11 +195,11 @@ FAMILIES = (
 
 
 @cache
-def curated() -> Mapping[str, tuple[ModelBuilder, ...]]:
-    """The builders of each name, one for each data set.
+def curated_networks() -> Mapping[str, tuple[ModelBuilder, ...]]:
+    """The builders of the predefined networks by name, one for each data set.
 
     Example:
-        >>> [builder.dataset for builder in curated()["dorefa-w4a4-resnet18"]]
+        >>> [builder.dataset for builder in curated_networks()["dorefa-w4a4-resnet18"]]
         ['cifar10', 'cifar100', 'imagenet']
     """
     named = {f"dorefa-{precision}-{family.architecture}": (family, precision) for family, precision in _pairs()}
@@ -214,7 +212,7 @@ def curated() -> Mapping[str, tuple[ModelBuilder, ...]]:
 
 
 def settings_for(architecture: str, dataset: str) -> Mapping[str, Any]:
-    """What an architecture with names here is built with for the images of a data set; nothing for any other.
+    """Keywords of a predefined architecture for the images of a data set; empty for other architectures.
 
     Example:
         >>> settings_for("vit_tiny_patch16_224", "cifar10")["img_size"], dict(settings_for("resnet18", "cifar10"))

@@ -1,4 +1,4 @@
-"""The networks of the papers, layer by layer, and what of them is quantized."""
+"""Convolutional networks of the papers, layer by layer, and their quantized layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion in place: what changes, what does not, what is decided, and what is refused."""
+"""Conversion in place: selection of layers, signs of inputs, calibration, reports and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from empir_plugin.models.activations import SignedActivationQuantizer
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.convert.probe import recalibrate_
 from empir_plugin.models.convert.quantize_ import quantize_
-from empir_plugin.models.convert.select import Selection
+from empir_plugin.models.convert.select import LayerSelection
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers
 from empir_plugin.models.precision import Precision
 
@@ -87,6 +87,8 @@ def test_copies_and_pickles_compute_the_same(settings: dict[str, Any]) -> None:
         assert str(other) == str(model)
 
 
+# On Python 3.13.0, and no other, torch.compile warns of slower guards: a bug of that release, python/cpython#125608.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -109,6 +111,8 @@ def test_export_and_compile_have_one_graph(settings: dict[str, Any]) -> None:
     assert bool(slopes[0].any())
 
 
+# On Python 3.13.0, and no other, torch.compile warns of slower guards: a bug of that release, python/cpython#125608.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 @pytest.mark.slow
 def test_inductor_compiles_it() -> None:
     model = network()
@@ -125,14 +129,14 @@ def test_inductor_compiles_it() -> None:
     [
         ("inner", ["3", "5"]),
         ("all", ["0", "3", "5", "6"]),
-        (Selection(first=True), ["0", "3", "5"]),
-        (Selection(last=True), ["3", "5", "6"]),
+        (LayerSelection(first=True), ["0", "3", "5"]),
+        (LayerSelection(last=True), ["3", "5", "6"]),
         (["3"], ["3"]),
         ("[05]", ["0", "5"]),
     ],
     ids=str,
 )
-def test_layers_are_chosen_and_the_others_are_told(layers: Any, converted: list[str]) -> None:
+def test_layers_are_chosen_and_the_others_are_reported(layers: Any, converted: list[str]) -> None:
     model = network()
     report = quantize_(model, "w4a4", layers=layers, calibration=IMAGES)
     assert [name for name, _ in quantized_layers(model)] == converted
@@ -178,13 +182,13 @@ class Excited(nn.Module):
         return self.head(self.pointwise(x * self.se(x)).mean((2, 3)))
 
 
-def test_depthwise_and_squeeze_excite_are_left_alone_by_default() -> None:
+def test_depthwise_and_squeeze_excite_are_not_quantized_by_default() -> None:
     report = quantize_(Excited(), "w4a4", calibration=IMAGES)
     reasons = {layer.name: layer.reason for layer in report.kept}
     expected = {"stem": "first layer", "depthwise": "depthwise", "se.1": "squeeze-excite", "head": "last layer"}
     assert reasons == expected
     assert [layer.name for layer in report.converted] == ["pointwise"]
-    both = quantize_(Excited(), "w4a4", layers=Selection(depthwise=True, squeeze_excite=True), calibration=IMAGES)
+    both = quantize_(Excited(), "w4a4", layers=LayerSelection(depthwise=True, squeeze_excite=True), calibration=IMAGES)
     assert [layer.name for layer in both.converted] == ["depthwise", "se.1", "pointwise"]
 
 
@@ -217,7 +221,7 @@ def test_only_layers_that_differ_say_so() -> None:
     assert str(model[5]).endswith("precision=w4a4, activations=signed)")
 
 
-def test_looking_changes_nothing() -> None:
+def test_probing_changes_nothing() -> None:
     model, untouched = network(), network()
     model.train()
     quantize_(model, "w4a4", activations="auto", layers=["3"], calibration=IMAGES)
@@ -343,7 +347,7 @@ def normed() -> nn.Module:
     ],
     ids=["functional", "attention", "subclass", "weight-norm"],
 )
-def test_a_layer_that_would_silently_stay_is_refused(make: Callable[[], Any], name: str, reason: str) -> None:
+def test_a_layer_that_cannot_be_quantized_is_refused(make: Callable[[], Any], name: str, reason: str) -> None:
     model = make().eval()
     before = fingerprint(model)
     with pytest.raises(InputError, match=rf"cannot be quantized: {name} \({reason}"):
@@ -358,29 +362,29 @@ def test_a_layer_that_would_silently_stay_is_refused(make: Callable[[], Any], na
 
 
 @pytest.mark.parametrize(
-    ("precision", "settings", "sentence"),
+    ("precision", "settings", "message"),
     [
-        ("w9a4", {}, "weight_bits must be 1 to 8, or 32"),
-        ("four", {}, "a precision is written 'fp', 'w2a4' or 'w4'"),
-        ("fp", {}, "precision 'fp' leaves every layer as it is"),
-        ("w4a4", {"scale": "sat"}, "scale must be one of none, max, mean, got 'sat'"),
-        ("w4a4", {"activations": "relu"}, "activations must be one of"),
-        ("w4a4", {"one_bit": "bnn"}, "one_bit='bnn' is for 1-bit weights, got precision w4a4"),
-        ("w1a1", {"one_bit": "bnn", "activations": "pact"}, "bnn takes 1-bit inputs by their sign"),
-        ("w4a4", {"layers": ["7"]}, "layers names '7', but the network's layers are 0, 3, 5, 6"),
+        ("w9a4", {}, "weight_bits .*1 to 8, or 32.* 9"),
+        ("four", {}, "'fp', 'w2a4' or 'w4'.*'four'"),
+        ("fp", {}, "precision 'fp' .*such as 'w4a4'"),
+        ("w4a4", {"scale": "sat"}, "scale .*none, max, mean.*'sat'"),
+        ("w4a4", {"activations": "relu"}, "activations .*signed, pact.*'relu'"),
+        ("w4a4", {"one_bit": "bnn"}, "one_bit='bnn' .*w4a4"),
+        ("w1a1", {"one_bit": "bnn", "activations": "pact"}, "1-bit inputs by their sign.*'pact'"),
+        ("w4a4", {"layers": ["7"]}, "'7'.* 0, 3, 5, 6"),
         ("w4a4", {"calibration": IMAGES[0]}, r"images \(N, C, H, W\), got torch.float32 of shape \(3, 8, 8\)"),
         ("w4a4", {"calibration": (255 * IMAGES).byte()}, "must be a float tensor"),
-        ("w4a4", {"calibration": IMAGES[:1]}, "calibration needs two images at least, got 1"),
-        ("w4a4", {"calibration": IMAGES / 0}, "calibration has values that are not finite"),
+        ("w4a4", {"calibration": IMAGES[:1]}, "calibration .*two images.* 1:"),
+        ("w4a4", {"calibration": IMAGES / 0}, "calibration .*not finite.*\\[0, 1\\]"),
         ("w4a4", {"calibration": IMAGES[:, :1]}, r"does not take images of shape \(8, 1, 8, 8\)"),
         ("w4a4", {"calibration": torch.rand(2, 3, 9, 9)}, r"does not take images of shape \(2, 3, 9, 9\)"),
-        ("w4a4", {}, "activations='auto' has to see what Sequential's layers are given: pass calibration=images"),
+        ("w4a4", {}, "activations='auto' .*Sequential.*pass calibration=images"),
     ],
 )
-def test_impossible_settings_are_refused(precision: str, settings: dict[str, Any], sentence: str) -> None:
+def test_impossible_settings_are_refused(precision: str, settings: dict[str, Any], message: str) -> None:
     model = network()
     before = fingerprint(model)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         quantize_(model, precision, **settings)
     assert unchanged(model, before)
 
@@ -400,7 +404,7 @@ def test_a_network_is_not_quantized_twice() -> None:
         quantize_(CIFARConv(Precision.parse("w4a2")), "w2a2")
 
 
-def test_32_bit_inputs_need_no_look() -> None:
+def test_32_bit_inputs_need_no_images() -> None:
     model, full = network(), network()
     report = quantize_(model, "w8")
     assert report.looked_at == ""
@@ -423,10 +427,10 @@ def _attending(kind: str) -> nn.Module:
     "kind",
     ["Attention", "ClassAttn", "Attention2d", "XCA", "AttentionDownsample", "MobileAttention", "WindowAttentionV2"],
 )
-def test_attention_is_told_by_the_name_of_its_class(kind: str) -> None:
+def test_attention_is_recognised_by_the_name_of_its_class(kind: str) -> None:
     assert quantize_(_attending(kind), "w4a4", calibration=IMAGES).attention == ("4",)
 
 
 @pytest.mark.parametrize("kind", ["FlattenAttention", "AttentionBlock", "XCABlock", "Identity", "Flatten"])
-def test_what_only_holds_attention_or_has_none_is_not_told(kind: str) -> None:
+def test_modules_that_only_contain_attention_are_not_listed(kind: str) -> None:
     assert quantize_(_attending(kind), "w4a4", calibration=IMAGES).attention == ()

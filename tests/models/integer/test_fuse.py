@@ -1,27 +1,32 @@
-"""What stands between integer layers: sums, roundings and ReLUs in place and in pieces, with the same results."""
+"""Fusion: layers pass codes to each other, and sums, roundings and ReLUs in place give the same results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from empir_plugin.errors import InputError
 from empir_plugin.models.activations import SignedActivationQuantizer
 from empir_plugin.models.integer import grid as integer_pieces
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.fuse import AddAndRound, AddInto, Codes
-from empir_plugin.models.integer.grid import Grid, pieces
-from empir_plugin.models.integer.report import agree
-from empir_plugin.models.layers import QuantLinear
+from empir_plugin.models.integer.grid import Grid
+from empir_plugin.models.integer.kernels import Kernel
+from empir_plugin.models.integer.layers import IntegerLayer
+from empir_plugin.models.integer.selftest import agree
+from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.precision import Precision
 
 FOUR_BITS = Grid(1 / 15, 0, 15)
+
 EIGHT_BITS = Grid(1 / 255, 0, 255)
+
 SIGNED = Grid(1 / 15, 15, 30, SignedActivationQuantizer(4))
+
 each_grid = pytest.mark.parametrize("grid", [FOUR_BITS, EIGHT_BITS, SIGNED], ids=["4", "8", "signed"])
 
 
@@ -43,52 +48,144 @@ def inputs(*shape: int, seed: int = 0) -> Tensor:
     return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 0.5
 
 
-# -- Pieces
+def conv(text: str = "w4a4", *, seed: int = 0, **settings: Any) -> QuantConv2d:
+    torch.manual_seed(seed)
+    options = {"padding": 1, "bias": False, **settings}
+    return QuantConv2d(4, 6, 3, precision=Precision.parse(text), **options).eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize(
-    ("shape", "rows"), [((7, 6), [3, 3, 1]), ((2, 30), [1, 1]), ((4, 5), [4]), ((0, 3), [0]), ((), [()])]
-)
-def test_pieces_are_rows_that_fit_or_single_ones(shape: tuple[int, ...], rows: list[object]) -> None:
-    x = torch.arange(float(torch.Size(shape).numel())).view(shape)
-    found = list(pieces(x, x + 1))
-    assert [tuple(part.shape) if not shape else len(part) for part, _ in found] == rows
-    assert all(torch.equal(one + 1, other) for one, other in found)
-    assert not shape or torch.equal(torch.cat([part for part, _ in found]), x)
-    assert found[0][0].data_ptr() == x.data_ptr(), "views, no copies"
+def linear(text: str = "w4a4", *, bias: bool = True) -> QuantLinear:
+    torch.manual_seed(0)
+    return QuantLinear(12, 5, bias=bias, precision=Precision.parse(text)).eval()
 
 
-@pytest.mark.usefixtures("small_pieces")
-def test_several_threads_are_given_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(7, 6)
-    assert len(list(pieces(x))) == 3
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert [part.shape for (part,) in pieces(x)] == [x.shape]
+def layers_of(network: nn.Module) -> dict[str, IntegerLayer]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, IntegerLayer)}
 
 
-@each_grid
-@pytest.mark.usefixtures("small_pieces")
-def test_codes_in_pieces_are_codes_at_once_in_the_same_layout(grid: Grid) -> None:
-    x = inputs(9, 2, 3, 4).to(memory_format=torch.channels_last)
-    found = grid.codes(x)
-    assert torch.equal(found, torch.cat([grid.codes(image) for image in x.split(1)]))
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert (found.dtype, int(found.max())) == (torch.uint8, grid.top)
+def test_batch_normalisation_is_folded_and_codes_are_passed_on(kernel: Kernel, block: Callable[..., nn.Module]) -> None:
+    network = block()
+    integer = to_integer(network, kernel=kernel)
+    found = layers_of(integer)
+    assert {name: layer.op.emits is not None for name, layer in found.items()} == {
+        "network.conv1": True,
+        "network.conv2": False,
+        "network.short": False,
+    }
+    left = [name for name, module in integer.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert left == ["network.bn0"]
+    # conv1 and the shortcut take the same input: it is rounded once.
+    assert [name for name, _ in integer.named_modules() if "codes_of" in name] == ["network.codes_of_relu"]
+    assert any(isinstance(module, AddInto) for module in integer.modules())
+    assert integer.report.notes == ()
+    agreement = agree(network, integer, torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert agreement.differing_decisions == 0
+    assert agreement.median_logit_difference < 1e-5
 
 
-def test_float64_inputs_are_not_rounded_to_float32_first() -> None:
-    above = torch.tensor([0.5 / 15 + 1e-12], dtype=torch.float64)
-    assert FOUR_BITS.codes(above).item() == 1
-    assert FOUR_BITS.codes(above - 2e-12).item() == 0
+class Sum(nn.Module):
+    """An integer layer's output plus something that must not be overwritten."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.layer = QuantLinear(6, outputs, precision=Precision.parse("w4a4"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.layer(x)) + x
 
 
-# -- Sums
+@pytest.mark.parametrize("outputs", [6, 1], ids=["same-shape", "broadcast"])
+def test_sums_in_place_do_not_change_the_other_term(outputs: int) -> None:
+    network, x = Sum(outputs).eval(), inputs(50, 6)
+    integer, before = to_integer(network), inputs(50, 6)
+    assert any(isinstance(module, AddInto) for module in integer.modules())
+    assert agree(network, integer, x).max_logit_difference < 1e-4
+    assert torch.equal(x, before)
+
+
+def test_an_output_needed_elsewhere_is_not_added_to_in_place() -> None:
+    class Reused(Sum):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return (y + x) * y
+
+    network = Reused(6).eval()
+    integer = to_integer(network)
+    assert not any(isinstance(module, AddInto) for module in integer.modules())
+    assert agree(network, integer, inputs(50, 6)).max_logit_difference < 1e-4
+
+
+def pooled(text: str = "w2a2") -> nn.Sequential:
+    torch.manual_seed(0)
+    first = QuantConv2d(1, 4, 3, padding=1, precision=Precision.parse(text))
+    last = QuantLinear(4 * 4 * 4, 10, precision=Precision.parse(text))
+    pool, pad = nn.MaxPool2d(3, 2, padding=1), nn.ZeroPad2d((0, 1, 1, 0))
+    return nn.Sequential(first, pool, nn.ReLU(), conv(text), nn.ReLU(), nn.Dropout(), pad, nn.Flatten(), last).eval()
+
+
+def test_what_only_moves_values_works_on_codes() -> None:
+    network = pooled()
+    network[8] = QuantLinear(6 * 5 * 5, 10, precision=Precision.parse("w2a2")).eval()
+    integer = to_integer(network)
+    emits = [layer.op.emits is not None for layer in layers_of(integer).values()]
+    assert emits == [True, True, False]
+    assert not any(isinstance(module, (nn.ReLU, nn.MaxPool2d)) for module in integer.modules())
+    assert agree(network, integer, torch.rand(50, 1, 8, 8)).max_logit_difference < 1e-4
+
+
+def test_layers_of_different_grids_get_float_inputs() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = QuantLinear(6, 12, precision=Precision.parse("w2a2"))
+            self.two, self.four = linear("w2a2"), linear("w2a4")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu()
+            return self.two(y) + self.four(y)
+
+    network = Fork().eval()
+    integer = to_integer(network)
+    assert layers_of(integer)["network.first"].op.emits is None
+    assert layers_of(integer)["network.first"].op.relu
+    assert agree(network, integer, inputs(50, 6)).max_logit_difference < 1e-4
+
+
+def test_a_layer_used_twice_is_not_changed() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = QuantLinear(5, 5, precision=Precision.parse("w4a4"))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.layer(x).relu())
+
+    network = Twice().eval()
+    integer = to_integer(network)
+    assert layers_of(integer)["network.layer"].op.emits is None
+    assert agree(network, integer, inputs(50, 5)).max_logit_difference < 1e-4
+
+
+def test_a_network_that_cannot_be_traced_still_runs_on_integers() -> None:
+    class Untraceable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = QuantLinear(6, 12, precision=Precision.parse("w2a2")), linear("w2a2")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.second(y.relu() if y.sum() > 0 else y)
+
+    network = Untraceable().eval()
+    integer = to_integer(network)
+    assert integer.report.on_integers == ("first", "second")
+    assert "Untraceable cannot be traced" in integer.report.notes[0]
+    assert agree(network, integer, inputs(50, 6)).max_logit_difference < 1e-4
 
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("relu", [False, True])
-def test_a_sum_takes_the_memory_of_its_first_term(relu: bool) -> None:
+def test_a_sum_is_computed_in_its_first_term(relu: bool) -> None:
     fresh, other = inputs(9, 2, 3, 4), inputs(9, 2, 3, 4, seed=1) - 1
     expected, kept = fresh + other, other.clone()
     found = AddInto(relu)(fresh, other)
@@ -107,17 +204,6 @@ def test_a_sum_and_its_codes(grid: Grid, channels: int) -> None:
     assert torch.equal(total, expected)
     assert torch.equal(codes, grid.codes(expected))
     assert codes.dtype == torch.uint8
-
-
-def test_codes_of_what_wants_a_gradient_are_refused() -> None:
-    x = torch.rand(2, 3, requires_grad=True)
-    with pytest.raises(InputError, match="integers have no gradient"):
-        FOUR_BITS.codes(x)
-    with torch.no_grad():
-        assert FOUR_BITS.codes(x).shape == (2, 3)
-
-
-# -- Networks
 
 
 class Residual(nn.Module):
@@ -145,7 +231,7 @@ class Residual(nn.Module):
     ],
     ids=["one-taker", "two-takers", "two-grids", "no-taker"],
 )
-def test_a_sum_is_rounded_where_it_is_made(texts: tuple[str, ...], kinds: list[type]) -> None:
+def test_a_sum_is_rounded_where_it_is_computed(texts: tuple[str, ...], kinds: list[type]) -> None:
     network = Residual(*texts).eval()
     integer, x = to_integer(network), inputs(50, 6)
     before = x.clone()
@@ -170,14 +256,14 @@ class Rectified(nn.Module):
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_relu_overwrites_what_nothing_else_needs(again: bool) -> None:
+def test_a_relu_overwrites_outputs_without_other_users(again: bool) -> None:
     network = Rectified(again).eval()
     integer, x = to_integer(network), inputs(50, 6)
     assert [m.inplace for m in integer.modules() if isinstance(m, nn.ReLU)] == ([] if again else [True])
     assert agree(network, integer, x).max_logit_difference < 1e-4
 
 
-def test_a_relu_leaves_the_image_alone() -> None:
+def test_a_relu_does_not_change_the_image() -> None:
     network = nn.Sequential(nn.ReLU(), QuantLinear(6, 2, precision=Precision.parse("w4a4"))).eval()
     x = inputs(50, 6)
     before = x.clone()

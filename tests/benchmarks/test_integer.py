@@ -1,4 +1,4 @@
-"""The benchmark of integer execution: ratios by hand, a record of everything, and a peer that may be missing."""
+"""The benchmark of integer execution: ratios by hand, complete records, and a peer that may be missing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_ratios_are_to_the_faster_layout_and_say_which_target_is_met(script: Mod
 
     runs = {"float32, NCHW": taking(4.0), "float32, channels last": taking(2.0), "low": taking(1.0)}
     targets = script.Target("low", 0.5), script.Target("float32, NCHW", 1.9)
-    case = script._measured("a title", runs, targets, repeats=3, clock=lambda: now[0])
+    case = script._measure("a title", runs, targets, repeats=3, clock=lambda: now[0])
     assert case["baseline"] == "float32, channels last"
     assert {name: row["ratio"]["median"] for name, row in case["rows"].items()} == dict(
         zip(runs, (2.0, 1.0, 0.5), strict=True)
@@ -87,16 +87,16 @@ def test_other_weights_are_other_codes(script: ModuleType) -> None:
     torch.manual_seed(0)
     layer = QuantConv2d(4, 4, 3, padding=1, bias=False, precision=Precision(4, 8), scale="max").eval()
     integer = integer_layer(layer, OneDNN())
-    integer = integer.reworked(emits=integer.grid)
+    integer = integer.with_changes(emits=integer.grid)
     codes = torch.randint(0, 256, (2, 4, 6, 6)).to(torch.uint8)
-    ours, other = integer(codes).int(), integer.reworked(weight=-integer.work.weight)
+    ours, other = integer(codes).int(), integer.with_changes(weight=-integer.op.weight)
     same, unlike = (peers.onnxruntime_stack([layer], codes, 1).run().int() for layer in (integer, other))
     assert (same - ours).abs().max() <= 1, "rounding may end on either side of an edge"
     assert (same != ours).double().mean() < 0.05
     assert (unlike != ours).double().mean() > 0.5
 
 
-def test_without_onnxruntime_the_rest_runs_and_says_so(
+def test_without_onnxruntime_the_rest_runs_with_a_reason(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(importlib.import_module("integer_peers"), "find_spec", lambda name: None)

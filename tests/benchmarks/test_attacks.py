@@ -1,4 +1,4 @@
-"""The benchmark script: fair turns, right ratios, and every contender really attacks."""
+"""The benchmark of attacks: interleaved runs, correct ratios, and contenders that break images."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _member(precision: str) -> nn.Module:
 def model() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = Ensemble([_member("w4a4"), _member("fp"), _member("w4a4")]).eval()
-    bake_(made)
-    return made
+        ensemble = Ensemble([_member("w4a4"), _member("fp"), _member("w4a4")]).eval()
+    bake_(ensemble)
+    return ensemble
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def _fakes(timing: ModuleType, model: nn.Module, ran: list[str]) -> list[Any]:
     return [contender(name, role) for name, role in names.items()]
 
 
-def test_everyone_runs_in_every_round_and_none_is_always_first(
+def test_all_contenders_run_in_every_round_and_none_is_always_first(
     timing: ModuleType, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     ran: list[str] = []
@@ -121,11 +121,11 @@ def test_passes_are_counted_with_and_without_gradient_and_through_copies(
     timing: ModuleType, contenders: ModuleType, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    with timing.counted(model) as tally, torch.no_grad():
+    with timing.count_passes(model) as tally, torch.no_grad():
         model(x)
         contenders.prepare(model, contenders.CPU)(x[:5])
     assert (tally.forward, tally.gradient) == (17, 0)
-    with timing.counted(model) as tally:
+    with timing.count_passes(model) as tally:
         contenders._bare_passes(model, x, y)
     assert (tally.forward, tally.gradient) == (0, 12 * 40)
     model(x)
@@ -133,7 +133,7 @@ def test_passes_are_counted_with_and_without_gradient_and_through_copies(
 
 
 def test_as_written_quantizes_at_every_pass(contenders: ModuleType, model: nn.Module, batch: Any) -> None:
-    network = contenders.as_written(model)
+    network = contenders.copy_as_written(model)
     assert all(p.requires_grad for p in network.parameters())
     assert all(m.baked_weight is None for m in network.modules() if isinstance(m, QuantConv2d))
     assert all(m.baked_weight is not None for m in model.modules() if isinstance(m, QuantConv2d)), "a copy"
@@ -208,7 +208,7 @@ def test_the_script_writes_what_it_prints(
     assert "times as fast as the fastest peer on the network as written" in result.output
 
 
-def test_missing_libraries_and_folders_are_refused_before_anything_runs(
+def test_missing_libraries_and_folders_are_errors_before_anything_runs(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(script, "PEERS", ("torch", "not_there"))

@@ -55,7 +55,7 @@ def test_the_readme_s_line_works_with_setuptools() -> None:
 
 
 @pytest.mark.slow
-def test_our_models_stand_in_robustbench_s_tables() -> None:
+def test_our_models_are_in_robustbench_s_tables() -> None:
     assert {"empir-cifar", "cifarconv-fp"} <= literal_eval(_python(MIRRORED))
 
 

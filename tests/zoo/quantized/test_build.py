@@ -1,4 +1,4 @@
-"""Quantized networks by name, and ensembles of any architecture in one line."""
+"""Quantized networks without weights: names, registration, checkpoints, and normalisation of images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import empir_plugin
 from empir_plugin.errors import InputError, WeightsError
-from empir_plugin.models.ensemble import MeanProbability
-from empir_plugin.models.layers import is_full_precision, quantized_layers
+from empir_plugin.models.layers import quantized_layers
 from empir_plugin.models.packing import save_packed
-from empir_plugin.zoo.quantized.architectures import network
-from empir_plugin.zoo.quantized.build import FAMILIES, curated, normalize_images_
-from empir_plugin.zoo.quantized.register import empir, register_quantized
-from empir_plugin.zoo.registry import find_builder, load_model, timm_name
+from empir_plugin.zoo.quantized.build import FAMILIES, curated_networks, normalize_images_
+from empir_plugin.zoo.registry import find_builder, load_model, register_quantized, timm_name
 from empir_plugin.zoo.show import dataset_of, named_rows, named_summary
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -74,68 +70,9 @@ def tiny() -> str:
 _numbers = iter(range(1000))
 
 
-# -- Ensembles in one line
-
-
-def test_any_callable_becomes_an_ensemble() -> None:
-    ensemble = empir(Tiny, precisions=["fp", "w4a4", "w2a2"], num_classes=5, rule=MeanProbability(), width=6)
-    assert ensemble(IMAGES).shape == (2, 5)
-    assert ensemble.leader == 0
-    assert [is_full_precision(member) for member in ensemble.members] == [True, False, False]
-    found = [[str(layer.precision) for _, layer in quantized_layers(member)] for member in ensemble.members]
-    assert found == [[], ["w4a4"], ["w2a2"]]
-    weights = [member.get_parameter("body.weight") for member in ensemble.members]
-    assert weights[0].shape == (6, 6, 3, 3)
-    assert not torch.equal(weights[0], weights[1])
-
-
-@pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "WideResNet-10-1"])
-def test_architectures_of_timm_and_of_robustbench(architecture: str) -> None:
-    ensemble = empir_plugin.empir(architecture, precisions=["fp", "w4a4"], num_classes=10).eval()
-    assert ensemble(IMAGES).shape == (2, 10)
-    ensemble.members[1].load_state_dict(ensemble.members[0].state_dict(), strict=True)
-
-
-def test_another_number_of_channels_needs_no_calibration_images() -> None:
-    ensemble = empir("mobilenetv3_small_050", precisions=["fp", "w4a4"], num_classes=10, in_chans=1)
-    assert ensemble(torch.rand(2, 1, 32, 32)).shape == (2, 10)
-    with pytest.raises(InputError, match=r"MobileNetV3 does not take images of shape \(2, 3, 32, 32\)"):
-        empir("mobilenetv3_small_050", precisions=["w4a4"], num_classes=10, in_chans=1, calibration=IMAGES)
-
-
 @pytest.mark.parametrize(
-    ("settings", "size"),
-    [({}, (3, 224, 224)), ({"in_chans": 1}, (1, 224, 224)), ({"img_size": 32}, (3, 32, 32)),
-     ({"in_chans": 1, "img_size": (32, 48)}, (1, 32, 48))],
-    ids=str,
-)  # fmt: skip
-def test_a_network_tells_the_images_it_was_built_for(settings: dict[str, Any], size: tuple[int, ...]) -> None:
-    model: Any = network("vit_tiny_patch16_224", num_classes=10, depth=1, **settings)
-    assert model.default_cfg["input_size"] == size
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["resnet18", "PreActResNet-18", "preact_resnet34", "wide_resnet_28_10"])
-def test_more_architectures(architecture: str) -> None:
-    ensemble = empir(architecture, precisions=["fp", "w4a4", "w2a2"], num_classes=10).eval()
-    assert ensemble(IMAGES).shape == (2, 10)
-
-
-@pytest.mark.parametrize(
-    ("call", "sentence"),
+    ("call", "message"),
     [
-        (
-            lambda: empir("resnet81", precisions=["fp"], num_classes=2),
-            "no architecture 'resnet81' in timm",
-        ),
-        (lambda: empir("WideResNet-28-10", precisions=[], num_classes=2), "an ensemble needs at least one member"),
-        (
-            lambda: empir(Tiny, precisions="w4a4", num_classes=2),
-            "precisions must be a list such as",
-        ),
-        (lambda: empir(Tiny, precisions=["w0a4"], num_classes=2), "weight_bits must be 1 to 8, or 32"),
-        (lambda: network("wide_resnet_27_1", num_classes=2), "a WideResNet has 6 n + 4 layers"),
-        (lambda: network("preact_resnet50", num_classes=2), "builds a PreActResNet of 18 or 34 layers, got 50"),
         (lambda: register_quantized("empir-cifar", Tiny, "w4a4"), "there is a model 'empir-cifar' already"),
         (
             lambda: register_quantized("dorefa-w4a4-resnet18", Tiny, "w4a4"),
@@ -155,8 +92,8 @@ def test_more_architectures(architecture: str) -> None:
         (lambda: normalize_images_(nn.Sequential(), (0.5,), (0.5,)), "a Sequential cannot be given a normalisation"),
     ],
 )
-def test_misuse_is_answered_with_what_to_do(call: Any, sentence: str) -> None:
-    with pytest.raises(InputError, match=re.escape(sentence)):
+def test_errors_say_what_to_do(call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         call()
 
 
@@ -164,20 +101,24 @@ def test_misuse_is_answered_with_what_to_do(call: Any, sentence: str) -> None:
 
 
 def test_every_architecture_has_five_precisions_and_its_data_sets() -> None:
-    assert len(curated()) == 5 * len(FAMILIES)
+    assert len(curated_networks()) == 5 * len(FAMILIES)
     assert {family.architecture for family in FAMILIES} >= {
         "resnet18",
         "wide_resnet_28_10",
         "preact_resnet18",
         "alexnet",
     }
-    assert {name.split("-")[1] for name in curated()} == {"w1a2", "w2a2", "w2a4", "w4a4", "w8a8"}
-    assert [builder.num_classes for builder in curated()["dorefa-w2a4-vit_tiny_patch16_224"]] == [10, 100, 1000]
+    assert {name.split("-")[1] for name in curated_networks()} == {"w1a2", "w2a2", "w2a4", "w4a4", "w8a8"}
+    assert [builder.num_classes for builder in curated_networks()["dorefa-w2a4-vit_tiny_patch16_224"]] == [
+        10,
+        100,
+        1000,
+    ]
 
 
-@pytest.mark.parametrize("name", list(curated())[::7])
+@pytest.mark.parametrize("name", list(curated_networks())[::7])
 def test_timm_knows_every_name_for_every_data_set_and_threat(name: str) -> None:
-    for builder in curated()[name]:
+    for builder in curated_networks()[name]:
         assert all(timm.is_model(timm_name(name, builder.dataset, threat)) for threat in builder.threats)
         assert find_builder(name, builder.dataset) is builder
 
@@ -195,13 +136,13 @@ def test_every_network_is_built_and_quantized_for_each_of_its_data_sets(family: 
 
 
 def test_the_list_stays_short_and_names_them_all_when_asked() -> None:
-    assert len(list(named_rows())) == len(curated())
+    assert len(list(named_rows())) == len(curated_networks())
     assert named_summary().startswith("and 80 networks without weights")
     assert dataset_of("DoReFa-W4A4-ResNet18") == "cifar10"
 
 
 @pytest.mark.slow
-def test_names_cost_no_network_and_no_robustbench() -> None:
+def test_names_build_no_network_and_import_no_robustbench() -> None:
     code = "import sys, empir_plugin, timm; print('robustbench' in sys.modules, timm.is_model(sys.argv[1]))"
     command = [sys.executable, "-c", code, "dorefa_w4a4_alexnet_imagenet_l2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -212,7 +153,7 @@ def test_names_cost_no_network_and_no_robustbench() -> None:
 
 
 def test_a_registered_network_says_that_it_has_no_weights(tiny: str) -> None:
-    with pytest.warns(UserWarning, match=f"{tiny} comes without weights: pass custom_checkpoint=, or train it"):
+    with pytest.warns(UserWarning, match=rf"{tiny} comes without weights.*custom_checkpoint="):
         model = load_model(tiny)
     assert not model.weights_loaded
     assert not model.training

@@ -1,4 +1,4 @@
-"""The measurement of agreement: gaps by hand, forms that are what they say, and a wrong network that is seen."""
+"""The benchmark of agreement: gaps by hand, forms of a network, and detection of a wrong one."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def network() -> nn.Sequential:
 
 def _normalised() -> nn.Sequential:
     layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), low(), nn.BatchNorm2d(6), low(), nn.BatchNorm2d(6)]
-    made = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 6 * 6, 10))
-    for module in made.modules():
+    built = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 6 * 6, 10))
+    for module in built.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.bias, 0.2, 0.8)
-    made(torch.rand(64, 3, 8, 8))
-    return made.eval()
+    built(torch.rand(64, 3, 8, 8))
+    return built.eval()
 
 
 def images(count: int = 30) -> Tensor:
@@ -71,7 +71,7 @@ def test_a_gap_by_hand(script: ModuleType) -> None:
 def test_exact_levels_are_integers_times_one_step(forms: ModuleType) -> None:
     model = network()
     bake_(model)
-    exact = dict(quantized_layers(forms.on_exact_levels(model)))
+    exact = dict(quantized_layers(forms.to_exact_levels(model)))
     for (_, layer), ready in zip(quantized_layers(model), exact.values(), strict=True):
         levels, rounded = ready.quantized_weight(), layer.quantized_weight().double()
         codes = 15 * levels / levels.abs().max()
@@ -84,10 +84,10 @@ def test_exact_levels_are_integers_times_one_step(forms: ModuleType) -> None:
 @needs_kernels
 def test_integers_in_float64_are_the_network_in_float64(script: ModuleType, forms: ModuleType) -> None:
     model = network()
-    made = {name: make(model) for name, make in forms.FORMS.items()}
-    kinds = [isinstance(module, IntegerLayer) for module in made["on integers, float64 between"].modules()]
+    built = {name: make(model) for name, make in forms.FORMS.items()}
+    kinds = [isinstance(module, IntegerLayer) for module in built["on integers, float64 between"].modules()]
     assert sum(kinds) == 2
-    found = script.gaps(made, images(), 7)
+    found = script.gaps(built, images(), 7)
     assert list(found) == script.PAIRS
     exact = found[forms.EXACT, "on integers, float64 between"]
     assert (exact.images, exact.beyond_tolerance) == (30, 0)
@@ -101,9 +101,9 @@ def test_one_weight_on_another_level_is_seen(script: ModuleType, forms: ModuleTy
     model, other = network(), network()
     (_, last) = list(quantized_layers(other))[-1]
     last.weight.data[0, 0, 1, 1] *= -1
-    made = {name: make(model) for name, make in forms.FORMS.items()}
-    made["on integers, float64 between"] = forms.on_integers_in_float64(other)
-    found = script.gaps(made, images(), 7)
+    built = {name: make(model) for name, make in forms.FORMS.items()}
+    built["on integers, float64 between"] = forms.to_integers_in_float64(other)
+    found = script.gaps(built, images(), 7)
     assert found[forms.EXACT, "on integers, float64 between"].beyond_tolerance == 30
 
 
@@ -151,4 +151,4 @@ def test_shipped_networks_agree_in_float64(script: ModuleType, forms: ModuleType
 
 
 def _exact_forms(forms: ModuleType, model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    return forms.on_exact_levels(model), forms.on_integers_in_float64(model)
+    return forms.to_exact_levels(model), forms.to_integers_in_float64(model)

@@ -1,0 +1,140 @@
+"""Checks of integer execution: wrong and saturating kernels are detected, and models are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.errors import InputError
+from empir_plugin.models.integer.convert import to_integer
+from empir_plugin.models.integer.grid import StaysFloat
+from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, Program
+from empir_plugin.models.integer.layers import integer_layer
+from empir_plugin.models.integer.selftest import agree, check_layer
+from empir_plugin.models.layers import QuantConv2d, QuantLinear
+from empir_plugin.models.precision import Precision
+
+
+def conv(text: str = "w4a4", *, seed: int = 0, **settings: Any) -> QuantConv2d:
+    torch.manual_seed(seed)
+    options = {"padding": 1, "bias": False, **settings}
+    return QuantConv2d(4, 6, 3, precision=Precision.parse(text), **options).eval()  # type: ignore[arg-type]
+
+
+def linear(text: str = "w4a4", *, bias: bool = True) -> QuantLinear:
+    torch.manual_seed(0)
+    return QuantLinear(12, 5, bias=bias, precision=Precision.parse(text)).eval()
+
+
+def inputs(*shape: int) -> Tensor:
+    """Some below 0, some above 1."""
+    return 1.6 * torch.rand(shape, generator=torch.Generator().manual_seed(1)) - 0.3
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A kernel that computes something else."""
+
+    change: Callable[[IntegerOp], IntegerOp] = lambda op: op
+    after: Callable[[Tensor], Tensor] = lambda y: y
+    name: str = "altered"
+
+    def unusable(self, device: torch.device) -> str | None:
+        return None
+
+    def compile(self, op: IntegerOp) -> Program:
+        program = IntMM().compile(self.change(op))
+        return lambda codes: self.after(program(codes))
+
+
+def refuse(op: IntegerOp) -> IntegerOp:
+    raise RuntimeError("could not create a primitive\nand more")
+
+
+BROKEN = [
+    pytest.param(Altered(lambda op: replace(op, scale=1.001 * op.scale)), "not exact", id="scale"),
+    pytest.param(Altered(lambda op: replace(op, weight=op.weight + 1)), "not exact", id="weights"),
+    pytest.param(Altered(lambda op: replace(op, bias=op.scale.clone())), "not exact", id="bias"),
+    pytest.param(Altered(after=lambda y: y.roll(1, 0)), "not exact", id="images-mixed"),
+    pytest.param(Altered(refuse), "refuses it: could not create a primitive", id="refusal"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "reason"), BROKEN)
+def test_a_wrong_kernel_is_detected_and_not_used(kernel: Kernel, reason: str) -> None:
+    layer = conv()
+    integer = to_integer(layer, kernel=kernel)
+    assert integer.report.on_integers == ()
+    assert reason in integer.report.layers[0].reason
+    assert torch.allclose(integer(inputs(1, 4, 5, 5)), layer(inputs(1, 4, 5, 5)), atol=1e-5)
+
+
+def test_an_equivalent_kernel_is_used() -> None:
+    assert to_integer(conv(), kernel=Altered()).report.on_integers == ("",)
+
+
+def test_a_wrong_scale_is_detected_by_comparison_with_the_layer() -> None:
+    layer = conv()
+    integer = integer_layer(layer, IntMM())
+    check_layer(layer, integer)
+    with pytest.raises(StaysFloat, match="its outputs differ by"):
+        check_layer(layer, integer.with_changes(scale=1.001 * integer.op.scale))
+
+
+@dataclass(frozen=True)
+class Saturating:
+    """What x86 without VNNI does: neighbouring products added in 16 bits, and held there."""
+
+    name: str = "saturating"
+
+    def unusable(self, device: torch.device) -> str | None:
+        return None
+
+    def compile(self, op: IntegerOp) -> Program:
+        def program(codes: Tensor) -> Tensor:
+            products = codes.int().unsqueeze(1) * op.weight.int()  # (N, K, F)
+            pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1)
+            return (pairs.sum(2) * op.scale + (0 if op.bias is None else op.bias)).float()
+
+        return program
+
+
+@pytest.mark.parametrize(("text", "exact"), [("w4a8", True), ("w7a4", True), ("w7a8", False)])
+def test_saturation_is_detected_where_it_can_occur(text: str, exact: bool) -> None:
+    layer = linear(text)
+    integer = to_integer(layer, kernel=Saturating())
+    assert bool(integer.report.on_integers) == exact
+    assert exact or "a sum is off by" in integer.report.layers[0].reason
+    assert torch.allclose(integer(inputs(9, 12)), layer(inputs(9, 12)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_pair_that_can_saturate_is_found_among_many_filters() -> None:
+    layer = QuantLinear(12, 200, bias=False, precision=Precision.parse("w7a8")).eval()
+    weight = torch.full((200, 12), 1 / 127)
+    weight[0, 0] = weight[171, 4] = weight[171, 5] = 1.0
+    layer.baked_weight = weight.clone()
+    assert "a sum is off by" in to_integer(layer, kernel=Saturating()).report.layers[0].reason
+    weight[171, 5] = 1 / 127  # 255 * (127 + 1) still fits
+    layer.baked_weight = weight
+    assert to_integer(layer, kernel=Saturating()).report.on_integers == ("",)
+
+
+def test_agreement_counts_and_measures() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    swapped = nn.Linear(2, 2, bias=False)
+    swapped.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    found = agree(nn.Identity().eval(), swapped.eval(), images, batch_size=2)
+    assert (found.differing_decisions, found.images, found.max_logit_difference) == (1, 3, 1.0)
+    assert found.median_logit_difference == 0.0
+
+
+def test_agreement_refuses_training_mode_and_no_images() -> None:
+    with pytest.raises(InputError, match="training mode"):
+        agree(nn.Identity(), nn.Identity().eval(), torch.rand(1, 2))
+    with pytest.raises(InputError, match="at least one image"):
+        agree(nn.Identity().eval(), nn.Identity().eval(), torch.rand(0, 2))
