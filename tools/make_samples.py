@@ -3,7 +3,7 @@
 Usage, with this package installed: python tools/make_samples.py DATA_DIR [OUT_DIR]
 
 DATA_DIR holds ``MNIST/raw`` and ``cifar-10-batches-py``. OUT_DIR is by default the folder the package reads. Each
-written file is named with its SHA-256, which belongs in ``empir_plugin/evaluation/sources.py``.
+written file is named with its SHA-256, which belongs in ``empir_plugin/data/readers.py``.
 """
 
 from __future__ import annotations

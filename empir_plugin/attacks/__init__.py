@@ -1,4 +1,4 @@
-"""What does an adversary do?"""
+"""Attacks: threat models, losses, surrogates, gradient and black-box attacks, AutoAttack, and attacks by name."""
 
 from empir_plugin.attacks.autoattack import AutoAttackResult as AutoAttackResult
 from empir_plugin.attacks.autoattack import AutoAttackSuite as AutoAttackSuite

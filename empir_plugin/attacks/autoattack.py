@@ -1,4 +1,8 @@
-"""AutoAttack, part by part: on any surrogate, judged by the model's own decision, its warnings kept as data."""
+"""AutoAttack, part by part, on any surrogate: success is the model's own decision, and its warnings are kept as data.
+
+The suite and its result come first, then the model that AutoAttack sees, the model that skips broken images, and the
+parts of AutoAttack as attacks of their own.
+"""
 
 from __future__ import annotations
 
@@ -17,77 +21,11 @@ from pyautoattack.checks import check_square_sr
 from torch import Tensor
 
 from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
-from empir_plugin.attacks.batch import Batch, parameters_frozen
+from empir_plugin.attacks.batch import Batch, freeze_parameters
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
-
-
-class SparingModel:
-    """A model for one run of an attack that watches which images fall, and is asked no more about them.
-
-    For an image that fell it returns, without a gradient, logits that name the true class: an attack that keeps, image
-    by image, what last fooled the model, as APGD does, then keeps what it has. Nothing else in APGD passes between
-    images, so the others' way is the same.
-
-    Args:
-        model: From images ``(N, C, H, W)`` to logits ``(N, K)``.
-        y: True labels ``(N,)`` of the images of that run.
-
-    Example:
-        >>> model = SparingModel(lambda x: x.flatten(1), torch.tensor([0, 1]))
-        >>> x = torch.tensor([[0.2, 0.8], [0.1, 0.9]]).view(2, 1, 1, 2)
-        >>> model(x).argmax(1), model(x).argmax(1)
-        (tensor([1, 1]), tensor([0, 1]))
-    """
-
-    def __init__(self, model: Model, y: Tensor) -> None:
-        self._model = model
-        self._y = y
-        self._standing = torch.ones_like(y, dtype=torch.bool)
-        self._classes = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits ``(N, K)`` of images ``(N, C, H, W)``, which belong to the labels row by row."""
-        if self._standing.all():
-            logits = self._model(x)
-            self._classes = logits.shape[1]
-        else:
-            logits = self._of_standing(x)
-        self._standing &= logits.detach().max(1)[1] == self._y
-        return logits
-
-    def _of_standing(self, x: Tensor) -> Tensor:
-        named = F.one_hot(self._y, self._classes).to(x.dtype)
-        rows = self._standing.nonzero().squeeze(1)
-        if not len(rows):
-            return named + 0 * x.flatten(1).sum(1, keepdim=True)  # Differentiable, as its caller expects.
-        return named.index_copy(0, rows, self._model(x[rows]))
-
-
-def spare_the_fallen(ascent: Any) -> None:
-    """Change an APGD attack of AutoAttack so that its runs ask a :class:`SparingModel`.
-
-    Args:
-        ascent: With ``model`` and ``attack_single_run(x, y, x_init)``, and a single look at each iterate.
-
-    Example:
-        >>> from pyautoattack.autopgd_base import APGDAttack
-        >>> spare_the_fallen(APGDAttack(lambda x: x.flatten(1), eps=0.1, device="cpu"))
-    """
-    whole_run = ascent.attack_single_run
-
-    def run(x: Tensor, y: Tensor, x_init: Tensor | None = None) -> Any:
-        model = ascent.model
-        ascent.model = SparingModel(model, y)
-        try:
-            return whole_run(x, y, x_init)
-        finally:
-            ascent.model = model
-
-    ascent.attack_single_run = run
-
 
 _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -96,7 +34,7 @@ _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "rand": ("apgd-ce", "apgd-dlr"),
     }
 )
-# Fewest classes with which a part's loss is defined.
+# The smallest number of classes for which a part's loss is defined.
 _CLASSES: Mapping[str, int] = MappingProxyType(
     {"apgd-ce": 2, "apgd-dlr": 3, "fab": 2, "square": 2, "apgd-t": 4, "fab-t": 2}
 )
@@ -104,10 +42,10 @@ _CLASSES: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True, eq=False)
 class AutoAttackResult:
-    """What a run of AutoAttack found.
+    """The result of a run of AutoAttack.
 
     Args:
-        images: Adversarial images ``(N, C, H, W)``; an image that withstood all parts is unchanged.
+        images: Adversarial images ``(N, C, H, W)``; images that are robust to all parts are unchanged.
         robust: For ``"clean"`` and then for each part, which images ``(N,)`` were still classified correctly after it.
         flags: AutoAttack's warnings about the model or the evaluation, each once.
     """
@@ -124,22 +62,22 @@ class AutoAttackResult:
 
 @dataclass(frozen=True)
 class AutoAttackSuite:
-    """AutoAttack, https://arxiv.org/abs/2003.01690, each part on the images the parts before it left.
+    """AutoAttack, https://arxiv.org/abs/2003.01690; each part attacks the images that earlier parts did not break.
 
-    With the same seed, images and batch size it gives the verdicts of pyautoattack's ``run_standard_evaluation``; an
-    image that fell is returned as it first fell, and costs nothing from then on. AutoAttack's random numbers belong to
-    a batch and not to an image: shards of other sizes give other, equally valid, results.
+    With the same seed, images and batch size, its verdicts are those of pyautoattack's ``run_standard_evaluation``; the
+    first adversarial image found is returned, and broken images cost no further passes. AutoAttack's random numbers
+    depend on the batch, not on the image: other batch or shard sizes give other, equally valid results.
 
     Args:
         version: ``"standard"`` (as on the RobustBench leaderboard), ``"plus"`` or ``"rand"`` (for randomised models).
-        attacks: Only these parts, in this order, under the version's settings; all parts of the version if empty.
-        surrogate: What supplies logits and gradients. Success is the model's own decision everywhere: the class the
-            model decides for is raised, by a constant, above the surrogate's other logits.
+        attacks: Run only these parts, in this order, with the version's settings; all parts of the version if empty.
+        surrogate: Supplies logits and gradients. Success is always the model's own decision: the logit of the class
+            the model decides for is raised, by a constant, above the surrogate's other logits.
         batch_size: Images per batch.
-        queries: Of the Square attack.
+        queries: Number of queries of the Square attack.
 
     Raises:
-        InputError: If the version or a part is unknown.
+        InputError: If the version or a part is unknown, or ``batch_size`` or ``queries`` is below 1.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
@@ -172,70 +110,72 @@ class AutoAttackSuite:
     def __call__(
         self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, indices: Tensor | None = None
     ) -> Tensor:
-        """Attack a batch as every attack does; ``run`` tells more.
+        """Attack a batch, with the interface of every attack; ``run`` returns more.
 
         Returns:
-            Adversarial images ``(N, C, H, W)``; an image that withstood is returned unchanged.
+            Adversarial images ``(N, C, H, W)``; images the attack does not break are returned unchanged.
         """
         return self.run(model, x, y, threat, seed=seed).images
 
     def run(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> AutoAttackResult:
-        """Attack a batch and keep what each part achieved.
+        """Attack a batch and return the result of every part.
 
         Args:
             model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
             x: Images ``(N, C, H, W)``, float32, in [0, 1].
             y: True labels ``(N,)``.
-            threat: How far to go.
-            seed: Of every part.
+            threat: Norm and radius the perturbations must respect.
+            seed: Seed of every part.
 
         Raises:
-            InputError: If a tensor is not what it must be, the radius is infinite, or there are too few classes.
+            InputError: If a tensor is invalid, the radius is infinite, or there are too few classes.
             EvaluationError: If a logit is NaN.
         """
         batch = Batch.of(x, y)
         _check(batch, threat)
-        attacked = _attacked(model, self.surrogate)
-        with parameters_frozen(model), _left_clean(x.device) as flags:
-            robust = self._clean(attacked, batch)
-            found = x.detach().clone(memory_format=torch.contiguous_format)
-            after = {"clean": robust.clone()}
-            adversary = self._adversary(model, attacked, batch, threat, seed) if robust.any() else None
+        wrapped = _wrap(model, self.surrogate)
+        with freeze_parameters(model), _isolate(x.device) as flags:
+            robust = self._classified_correctly(wrapped, batch)
+            images = x.detach().clone(memory_format=torch.contiguous_format)
+            robust_after = {"clean": robust.clone()}
+            adversary = self._adversary(model, wrapped, batch, threat, seed) if robust.any() else None
             for part in self.parts:
                 if robust.any():
-                    self._run_part(part, adversary, batch, robust, found)
-                after[part] = robust.clone()
-            result = AutoAttackResult(found, MappingProxyType(after), ())
+                    self._run_part(part, adversary, batch, robust, images)
+                robust_after[part] = robust.clone()
+            result = AutoAttackResult(images, MappingProxyType(robust_after), ())
             check_square_sr(result.accuracy, logger=logging.getLogger("auto-attack"))
-        return AutoAttackResult(found, result.robust, tuple(dict.fromkeys(filter(self._concerns, flags))))
+        return AutoAttackResult(images, result.robust, tuple(dict.fromkeys(filter(self._is_relevant, flags))))
 
-    def _concerns(self, flag: str) -> bool:
-        """Whether a flag is about a part that runs: AutoAttack warns of the targeted DLR loss in any case."""
+    def _is_relevant(self, flag: str) -> bool:
+        """Whether a flag is about a part that runs: AutoAttack always warns about the targeted DLR loss."""
         return "apgd-t" in self.parts or "targeted DLR" not in flag
 
     @torch.no_grad()
-    def _clean(self, attacked: Model, batch: Batch) -> Tensor:
+    def _classified_correctly(self, wrapped: Model, batch: Batch) -> Tensor:
+        """Which clean images ``(N,)`` the model classifies correctly."""
         robust = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)
         for rows in batch.rows.split(self.batch_size):
             chunk = batch.keep(rows)
-            logits = attacked(chunk.x)
+            logits = wrapped(chunk.x)
             chunk.check_logits(logits)
             robust[rows] = ~chunk.fooled(logits.argmax(1))
         return robust
 
-    def _adversary(self, real: Model, attacked: Model, batch: Batch, threat: Threat, seed: int) -> Any:
+    def _adversary(self, model: Model, wrapped: Model, batch: Batch, threat: Threat, seed: int) -> Any:
+        """AutoAttack's own object, with this suite's settings."""
         names: dict[str, Any] = {"version": self.version, "norm": str(threat.norm)}
-        model: Any = attacked
-        adversary = pyautoattack.AutoAttack(model, device=batch.x.device, eps=threat.eps, seed=seed, **names)
+        attacked: Any = wrapped
+        adversary = pyautoattack.AutoAttack(attacked, device=batch.x.device, eps=threat.eps, seed=seed, **names)
         square: Any = adversary.square
         square.n_queries = self.queries
         if self.surrogate != plain:
-            square.margin_and_loss = _margins(self.surrogate, real)
-        for ascent in (adversary.apgd, adversary.apgd_targeted):
-            if ascent.eot_iter == 1:  # Of several looks at one iterate, the last alone says whether it fools.
-                spare_the_fallen(ascent)
+            square.margin_and_loss = _margin_and_loss(self.surrogate, model)
+        for apgd in (adversary.apgd, adversary.apgd_targeted):
+            if apgd.eot_iter == 1:  # With several passes per iterate, only the last one decides about success.
+                drop_broken_images(apgd)
         with torch.no_grad():
-            classes = attacked(batch.x[:1]).shape[1]
+            classes = wrapped(batch.x[:1]).shape[1]
         for part in self.parts:
             if classes < _CLASSES[part]:
                 raise InputError(f"{part} needs at least {_CLASSES[part]} classes, got {classes}: leave it out")
@@ -244,14 +184,14 @@ class AutoAttackSuite:
             targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
         return adversary
 
-    def _run_part(self, part: str, adversary: Any, batch: Batch, robust: Tensor, found: Tensor) -> None:
-        """Attack the images of ``robust`` and take those that fell out of it."""
+    def _run_part(self, part: str, adversary: Any, batch: Batch, robust: Tensor, images: Tensor) -> None:
+        """Attack the robust images; write those it breaks into ``images`` and remove them from ``robust``."""
         adversary.attacks_to_run = [part]
-        left = batch.keep(robust)
-        adv, decision = adversary.run_standard_evaluation(left.x.contiguous(), left.y, batch_size=self.batch_size)
-        fell = left.fooled(decision)
-        found[left.rows[fell]] = adv[fell]
-        robust[left.rows[fell]] = False
+        active = batch.keep(robust)
+        adv, decision = adversary.run_standard_evaluation(active.x.contiguous(), active.y, batch_size=self.batch_size)
+        broken = active.fooled(decision)
+        images[active.rows[broken]] = adv[broken]
+        robust[active.rows[broken]] = False
 
 
 def _check(batch: Batch, threat: Threat) -> None:
@@ -261,19 +201,19 @@ def _check(batch: Batch, threat: Threat) -> None:
         raise InputError(f"AutoAttack needs a budget, got {threat}: name a finite eps")
 
 
-def _attacked(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
-    """The model as AutoAttack shall see it."""
+def _wrap(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
+    """The model that AutoAttack sees: the surrogate's logits, with the model's own decision on top."""
 
     def forward(x: Tensor) -> Tensor:
         view = surrogate(model, contiguous_gradient(x))
         # Square overwrites the logits it is given, and they may be memory of the model.
-        return view.logits.clone() if surrogate == plain else _decided(view)
+        return view.logits.clone() if surrogate == plain else _raise_decision(view)
 
     return forward
 
 
-def _decided(view: View) -> Tensor:
-    """The surrogate's logits, the class the model decides for raised to the top by a constant."""
+def _raise_decision(view: View) -> Tensor:
+    """The surrogate's logits, with that of the class the model decides for raised to the top by a constant."""
     decision = view.decide()[:, None]
     with torch.no_grad():
         best, top = view.logits.max(1, keepdim=True)
@@ -283,32 +223,32 @@ def _decided(view: View) -> Tensor:
     return torch.where(raised, above + (view.logits - view.logits.detach()), view.logits)
 
 
-def _margins(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What Square asks for: margins ``(N,)`` that say who fell, and what to lower.
+def _margin_and_loss(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Square's objective: margins ``(N,)`` that decide about success, and the loss ``(N,)`` it minimises.
 
-    They are those of the decision and of the surrogate's own logits. Once the surrogate's top class is another one and
-    the vote still stands, the first would be the same small number whatever the search tries.
+    The margin is that of the model's decision, the loss that of the surrogate's own logits. Where the surrogate is
+    already fooled and the model is not, the margin is a tiny constant that would not guide the search.
     """
 
     def margin_and_loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         view = surrogate(model, x)
-        return -margin(_decided(view), y), -margin(view.logits, y)
+        return -margin(_raise_decision(view), y), -margin(view.logits, y)
 
     return margin_and_loss
 
 
 @contextmanager
-def _left_clean(device: torch.device) -> Iterator[list[str]]:
-    """Collect AutoAttack's flags; leave no trace in the process, its random numbers included."""
+def _isolate(device: torch.device) -> Iterator[list[str]]:
+    """Collect AutoAttack's flags, and restore the process's state afterwards, including its random numbers."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), isolate_autoattack_state(), collect_autoattack_flags() as flags:
         yield flags
 
 
 def square_flags(accuracy: Mapping[str, float]) -> tuple[str, ...]:
-    """AutoAttack's warning that its black-box part found what its white-box parts missed, if it has to be given.
+    """AutoAttack's warning that Square broke images its white-box attacks did not; empty if there is no reason for it.
 
-    It speaks of a share of all images, so it is asked once for an evaluation and not of every shard.
+    The warning compares accuracies over all images, so call this once per evaluation, not once per shard.
 
     Args:
         accuracy: Share of images classified correctly, ``"clean"`` and after each part.
@@ -320,6 +260,73 @@ def square_flags(accuracy: Mapping[str, float]) -> tuple[str, ...]:
     texts: list[str] = []
     check_square_sr(dict(accuracy), logger=SimpleNamespace(warning=texts.append))
     return tuple(texts)
+
+
+class ActiveBatchModel:
+    """A model for one run of an attack, which computes only the images that are still robust.
+
+    For a broken image it returns logits, without a gradient, that predict the true class: an attack that keeps the last
+    adversarial image it found, as APGD does, then keeps that one. APGD treats images independently otherwise, so the
+    other images' results do not change.
+
+    Args:
+        model: From images ``(N, C, H, W)`` to logits ``(N, K)``.
+        y: True labels ``(N,)`` of the images of the run.
+
+    Example:
+        >>> model = ActiveBatchModel(lambda x: x.flatten(1), torch.tensor([0, 1]))
+        >>> x = torch.tensor([[0.2, 0.8], [0.1, 0.9]]).view(2, 1, 1, 2)
+        >>> model(x).argmax(1), model(x).argmax(1)
+        (tensor([1, 1]), tensor([0, 1]))
+    """
+
+    def __init__(self, model: Model, y: Tensor) -> None:
+        self._model = model
+        self._y = y
+        self._robust = torch.ones_like(y, dtype=torch.bool)
+        self._classes = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of images ``(N, C, H, W)``, in the order of the labels."""
+        if self._robust.all():
+            logits = self._model(x)
+            self._classes = logits.shape[1]
+        else:
+            logits = self._active_logits(x)
+        self._robust &= logits.detach().max(1)[1] == self._y
+        return logits
+
+    def _active_logits(self, x: Tensor) -> Tensor:
+        one_hot = F.one_hot(self._y, self._classes).to(x.dtype)
+        rows = self._robust.nonzero().squeeze(1)
+        if not len(rows):
+            return one_hot + 0 * x.flatten(1).sum(1, keepdim=True)  # Differentiable, as the attack expects.
+        return one_hot.index_copy(0, rows, self._model(x[rows]))
+
+
+def drop_broken_images(apgd: Any) -> None:
+    """Change an APGD attack of AutoAttack so that images it has broken cost no further passes.
+
+    Every run of it then attacks an :class:`ActiveBatchModel`.
+
+    Args:
+        apgd: With ``model`` and ``attack_single_run(x, y, x_init)``, and a single pass per iterate.
+
+    Example:
+        >>> from pyautoattack.autopgd_base import APGDAttack
+        >>> drop_broken_images(APGDAttack(lambda x: x.flatten(1), eps=0.1, device="cpu"))
+    """
+    attack_single_run = apgd.attack_single_run
+
+    def run(x: Tensor, y: Tensor, x_init: Tensor | None = None) -> Any:
+        model = apgd.model
+        apgd.model = ActiveBatchModel(model, y)
+        try:
+            return attack_single_run(x, y, x_init)
+        finally:
+            apgd.model = model
+
+    apgd.attack_single_run = run
 
 
 def _version(name: str) -> Callable[..., AutoAttackSuite]:
@@ -337,11 +344,11 @@ def _part(name: str) -> Callable[..., AutoAttackSuite]:
 
 
 def square(*, queries: int = 5000, surrogate: Surrogate = plain, batch_size: int = 250) -> AutoAttackSuite:
-    """Square attack, https://arxiv.org/abs/1912.00049: random search that never asks for a gradient.
+    """Square attack, https://arxiv.org/abs/1912.00049: random search without gradients.
 
     Args:
-        queries: Forward passes per image at most.
-        surrogate: What supplies the logits it compares.
+        queries: Largest number of forward passes per image.
+        surrogate: Supplies the logits.
         batch_size: Images per batch.
 
     Example:

@@ -1,4 +1,4 @@
-"""The images under attack, and what every attack does with them."""
+"""What all attacks share: the ``Attack`` interface, the checked batch of images, and frozen model parameters."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from empir_plugin.errors import EvaluationError, InputError
 
 
 class Attack(Protocol):
-    """What every attack offers: settings bound, ready to be called on any model."""
+    """The interface of an attack: settings are already bound, and it can be called on any model."""
 
     def __call__(
         self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, indices: Tensor | None = None
     ) -> Tensor:
-        """Adversarial images ``(N, C, H, W)``; an image that withstood is returned unchanged.
+        """Adversarial images ``(N, C, H, W)``; images the attack does not break are returned unchanged.
 
         Args:
-            model: Its decision is what has to be changed.
+            model: The model whose decision the attack tries to change.
             x: Images ``(N, C, H, W)`` in [0, 1].
             y: True labels ``(N,)``.
-            threat: How far the attack may go.
-            seed: Of everything random.
-            indices: Numbers of the images in the data set ``(N,)``, 0 to N - 1 if left out: randomness belongs to them.
+            threat: Norm and radius the perturbations must respect.
+            seed: Seed of all random numbers.
+            indices: Indices of the images in the data set ``(N,)``, which random numbers depend on; 0 to N - 1 if
+                left out.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images under attack, with all that belongs to them, cut down together.
+    """The active batch of an attack: images with their labels and indices, filtered together.
 
     Args:
         x: Clean images ``(N, C, H, W)``.
         y: True labels ``(N,)``.
-        targets: Classes to reach ``(N,)``, if the attack is targeted.
-        indices: Numbers of the images in the data set ``(N,)``.
-        rows: Their places in the caller's batch ``(N,)``.
-        classes: How many classes the labels and targets speak of, at least.
+        targets: Target classes ``(N,)`` of a targeted attack.
+        indices: Indices of the images in the data set ``(N,)``.
+        rows: Rows of the images in the caller's batch ``(N,)``.
+        classes: Smallest number of classes that includes all labels and targets.
 
     Example:
         >>> batch = Batch.of(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
@@ -61,16 +62,16 @@ class Batch:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, *, indices: Tensor | None = None, targets: Tensor | None = None) -> Batch:
-        """Check what the caller brought.
+        """Check an attack's arguments and make a batch of them.
 
         Raises:
-            InputError: If a tensor has another shape, type or range than it must have.
+            InputError: If a tensor has the wrong shape, type or range.
         """
         _check_images(x)
         rows = torch.arange(len(x), device=x.device)
-        indices = rows if indices is None else _labels("indices", indices, x)
-        y = _labels("y", y, x)
-        targets = None if targets is None else _labels("targets", targets, x)
+        indices = rows if indices is None else _check_labels("indices", indices, x)
+        y = _check_labels("y", y, x)
+        targets = None if targets is None else _check_labels("targets", targets, x)
         classes = 1 + max((int(labels.amax()) for labels in (y, targets) if labels is not None and len(x)), default=0)
         return cls(x.detach(), y, targets, indices, rows, classes)
 
@@ -78,16 +79,16 @@ class Batch:
         return len(self.rows)
 
     def keep(self, wanted: Tensor) -> Batch:
-        """The images where ``wanted`` ``(N,)`` is true."""
+        """The batch of the images for which ``wanted`` ``(N,)`` is true."""
         targets = None if self.targets is None else self.targets[wanted]
         return Batch(self.x[wanted], self.y[wanted], targets, self.indices[wanted], self.rows[wanted], self.classes)
 
     def fooled(self, decision: Tensor) -> Tensor:
-        """Where ``decision`` ``(N,)`` is what the attack wants."""
+        """Where ``decision`` ``(N,)`` is a success of the attack: a wrong class or, if targeted, the target class."""
         return decision != self.y if self.targets is None else decision == self.targets
 
     def check_logits(self, logits: Tensor) -> None:
-        """Refuse what are no logits for these images.
+        """Check that ``logits`` are logits of these images.
 
         Raises:
             InputError: If the shape is not ``(N, K)`` or a label has no class.
@@ -111,7 +112,8 @@ def _check_images(x: Tensor) -> None:
         raise InputError(f"x must lie in [0, 1], got [{low:g}, {high:g}]: divide by 255 and normalise in the model")
 
 
-def _labels(name: str, labels: Tensor, x: Tensor) -> Tensor:
+def _check_labels(name: str, labels: Tensor, x: Tensor) -> Tensor:
+    """The labels as int64, on the device of the images."""
     if labels.shape != x.shape[:1] or labels.is_floating_point():
         raise InputError(f"{name} must be integers (N,) with N = {len(x)}, got {labels.dtype} {tuple(labels.shape)}")
     if len(labels) and int(labels.amin()) < 0:
@@ -120,22 +122,22 @@ def _labels(name: str, labels: Tensor, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def parameters_frozen(model: object) -> Iterator[None]:
-    """Spare the parameters' part of every graph; what required a gradient before does so again afterwards.
+def freeze_parameters(model: object) -> Iterator[None]:
+    """Compute no gradients with respect to the model's parameters inside; ``requires_grad`` is restored afterwards.
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> with parameters_frozen(layer):
+        >>> with freeze_parameters(layer):
         ...     print(layer.weight.requires_grad)
         False
         >>> layer.weight.requires_grad
         True
     """
-    found = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    trainable = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
     try:
-        for parameter in found:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in found:
+        for parameter in trainable:
             parameter.requires_grad_(True)

@@ -1,4 +1,7 @@
-"""FGSM, BIM, PGD, MIM and R+FGSM: settings of the one gradient loop."""
+"""Projected gradient attacks: the loop, with FGSM, BIM, PGD, MIM, R+FGSM and random noise as its settings.
+
+:class:`GradientAttack` is the only gradient loop of this package; ``GradientAttack._step`` is the PGD step.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Batch, parameters_frozen
+from empir_plugin.attacks.batch import Batch, freeze_parameters
 from empir_plugin.attacks.losses import Loss, cross_entropy
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import (
@@ -25,28 +28,33 @@ from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 
+NO_GRADIENT = (
+    "the model gives no gradient with respect to the images, as a hard vote or a detached output gives none: "
+    "attack it through a surrogate, such as voters or mean_probability"
+)
+
 
 @dataclass(frozen=True)
 class GradientAttack:
     """Projected gradient ascent, https://arxiv.org/abs/1706.06083, as a value: call it on a model.
 
-    An image that fools the model leaves the running batch at once, so each further step costs only the survivors. One
-    pass per step serves the gradient and the decision alike.
+    Broken images are dropped from the active batch at once, so later steps cost less. One forward pass per step serves
+    both the gradient and the decision.
 
     Args:
-        steps: Gradient steps; with 0, only the start is tried.
+        steps: Gradient steps; with 0, only the starting points are tried.
         step_size: Length of one step.
-        start: Where to begin.
-        restarts: How often to begin, each time with the images that still withstand.
-        loss: What to climb.
-        surrogate: What supplies the gradient where the model has none, or a misleading one.
-        decay: Momentum factor of MIM; 0 for none.
-        start_in_box: Whether the start is clipped to [0, 1]. (EMPIR's release does not clip it.)
-        return_last: Return the last iterate of every image, fooled or not, as most publications do, instead of the
-            first that fools the model. The model's decision is then never asked for.
+        start: Starting points.
+        restarts: How often to start; each restart attacks the images that are still robust.
+        loss: The loss to maximise.
+        surrogate: Supplies the gradient where the model has none, or a misleading one.
+        decay: Momentum factor of MIM; 0 for no momentum.
+        start_in_box: Clip the starting points to [0, 1]. (EMPIR's release does not.)
+        return_last: Return the last iterate of every image, adversarial or not, as in most publications, instead of
+            the first that fools the model. The model's decision is then never computed.
 
     Raises:
-        InputError: If a setting makes no sense.
+        InputError: If a setting is out of range, or settings contradict each other.
 
     Example:
         >>> from empir_plugin.attacks.starts import StepOfEps
@@ -68,11 +76,13 @@ class GradientAttack:
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.restarts < 1:
-            raise InputError(f"an attack has 0 or more steps and a restart, got {self.steps} and {self.restarts}")
+            raise InputError(
+                f"steps must be 0 or more and restarts 1 or more, got steps={self.steps} and restarts={self.restarts}"
+            )
         if self.restarts > 1 and self.start == at_image:
-            raise InputError(f"{self.restarts} restarts from the same point are one: use a random start")
+            raise InputError(f"restarts from the clean image are all the same, got {self.restarts}: use a random start")
         if self.restarts > 1 and self.return_last:
-            raise InputError("return_last keeps one iterate per image: use a single restart")
+            raise InputError(f"return_last keeps one iterate per image, got {self.restarts} restarts: use a single one")
 
     def __call__(
         self,
@@ -88,64 +98,57 @@ class GradientAttack:
         """Attack a batch.
 
         Args:
-            model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``; its argmax has to be changed.
+            model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``; the attack tries to change its argmax.
             x: Images ``(N, C, H, W)`` in [0, 1].
             y: True labels ``(N,)``.
-            threat: How far to go.
-            seed: Of the random starts.
-            indices: Numbers of the images in the data set ``(N,)``, 0 to N - 1 if left out: randomness belongs to them.
-            targets: Classes ``(N,)`` to reach; the images are pushed away from ``y`` if left out.
+            threat: Norm and radius the perturbations must respect.
+            seed: Seed of the random starts.
+            indices: Indices of the images in the data set ``(N,)``, which random starts depend on; 0 to N - 1 if left
+                out.
+            targets: Target classes ``(N,)``; the attack is untargeted if left out.
 
         Returns:
-            Adversarial images ``(N, C, H, W)``; an image that withstood is returned unchanged.
+            Adversarial images ``(N, C, H, W)``; images the attack does not break are returned unchanged.
 
         Raises:
-            InputError: If a tensor is not what it must be, the surrogate does not fit the model, or eps is infinite.
+            InputError: If a tensor is invalid, the surrogate does not fit the model, or eps is infinite.
             EvaluationError: If there is no gradient, or a logit, loss or gradient is NaN.
         """
         if math.isinf(threat.eps):
             raise InputError(f"gradient ascent needs a budget, got {threat}: name a finite eps, or use CarliniWagner")
-        survivors = Batch.of(x, y, indices=indices, targets=targets)
-        found = x.detach().clone()
-        with parameters_frozen(model):
+        active = Batch.of(x, y, indices=indices, targets=targets)
+        result = x.detach().clone()
+        with freeze_parameters(model):
             for restart in range(self.restarts):
-                if not len(survivors):
+                if not len(active):
                     break
-                draw = Draw(seed, survivors.indices, restart)
-                survivors = self._run(model, survivors, threat, draw, found)
-        return found
+                draw = Draw(seed, active.indices, restart)
+                active = self._run(model, active, threat, draw, result)
+        return result
 
-    def _run(self, model: Model, batch: Batch, threat: Threat, draw: Draw, found: Tensor) -> Batch:
-        """Climb once; write what fools into ``found`` and return what withstood."""
+    def _run(self, model: Model, batch: Batch, threat: Threat, draw: Draw, result: Tensor) -> Batch:
+        """One restart: write adversarial images into ``result``, and return the batch of images still robust."""
         adv = batch.x + self.start(threat.norm, batch.x, threat.eps, draw)
         adv = adv.clamp_(0, 1) if self.start_in_box else adv
-        velocity = torch.zeros_like(adv) if self.decay else None
+        momentum = torch.zeros_like(adv) if self.decay else None
         for _ in range(self.steps):
             with torch.enable_grad():
                 view = self.surrogate(model, adv.requires_grad_(True))
-            withstood = self._record(view, batch, adv, found)
-            if withstood is not None and not withstood.any():
-                return batch.keep(withstood)
+            robust = self._record_broken(view, batch, adv, result)
+            if robust is not None and not robust.any():
+                return batch.keep(robust)
             grad = self._gradient(view, batch, adv)
             adv = adv.detach()
-            if withstood is not None and not withstood.all():
-                batch, adv, grad = batch.keep(withstood), adv[withstood], grad[withstood]
-                velocity = None if velocity is None else velocity[withstood]
-            if velocity is not None:
-                velocity = grad = velocity * self.decay + _scaled_to_mean_one(grad)
-            adv = self._stepped(batch, adv, grad, threat)
-        return self._finish(model, batch, adv, found)
-
-    def _record(self, view: View, batch: Batch, adv: Tensor, found: Tensor) -> Tensor | None:
-        """Write what fools into ``found``; where the others are, ``(N,)``, or None if nobody asked."""
-        batch.check_logits(view.logits)
-        if self.return_last:
-            return None
-        fooled = batch.fooled(view.decide())
-        found[batch.rows[fooled]] = adv.detach()[fooled]
-        return ~fooled
+            if robust is not None and not robust.all():  # drop broken images from the active batch
+                batch, adv, grad = batch.keep(robust), adv[robust], grad[robust]
+                momentum = None if momentum is None else momentum[robust]
+            if momentum is not None:
+                momentum = grad = momentum * self.decay + _scale_to_mean_one(grad)
+            adv = self._step(batch, adv, grad, threat)
+        return self._finish(model, batch, adv, result)
 
     def _gradient(self, view: View, batch: Batch, adv: Tensor) -> Tensor:
+        """Gradient of the loss with respect to the images."""
         with torch.enable_grad():
             loss = self.loss(view.logits, batch.y, batch.targets).sum()
         if not loss.requires_grad:
@@ -157,39 +160,47 @@ class GradientAttack:
             raise EvaluationError(f"the gradient of {self.loss} is not finite: the model's logits may overflow")
         return grad
 
-    def _stepped(self, batch: Batch, adv: Tensor, grad: Tensor, threat: Threat) -> Tensor:
-        delta = threat.norm.ascent(grad).mul_(self.step_size.at(threat.eps)).add_(adv).sub_(batch.x)
+    def _step(self, batch: Batch, adv: Tensor, grad: Tensor, threat: Threat) -> Tensor:
+        """The PGD step: move along the gradient, project onto the ball around the clean image, clip to [0, 1]."""
+        step = threat.norm.ascent(grad).mul_(self.step_size.at(threat.eps))
+        delta = step.add_(adv).sub_(batch.x)
         return threat.norm.project(delta, threat.eps).add_(batch.x).clamp_(0, 1)
 
-    def _finish(self, model: Model, batch: Batch, adv: Tensor, found: Tensor) -> Batch:
-        """Judge the last iterate."""
+    def _finish(self, model: Model, batch: Batch, adv: Tensor, result: Tensor) -> Batch:
+        """Write the last iterate into ``result``: of broken images or, with ``return_last``, of all."""
         if self.return_last:
-            found[batch.rows] = adv
+            result[batch.rows] = adv
             return batch
         with torch.no_grad():
-            withstood = self._record(plain(model, adv), batch, adv, found)
-        return batch if withstood is None else batch.keep(withstood)
+            robust = self._record_broken(plain(model, adv), batch, adv, result)
+        return batch if robust is None else batch.keep(robust)
+
+    def _record_broken(self, view: View, batch: Batch, adv: Tensor, result: Tensor) -> Tensor | None:
+        """Write the images that fool the model into ``result``.
+
+        Returns:
+            Which images ``(N,)`` are still robust; None if the attack returns last iterates, whatever they achieve.
+        """
+        batch.check_logits(view.logits)
+        if self.return_last:
+            return None
+        broken = batch.fooled(view.decide())
+        result[batch.rows[broken]] = adv.detach()[broken]
+        return ~broken
 
 
-NO_GRADIENT = (
-    "the model gives no gradient with respect to the images, as a hard vote or a detached output gives none: "
-    "attack it through a surrogate, such as voters or mean_probability"
-)
-
-
-def _scaled_to_mean_one(grad: Tensor) -> Tensor:
+def _scale_to_mean_one(grad: Tensor) -> Tensor:
+    """Each image's gradient divided by its mean absolute value."""
     mean = grad.abs().mean((1, 2, 3), keepdim=True)
     return grad / mean.clamp_min(torch.finfo(grad.dtype).tiny)
 
 
-def _step(step_size: float | None, steps: int) -> StepSize:
-    if step_size is not None:
-        return FixedStep(step_size)
-    return StepOfEps(min(1.0, 2.5 / max(steps, 1)))
-
-
 def fgsm(*, loss: Loss = cross_entropy, surrogate: Surrogate = plain) -> GradientAttack:
-    """Fast gradient sign method, https://arxiv.org/abs/1412.6572: one step as long as the threat allows.
+    """Fast gradient sign method, https://arxiv.org/abs/1412.6572: one step of length eps.
+
+    Args:
+        loss: The loss to maximise.
+        surrogate: Supplies the gradient.
 
     Example:
         >>> import torch
@@ -204,19 +215,19 @@ def fgsm(*, loss: Loss = cross_entropy, surrogate: Surrogate = plain) -> Gradien
 def bim(
     steps: int = 40, *, step_size: float | None = None, loss: Loss = cross_entropy, surrogate: Surrogate = plain
 ) -> GradientAttack:
-    """Basic iterative method, https://arxiv.org/abs/1607.02533: gradient ascent from the clean image.
+    """Basic iterative method, https://arxiv.org/abs/1607.02533: projected gradient ascent from the clean image.
 
     Args:
         steps: Gradient steps.
-        step_size: In units of the image; 2.5 times the radius over the steps if left out, at most the radius.
-        loss: What to climb.
-        surrogate: What supplies the gradient.
+        step_size: In units of the image; ``min(eps, 2.5 * eps / steps)`` if left out.
+        loss: The loss to maximise.
+        surrogate: Supplies the gradient.
 
     Example:
         >>> bim(10, step_size=2 / 255).step_size
         FixedStep(size=0.00784313725490196)
     """
-    return GradientAttack(steps, _step(step_size, steps), loss=loss, surrogate=surrogate)
+    return GradientAttack(steps, _step_size(step_size, steps), loss=loss, surrogate=surrogate)
 
 
 def pgd(
@@ -227,20 +238,20 @@ def pgd(
     loss: Loss = cross_entropy,
     surrogate: Surrogate = plain,
 ) -> GradientAttack:
-    """Projected gradient descent, https://arxiv.org/abs/1706.06083: ascent from a random point of the ball.
+    """Projected gradient descent, https://arxiv.org/abs/1706.06083: BIM from a random point of the ball.
 
     Args:
         steps: Gradient steps.
-        step_size: In units of the image; 2.5 times the radius over the steps if left out, at most the radius.
-        restarts: How often to begin, each time with the images that still withstand.
-        loss: What to climb.
-        surrogate: What supplies the gradient.
+        step_size: In units of the image; ``min(eps, 2.5 * eps / steps)`` if left out.
+        restarts: How often to start; each restart attacks the images that are still robust.
+        loss: The loss to maximise.
+        surrogate: Supplies the gradient.
 
     Example:
         >>> pgd(restarts=5).restarts
         5
     """
-    size = _step(step_size, steps)
+    size = _step_size(step_size, steps)
     return GradientAttack(steps, size, start=UniformStart(), restarts=restarts, loss=loss, surrogate=surrogate)
 
 
@@ -252,29 +263,29 @@ def mim(
     loss: Loss = cross_entropy,
     surrogate: Surrogate = plain,
 ) -> GradientAttack:
-    """Momentum iterative method, https://arxiv.org/abs/1710.06081: BIM along a running sum of scaled gradients.
+    """Momentum iterative method, https://arxiv.org/abs/1710.06081: BIM along an accumulated gradient.
 
     Args:
         steps: Gradient steps.
-        step_size: In units of the image; 2.5 times the radius over the steps if left out, at most the radius.
-        decay: What is kept of the sum at every step.
-        loss: What to climb.
-        surrogate: What supplies the gradient.
+        step_size: In units of the image; ``min(eps, 2.5 * eps / steps)`` if left out.
+        decay: Momentum factor: how much of the accumulated gradient is kept at every step.
+        loss: The loss to maximise.
+        surrogate: Supplies the gradient.
 
     Example:
         >>> mim().decay
         1.0
     """
-    return GradientAttack(steps, _step(step_size, steps), decay=decay, loss=loss, surrogate=surrogate)
+    return GradientAttack(steps, _step_size(step_size, steps), decay=decay, loss=loss, surrogate=surrogate)
 
 
 def rfgsm(*, ratio: float = 0.5, loss: Loss = cross_entropy, surrogate: Surrogate = plain) -> GradientAttack:
-    """R+FGSM, https://arxiv.org/abs/1705.07204: a random step, then one along the gradient with what is left.
+    """R+FGSM, https://arxiv.org/abs/1705.07204: a random step, then a gradient step.
 
     Args:
-        ratio: Share of the radius that goes into the random step.
-        loss: What to climb.
-        surrogate: What supplies the gradient.
+        ratio: Length of the random step, relative to eps; the gradient step takes the rest.
+        loss: The loss to maximise.
+        surrogate: Supplies the gradient.
 
     Example:
         >>> rfgsm().start
@@ -283,11 +294,17 @@ def rfgsm(*, ratio: float = 0.5, loss: Loss = cross_entropy, surrogate: Surrogat
     return GradientAttack(1, StepOfEps(1 - ratio), start=DirectionStart(ratio), loss=loss, surrogate=surrogate)
 
 
+def _step_size(step_size: float | None, steps: int) -> StepSize:
+    if step_size is not None:
+        return FixedStep(step_size)
+    return StepOfEps(min(1.0, 2.5 / max(steps, 1)))
+
+
 def uniform_noise(trials: int = 1) -> GradientAttack:
-    """Points drawn uniformly from the ball, for Linf uniform noise on every pixel: the loop's start, with no step.
+    """Uniform noise: points drawn uniformly from the ball, without any gradient step.
 
     Args:
-        trials: Points per image; an image that falls is not tried again.
+        trials: Points per image; only images that are still robust are tried again.
 
     Example:
         >>> import torch
@@ -301,11 +318,12 @@ def uniform_noise(trials: int = 1) -> GradientAttack:
 
 
 def gaussian_noise(trials: int = 1, *, deviation: float = 1.0) -> GradientAttack:
-    """Normal noise on every pixel, cut to the ball.
+    """Gaussian noise on every pixel, projected to the ball, without any gradient step.
 
     Args:
-        trials: Points per image; an image that falls is not tried again.
-        deviation: Standard deviation, as a share of the change that eps allows each pixel: for Linf of eps itself.
+        trials: Points per image; only images that are still robust are tried again.
+        deviation: Standard deviation, relative to the change that eps allows if all pixels change alike: for Linf, to
+            eps itself.
 
     Example:
         >>> gaussian_noise(10).restarts

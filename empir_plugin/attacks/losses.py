@@ -1,6 +1,7 @@
-"""What an attack climbs: values that map logits and labels to one number per image, higher being more adversarial.
+"""Losses that attacks maximise: cross-entropy, margin, DLR, and the double softmax of EMPIR's release.
 
-All of them read log-probabilities as well as logits. With targets they measure how near an image is to its target.
+They map logits and labels to one number per image; higher is more adversarial. All take log-probabilities as well as
+logits. With targets, the loss increases as an image approaches its target class.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from empir_plugin.errors import InputError
 
 
 class Loss(Protocol):
-    """What a loss must offer."""
+    """The interface of a loss."""
 
     def __call__(self, logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
         """Loss per image ``(N,)``.
@@ -25,30 +26,17 @@ class Loss(Protocol):
         Args:
             logits: Logits or log-probabilities ``(N, K)``.
             y: True labels ``(N,)``.
-            targets: Classes ``(N,)`` to come near to, for a targeted attack.
+            targets: Target classes ``(N,)`` of a targeted attack.
         """
         ...
 
 
-def _of(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.gather(1, labels[:, None]).squeeze(1)
-
-
-def _best_other(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.scatter(1, labels[:, None], float("-inf")).amax(1)
-
-
-def _need_classes(logits: Tensor, least: int, loss: str) -> None:
-    if logits.shape[1] < least:
-        raise InputError(f"{loss} needs at least {least} classes, got {logits.shape[1]}: use cross_entropy or margin")
-
-
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy, at a temperature as in PGD++, https://arxiv.org/abs/2003.13511.
+    """Cross-entropy with a temperature, as in PGD++, https://arxiv.org/abs/2003.13511.
 
     Args:
-        temperature: What the logits are divided by: above 1 it revives the gradient of a saturated network.
+        temperature: Divides the logits. Above 1 it restores the gradient of a saturated network.
 
     Raises:
         InputError: If the temperature is not positive.
@@ -66,7 +54,7 @@ class CrossEntropy:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
 
     def __call__(self, logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Cross-entropy to the label, or minus that to the target."""
+        """Cross-entropy with the label; with targets, minus the cross-entropy with the target."""
         scaled = logits if self.temperature == 1 else logits / self.temperature
         if targets is None:
             return F.cross_entropy(scaled, y, reduction="none")
@@ -75,10 +63,10 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class SoftmaxTwice:
-    """Cross-entropy that takes the probabilities for logits: the loss EMPIR's released code climbs, by accident.
+    """Cross-entropy with softmax applied twice: the loss EMPIR's released code maximises, by accident.
 
-    It lives in [log(e + K - 1) - 1, log(e + K - 1)] and hardly moves for a confident network. For the protocol
-    ``released`` only.
+    Its values lie in [log(e + K - 1) - 1, log(e + K - 1)], and it hardly changes for a confident network. Only the
+    protocol ``released`` uses it.
 
     Example:
         >>> import torch
@@ -93,9 +81,9 @@ class SoftmaxTwice:
 
 @dataclass(frozen=True)
 class Margin:
-    """Best other logit minus the label's: Carlini and Wagner's margin, https://arxiv.org/abs/1608.04644.
+    """Largest other logit minus the label's: Carlini and Wagner's margin, https://arxiv.org/abs/1608.04644.
 
-    Positive exactly where the image is misclassified (or, with targets, where it is classified as its target).
+    Positive exactly if the image is misclassified or, with targets, if it is classified as its target.
 
     Example:
         >>> import torch
@@ -104,16 +92,16 @@ class Margin:
     """
 
     def __call__(self, logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Margin against the label, or in favour of the target."""
-        _need_classes(logits, 2, "margin")
+        """Margin of the best other class over the label or, with targets, of the target over the best other class."""
+        _check_classes(logits, 2, "margin")
         if targets is None:
-            return _best_other(logits, y) - _of(logits, y)
-        return _of(logits, targets) - _best_other(logits, targets)
+            return _best_other_logit(logits, y) - _logit(logits, y)
+        return _logit(logits, targets) - _best_other_logit(logits, targets)
 
 
 @dataclass(frozen=True)
 class Dlr:
-    """Difference of logits ratio, blind to the scale of the logits, https://arxiv.org/abs/2003.01690.
+    """Difference of logits ratio (DLR), invariant to the scale of the logits, https://arxiv.org/abs/2003.01690.
 
     Raises:
         InputError: When called with fewer than 3 classes, or fewer than 4 with targets.
@@ -125,12 +113,25 @@ class Dlr:
     """
 
     def __call__(self, logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
-        """The margin over the gap between the first logit and the third (or the mean of third and fourth)."""
-        _need_classes(logits, 3 if targets is None else 4, "dlr" if targets is None else "targeted dlr")
+        """The margin over the largest logit minus the third; with targets, minus the mean of third and fourth."""
+        _check_classes(logits, 3 if targets is None else 4, "dlr" if targets is None else "targeted dlr")
         top = logits.topk(3 if targets is None else 4, dim=1).values
         if targets is None:
-            return (_best_other(logits, y) - _of(logits, y)) / (top[:, 0] - top[:, 2] + 1e-12)
-        return (_of(logits, targets) - _of(logits, y)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+            return (_best_other_logit(logits, y) - _logit(logits, y)) / (top[:, 0] - top[:, 2] + 1e-12)
+        return (_logit(logits, targets) - _logit(logits, y)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def _logit(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def _best_other_logit(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.scatter(1, labels[:, None], float("-inf")).amax(1)
+
+
+def _check_classes(logits: Tensor, least: int, loss: str) -> None:
+    if logits.shape[1] < least:
+        raise InputError(f"{loss} needs at least {least} classes, got {logits.shape[1]}: use cross_entropy or margin")
 
 
 cross_entropy = CrossEntropy()

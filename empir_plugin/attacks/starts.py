@@ -1,4 +1,4 @@
-"""Where a gradient attack starts, and how far it steps."""
+"""Starting points and step sizes of gradient attacks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from empir_plugin.attacks.threat import Norm
 
 
 class Start(Protocol):
-    """What a start must offer."""
+    """The interface of a starting point."""
 
     def __call__(self, norm: Norm, x: Tensor, eps: float, draw: Draw) -> Tensor:
-        """First perturbations ``(N, C, H, W)`` of images ``x``, of norm ``eps`` or less."""
+        """Initial perturbations ``(N, C, H, W)`` of images ``x``, of norm ``eps`` or less."""
         ...
 
 
@@ -25,7 +25,7 @@ class AtImage:
     """Start at the clean image."""
 
     def __call__(self, norm: Norm, x: Tensor, eps: float, draw: Draw) -> Tensor:
-        """No perturbation."""
+        """Zero perturbations."""
         return torch.zeros_like(x)
 
 
@@ -34,19 +34,19 @@ at_image = AtImage()
 
 @dataclass(frozen=True)
 class UniformStart:
-    """Start anywhere in the ball, all points alike."""
+    """Start at a point drawn uniformly from the ball."""
 
     def __call__(self, norm: Norm, x: Tensor, eps: float, draw: Draw) -> Tensor:
-        """Draw from the ball of radius ``eps``."""
+        """Draw points of the ball of radius ``eps``."""
         return norm.random(x, eps, draw)
 
 
 @dataclass(frozen=True)
 class GaussianStart:
-    """Start at normal noise of every pixel, cut to the ball.
+    """Start at Gaussian noise on every pixel, projected to the ball.
 
     Args:
-        deviation: Standard deviation, as a share of the largest change ``eps`` allows each pixel on average.
+        deviation: Standard deviation, relative to the change ``eps`` allows if all pixels change alike.
     """
 
     deviation: float = 1.0
@@ -60,10 +60,10 @@ class GaussianStart:
 
 @dataclass(frozen=True)
 class DirectionStart:
-    """Start at a random step: R+FGSM's, https://arxiv.org/abs/1705.07204. For Linf, the signs of normal noise.
+    """Start with a random step, as R+FGSM does, https://arxiv.org/abs/1705.07204. For Linf, the sign of Gaussian noise.
 
     Args:
-        ratio: Length of the step as a share of ``eps``.
+        ratio: Length of the step, relative to ``eps``.
     """
 
     ratio: float = 0.5
@@ -74,16 +74,16 @@ class DirectionStart:
 
 
 class StepSize(Protocol):
-    """What a step size must offer."""
+    """The interface of a step size."""
 
     def at(self, eps: float) -> float:
-        """Length of a step, in units of the image."""
+        """Length of a step under a threat of radius ``eps``, in units of the image."""
         ...
 
 
 @dataclass(frozen=True)
 class FixedStep:
-    """A step of the same length under any threat.
+    """A step of the same length under every threat.
 
     Args:
         size: In units of the image: 2/255, not 2.
@@ -92,20 +92,20 @@ class FixedStep:
     size: float
 
     def at(self, eps: float) -> float:
-        """That length."""
+        """The fixed length, whatever ``eps`` is."""
         return self.size
 
 
 @dataclass(frozen=True)
 class StepOfEps:
-    """A step of a length that grows with the threat.
+    """A step whose length is proportional to ``eps``.
 
     Args:
-        ratio: Length as a share of ``eps``.
+        ratio: Length of the step, relative to ``eps``.
     """
 
     ratio: float
 
     def at(self, eps: float) -> float:
-        """The share of ``eps``."""
+        """``ratio`` times ``eps``."""
         return self.ratio * eps

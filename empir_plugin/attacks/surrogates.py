@@ -1,6 +1,7 @@
-"""What an attacker may differentiate in place of the model.
+"""Surrogates: what an attack differentiates in place of the model, such as the mean logits of an ensemble's members.
 
-A surrogate supplies the gradients, the model keeps the decision: nothing counts unless the model itself is fooled.
+A surrogate supplies logits and gradients; success is always the model's own decision. The rules over the members'
+logits come first, then the surrogates, then their text forms.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from empir_plugin.models.layers import quantized_layers, use_backward_rule
 class SharpenedVote:
     """Log of the mean over members of ``softmax(logits / temperature)``, ``(N, K)``.
 
-    Low temperatures come near the share of votes; high ones bring saturated members' gradients back.
+    At low temperatures it approaches the share of votes; high temperatures restore the gradients of saturated members.
 
     Args:
         temperature: Above 0.
+
+    Raises:
+        InputError: If the temperature is not positive.
     """
 
     temperature: float
@@ -48,7 +52,7 @@ class Weighted:
     """Log of the weighted mean of the members' probabilities ``(N, K)``.
 
     Args:
-        weights: One per member, not negative, of any positive sum.
+        weights: One per member, not negative, with a positive sum.
 
     Raises:
         InputError: If no weight is positive or one is negative, or when the ensemble has another number of members.
@@ -63,7 +67,7 @@ class Weighted:
     def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
         """Log of the weighted mean probability."""
         if len(self.weights) != len(logits):
-            raise InputError(f"one weight per member is needed: {len(logits)}, got {len(self.weights)}")
+            raise InputError(f"weights must be one per member, {len(logits)}, got {len(self.weights)}")
         weights = logits.new_tensor(self.weights)
         return _log_weighted_mean(logits.log_softmax(-1), (weights / weights.sum())[:, None])
 
@@ -73,15 +77,18 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """Members weighted anew at every step, in the manner of MORA, https://arxiv.org/abs/2211.08008.
+    """Log of a mean of the members' probabilities ``(N, K)``, reweighted at every step, https://arxiv.org/abs/2211.08008.
 
-    A vote is lost member by member: the weight goes to the voters of the winning class that are nearest to giving it
-    up, ``softmax(-margin / temperature)``, and none to members outvoted already. The weights count as constants in the
-    gradient. (MORA's own weights follow from its smoothed vote; the idea is the same, the formula is not.)
+    A vote is broken member by member. Members that vote for the winning class get the weight
+    ``softmax(-margin / temperature)``, which is largest for the smallest margin; outvoted members get none. The weights
+    are constants in the gradient. This is the idea of MORA; its own weights follow from its smoothed vote.
 
     Args:
-        temperature: Above 0, in units of a margin between log-probabilities. Low: the weakest voter alone; high: all
-            voters alike.
+        temperature: Above 0, in units of a margin between log-probabilities. Low: only the voter with the smallest
+            margin counts; high: all voters count alike.
+
+    Raises:
+        InputError: If the temperature is not positive.
     """
 
     temperature: float = 1.0
@@ -91,12 +98,12 @@ class Reweighted:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
 
     def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
-        """Log of the mean probability under the present weights."""
+        """Log of the weighted mean probability."""
         log_p = logits.log_softmax(-1)
         with torch.no_grad():
             winner = MaxVote()(logits, leader).argmax(1)  # (N,)
             best, second = log_p.topk(2, dim=-1).values.unbind(-1)  # (M, N) each
-            # topk breaks ties in another way than the vote does, and the winner's voters must be voters.
+            # topk may break ties differently from argmax, which is what decides who voted for the winner.
             margin = (best - second).masked_fill(logits.argmax(-1) != winner, float("inf"))
             weights = (-margin / self.temperature).softmax(0)
         return _log_weighted_mean(log_p, weights)
@@ -106,30 +113,30 @@ class Reweighted:
 
 
 def _log_weighted_mean(log_p: Tensor, weights: Tensor) -> Tensor:
-    """Log of the sum over members of ``weights`` ``(M, N)`` or ``(M, 1)``, of sum 1, times ``exp(log_p)``."""
+    """Log of the members' mean probability; the weights ``(M, N)`` or ``(M, 1)`` sum to 1 over the members."""
     return (log_p + weights.log().unsqueeze(-1)).logsumexp(0)
 
 
 Model = Callable[[Tensor], Tensor]
-"""Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``."""
+"""A function from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``."""
 
 
 class HasMemberLogits(Protocol):
-    """An ensemble, as far as an attacker looks into it."""
+    """The interface of an ensemble that surrogates need."""
 
     @property
     def members(self) -> Iterable[Model]:
-        """The networks that decide together."""
+        """The member networks."""
         ...
 
     @property
     def rule(self) -> Rule:
-        """How they decide."""
+        """The rule that combines the members' logits."""
         ...
 
     @property
     def leader(self) -> int | None:
-        """The index of the first full-precision member."""
+        """The index of the first full-precision member; None if there is none."""
         ...
 
     def member_logits(self, x: Tensor) -> Tensor:
@@ -137,30 +144,10 @@ class HasMemberLogits(Protocol):
         ...
 
 
-class View(NamedTuple):
-    """What an attack sees at one point.
-
-    Args:
-        logits: What it climbs, ``(N, K)``, differentiable.
-        decide: Gives the classes ``(N,)`` the model itself decides for, computed when called.
-    """
-
-    logits: Tensor
-    decide: Callable[[], Tensor]
-
-
-class Surrogate(Protocol):
-    """What a surrogate must offer."""
-
-    def __call__(self, model: Model, x: Tensor) -> View:
-        """Look at images ``(N, C, H, W)``."""
-        ...
-
-
 def has_member_logits(model: object) -> TypeGuard[HasMemberLogits]:
-    """Whether a model offers :class:`HasMemberLogits`.
+    """Whether a model has the attributes of :class:`HasMemberLogits`.
 
-    Asked attribute by attribute: from Python 3.12 on, ``isinstance`` with a runtime-checkable protocol looks members up
+    This is not ``isinstance`` with a runtime-checkable protocol: from Python 3.12 on, that looks attributes up
     statically and misses the submodules, parameters and buffers of an ``nn.Module``, which come from ``__getattr__``.
 
     Example:
@@ -172,7 +159,27 @@ def has_member_logits(model: object) -> TypeGuard[HasMemberLogits]:
     return all(hasattr(model, name) for name in ("members", "rule", "leader", "member_logits"))
 
 
-def _ensemble(model: Model, surrogate: object) -> HasMemberLogits:
+class View(NamedTuple):
+    """What a surrogate returns for a batch of images.
+
+    Args:
+        logits: The logits the attack differentiates, ``(N, K)``.
+        decide: Returns the classes ``(N,)`` the model itself decides for, computed when called.
+    """
+
+    logits: Tensor
+    decide: Callable[[], Tensor]
+
+
+class Surrogate(Protocol):
+    """The interface of a surrogate."""
+
+    def __call__(self, model: Model, x: Tensor) -> View:
+        """Logits to differentiate and the model's decision, for images ``(N, C, H, W)``."""
+        ...
+
+
+def _as_ensemble(model: Model, surrogate: object) -> HasMemberLogits:
     if not has_member_logits(model):
         raise InputError(
             f"the surrogate {surrogate} reads the members of an ensemble, but {type(model).__name__} has none: "
@@ -181,13 +188,18 @@ def _ensemble(model: Model, surrogate: object) -> HasMemberLogits:
     return model
 
 
-def member_of(model: Model, index: int, who: object) -> Model:
-    """One member of an ensemble, from 0; negative numbers count from the end. ``who`` asks, for the message.
+def member_of(model: Model, index: int, user: object) -> Model:
+    """One member of an ensemble.
+
+    Args:
+        model: The ensemble.
+        index: Index of the member, from 0; negative numbers count from the end.
+        user: The surrogate or attack that needs the member, for the error message.
 
     Raises:
         InputError: If the model has no such member.
     """
-    members = list(_ensemble(model, who).members)
+    members = list(_as_ensemble(model, user).members)
     if not -len(members) <= index < len(members):
         raise InputError(f"member must be 0 to {len(members) - 1}, got {index}")
     return members[index]
@@ -195,7 +207,7 @@ def member_of(model: Model, index: int, who: object) -> Model:
 
 @dataclass(frozen=True)
 class Plain:
-    """The model's own output: no surrogate at all.
+    """The model itself: no surrogate.
 
     Example:
         >>> plain(lambda x: x.flatten(1), torch.tensor([[[[0.2, 0.7]]]])).decide()
@@ -203,7 +215,7 @@ class Plain:
     """
 
     def __call__(self, model: Model, x: Tensor) -> View:
-        """Look at images ``(N, C, H, W)``."""
+        """Logits to differentiate and the model's decision, for images ``(N, C, H, W)``."""
         logits = model(x)
         return View(logits, lambda: logits.detach().argmax(1))
 
@@ -213,10 +225,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class OverMembers:
-    """Any rule over the members' logits: what the ensemble would say if it decided by that rule.
+    """An ensemble whose members' logits are combined by another rule.
 
     Args:
-        rule: From member logits ``(M, N, K)`` and the leader's index to ``(N, K)``; its text names the surrogate.
+        rule: From member logits ``(M, N, K)`` and the leader's index to ``(N, K)``; its text form names the surrogate.
 
     Raises:
         InputError: When called with a model that has no members.
@@ -232,8 +244,8 @@ class OverMembers:
     rule: Rule
 
     def __call__(self, model: Model, x: Tensor) -> View:
-        """Look at images ``(N, C, H, W)``."""
-        ensemble = _ensemble(model, self)
+        """Logits to differentiate and the model's decision, for images ``(N, C, H, W)``."""
+        ensemble = _as_ensemble(model, self)
         logits = ensemble.member_logits(x)
         leader = ensemble.leader
         return View(self.rule(logits, leader), lambda: ensemble.rule(logits.detach(), leader).argmax(1))
@@ -244,10 +256,10 @@ class OverMembers:
 
 @dataclass(frozen=True)
 class Member:
-    """One member alone; the others are asked for their vote only.
+    """One member of an ensemble; the other members only vote.
 
     Args:
-        index: Which member, from 0; negative numbers count from the end.
+        index: Index of the member, from 0; negative numbers count from the end.
 
     Raises:
         InputError: When called with a model that has no such member.
@@ -263,14 +275,14 @@ class Member:
     index: int
 
     def __call__(self, model: Model, x: Tensor) -> View:
-        """Look at images ``(N, C, H, W)``."""
-        ensemble, own = _ensemble(model, self), member_of(model, self.index, self)
-        logits = own(x)
+        """Logits to differentiate and the model's decision, for images ``(N, C, H, W)``."""
+        ensemble, chosen = _as_ensemble(model, self), member_of(model, self.index, self)
+        logits = chosen(x)
 
         def decide() -> Tensor:
             with torch.no_grad():
-                everybody = torch.stack([logits.detach() if other is own else other(x) for other in ensemble.members])
-                return ensemble.rule(everybody, ensemble.leader).argmax(1)
+                all_logits = [logits.detach() if other is chosen else other(x) for other in ensemble.members]
+                return ensemble.rule(torch.stack(all_logits), ensemble.leader).argmax(1)
 
         return View(logits, decide)
 
@@ -280,7 +292,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Source:
-    """Another model, from images ``(N, C, H, W)`` to logits ``(N, K)``, whose gradients are hoped to transfer.
+    """Another model, from images ``(N, C, H, W)`` to logits ``(N, K)``, whose gradients may transfer.
+
+    Args:
+        model: The source of logits and gradients.
 
     Example:
         >>> view = Source(lambda x: x.flatten(1))(lambda x: -x.flatten(1), torch.tensor([[[[0.2, 0.7]]]]))
@@ -291,7 +306,7 @@ class Source:
     model: Model
 
     def __call__(self, model: Model, x: Tensor) -> View:
-        """Look at images ``(N, C, H, W)``."""
+        """Logits to differentiate and the model's decision, for images ``(N, C, H, W)``."""
 
         def decide() -> Tensor:
             with torch.no_grad():
@@ -300,46 +315,15 @@ class Source:
         return View(self.model(x), decide)
 
 
-plain = Plain()
-voters = OverMembers(MaxVote())
-mean_probability = OverMembers(MeanProbability())
-mean_logits = OverMembers(MeanLogits())
-
-
-def member(index: int) -> Member:
-    """The member of this number alone, as a surrogate."""
-    return Member(index)
-
-
-def sharpened_vote(temperature: float) -> OverMembers:
-    """The mean of the members' probabilities at a temperature, as a surrogate."""
-    return OverMembers(SharpenedVote(temperature))
-
-
-def weighted(weights: Iterable[float]) -> OverMembers:
-    """The mean of the members' probabilities under fixed weights, as a surrogate."""
-    return OverMembers(Weighted(tuple(weights)))
-
-
-def reweighted(temperature: float = 1.0) -> OverMembers:
-    """The winner's weakest voters first, as a surrogate."""
-    return OverMembers(Reweighted(temperature))
-
-
-_RULE_NAMES: Mapping[Rule, str] = MappingProxyType(
-    {MaxVote(): "voters", MeanProbability(): "mean_probability", MeanLogits(): "mean_logits"}
-)
-
-
 @dataclass(frozen=True)
 class Through:
-    """Any surrogate, differentiated by another rule through the model's activation quantizers.
+    """A surrogate with another backward rule for the model's activation quantizers.
 
-    Logits and decisions keep their bits, only gradients change (BPDA, https://arxiv.org/abs/1802.00420).
+    Logits and decisions stay bit for bit the same; only gradients change (BPDA, https://arxiv.org/abs/1802.00420).
 
     Args:
-        surrogate: What is looked at.
-        rule: The gradient of the clip to [0, 1] in front of every rounding.
+        surrogate: The surrogate to differentiate.
+        rule: The gradient of the clip to [0, 1] before rounding.
 
     Raises:
         InputError: When called with a model in which nothing is quantized.
@@ -359,7 +343,7 @@ class Through:
     rule: BackwardRule
 
     def __call__(self, model: Model, x: Tensor) -> View:
-        """Look at images ``(N, C, H, W)``."""
+        """Logits to differentiate and the model's decision, for images ``(N, C, H, W)``."""
         if not isinstance(model, nn.Module) or next(quantized_layers(model), None) is None:
             raise InputError(
                 f"the surrogate {self} changes gradients of quantized layers, but {type(model).__name__} has none: "
@@ -372,6 +356,35 @@ class Through:
         return f"{self.surrogate}/{self.rule}"
 
 
+plain = Plain()
+voters = OverMembers(MaxVote())
+mean_probability = OverMembers(MeanProbability())
+mean_logits = OverMembers(MeanLogits())
+
+
+def member(index: int) -> Member:
+    """The member with this index, as a surrogate."""
+    return Member(index)
+
+
+def sharpened_vote(temperature: float) -> OverMembers:
+    """The mean of the members' probabilities at this temperature, as a surrogate."""
+    return OverMembers(SharpenedVote(temperature))
+
+
+def weighted(weights: Iterable[float]) -> OverMembers:
+    """The weighted mean of the members' probabilities, as a surrogate."""
+    return OverMembers(Weighted(tuple(weights)))
+
+
+def reweighted(temperature: float = 1.0) -> OverMembers:
+    """The mean of the members' probabilities, weighted towards the weakest voters of the winner, as a surrogate."""
+    return OverMembers(Reweighted(temperature))
+
+
+_RULE_NAMES: Mapping[Rule, str] = MappingProxyType(
+    {MaxVote(): "voters", MeanProbability(): "mean_probability", MeanLogits(): "mean_logits"}
+)
 _NAMED: Mapping[str, Surrogate] = MappingProxyType(
     {str(surrogate): surrogate for surrogate in (plain, voters, mean_probability, mean_logits)}
 )
@@ -386,11 +399,11 @@ _WITH_NUMBER: Mapping[str, Callable[[str], Surrogate]] = MappingProxyType(
 
 
 def parse_surrogate(text: str) -> Surrogate:
-    """Read a surrogate's text form, the one ``str`` gives.
+    """Read the text form of a surrogate, as ``str`` returns it.
 
     Args:
         text: ``plain``, ``voters``, ``mean_probability``, ``mean_logits``, ``member:0``, ``sharpened_vote:0.1``,
-            ``weighted:0.5,0.5,1`` or ``reweighted:1``; each can be followed by a backward rule for quantizers,
+            ``weighted:0.5,0.5,1`` or ``reweighted:1``; optionally followed by a backward rule for quantizers:
             ``/clip``, ``/identity``, ``/soft`` or ``/soft:0.25``.
 
     Raises:
@@ -400,15 +413,15 @@ def parse_surrogate(text: str) -> Surrogate:
         >>> print(parse_surrogate("weighted:1,1,2/identity"))
         weighted:1,1,2/identity
     """
-    what, slash, rule = text.partition("/")
-    surrogate = _parse(what, text)
+    name, slash, rule = text.partition("/")
+    surrogate = _parse_name(name, text)
     return Through(surrogate, parse_backward(rule)) if slash else surrogate
 
 
-def _parse(what: str, text: str) -> Surrogate:
-    name, _, number = what.partition(":")
+def _parse_name(text: str, whole_text: str) -> Surrogate:
+    name, _, number = text.partition(":")
     try:
         return _WITH_NUMBER[name](number) if number else _NAMED[name]
     except (KeyError, ValueError) as error:
         forms = ", ".join([*_NAMED, "member:0", "sharpened_vote:0.1", "weighted:0.5,0.5,1", "reweighted:1"])
-        raise InputError(f"a surrogate is written as one of {forms}, got {text!r}") from error
+        raise InputError(f"a surrogate is written as one of {forms}, got {whole_text!r}") from error

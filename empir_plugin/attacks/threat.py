@@ -1,4 +1,4 @@
-"""How far an adversary may go."""
+"""Threat models such as ``Linf:8/255``: the norms Linf and L2 with their balls, and how far an adversary may go."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from empir_plugin.errors import InputError
 
 
 class Norm(Protocol):
-    """What a norm must offer; perturbations and gradients are ``(N, C, H, W)``, ``eps`` is in units of the image."""
+    """The interface of a norm; perturbations and gradients are ``(N, C, H, W)``, ``eps`` is in units of the image."""
 
     @property
     def largest_eps(self) -> float:
-        """The largest radius that still says something about images in [0, 1]."""
+        """The largest meaningful radius for images in [0, 1]."""
         ...
 
     def size(self, delta: Tensor) -> Tensor:
@@ -30,29 +30,21 @@ class Norm(Protocol):
         ...
 
     def ascent(self, grad: Tensor) -> Tensor:
-        """The step of norm 1 that climbs most along the gradient, a new tensor; zero where the gradient is zero."""
+        """The unit-norm step of steepest ascent, as a new tensor; zero where the gradient is zero."""
         ...
 
     def project(self, delta: Tensor, eps: float) -> Tensor:
-        """The nearest perturbation of norm ``eps`` or less."""
+        """The nearest perturbation in the ball of radius ``eps``."""
         ...
 
     def random(self, like: Tensor, eps: float, draw: Draw) -> Tensor:
-        """Perturbations drawn uniformly from the ball of radius ``eps``, shaped as ``like``."""
+        """Perturbations drawn uniformly from the ball of radius ``eps``, of the shape of ``like``."""
         ...
-
-
-def _rows(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
-
-
-def _tiny(x: Tensor) -> float:
-    return torch.finfo(x.dtype).tiny
 
 
 @dataclass(frozen=True)
 class Linf:
-    """The largest change of any pixel.
+    """The Linf norm: the largest absolute change of any pixel.
 
     Example:
         >>> Linf().project(torch.tensor([[[[-0.5, 0.1]]]]), eps=0.25)
@@ -61,7 +53,7 @@ class Linf:
 
     @property
     def largest_eps(self) -> float:
-        """1: a larger change leaves [0, 1]."""
+        """1, as a larger change leaves [0, 1]."""
         return 1.0
 
     def size(self, delta: Tensor) -> Tensor:
@@ -73,11 +65,11 @@ class Linf:
         return grad.sign()
 
     def project(self, delta: Tensor, eps: float) -> Tensor:
-        """Clip every pixel's change to ``eps``."""
+        """Clip the change of every pixel to ``[-eps, eps]``."""
         return delta.clamp(-eps, eps)
 
     def random(self, like: Tensor, eps: float, draw: Draw) -> Tensor:
-        """Every pixel's change uniform in ``[-eps, eps]``."""
+        """The change of every pixel, uniform in ``[-eps, eps]``."""
         return draw.uniform(like).mul_(2).sub_(1).mul_(eps)
 
     def __str__(self) -> str:
@@ -86,7 +78,7 @@ class Linf:
 
 @dataclass(frozen=True)
 class L2:
-    """The Euclidean length of the change.
+    """The L2 norm: the Euclidean length of the change.
 
     Example:
         >>> L2().project(torch.tensor([[[[3.0, 4.0]]]]), eps=1.0)
@@ -95,7 +87,7 @@ class L2:
 
     @property
     def largest_eps(self) -> float:
-        """Infinity, which stands for an attack without a budget."""
+        """Infinity, for attacks without a budget."""
         return float("inf")
 
     def size(self, delta: Tensor) -> Tensor:
@@ -104,22 +96,31 @@ class L2:
 
     def ascent(self, grad: Tensor) -> Tensor:
         """The gradient scaled to length 1."""
-        # A saturated network's gradient can be 1e-30: its squares vanish, its direction need not.
-        scaled = grad / _rows(grad.abs().amax((1, 2, 3))).clamp_min(_tiny(grad))
-        return scaled.div_(_rows(self.size(scaled)).clamp_min(_tiny(grad)))
+        # A saturated network's gradient can be 1e-30: its squares underflow, its direction is still useful.
+        scaled = grad / _per_image(grad.abs().amax((1, 2, 3))).clamp_min(_tiny(grad))
+        return scaled.div_(_per_image(self.size(scaled)).clamp_min(_tiny(grad)))
 
     def project(self, delta: Tensor, eps: float) -> Tensor:
-        """Shorten what is longer than ``eps``."""
-        return delta * (eps / _rows(self.size(delta)).clamp_min(_tiny(delta))).clamp_max(1)
+        """Scale perturbations longer than ``eps`` down to that length."""
+        return delta * (eps / _per_image(self.size(delta)).clamp_min(_tiny(delta))).clamp_max(1)
 
     def random(self, like: Tensor, eps: float, draw: Draw) -> Tensor:
-        """A normal direction with a radius that fills the ball evenly."""
+        """A random direction, times a radius such that points are uniform in the ball."""
         direction = self.ascent(draw.normal(like))
-        depth = draw.uniform(like[:, :1, :1, :1], stream=2) ** (1 / like[0].numel())
-        return direction.mul_(depth * eps)
+        radius = draw.uniform(like[:, :1, :1, :1], stream=2) ** (1 / like[0].numel())
+        return direction.mul_(radius * eps)
 
     def __str__(self) -> str:
         return "L2"
+
+
+def _per_image(values: Tensor) -> Tensor:
+    """One value per image ``(N,)``, shaped to broadcast over ``(N, C, H, W)``."""
+    return values.view(-1, 1, 1, 1)
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny
 
 
 _NORMS: Mapping[str, Norm] = MappingProxyType({"Linf": Linf(), "L2": L2()})
@@ -140,20 +141,17 @@ def parse_norm(text: str) -> Norm:
     return _NORMS[text]
 
 
-_EPS = re.compile(r"\d+(?:\.\d+)?(?:[eE]-?\d+)?|\d+/[1-9]\d*|inf")
-
-
 @dataclass(frozen=True)
 class Threat:
     """A norm and the largest perturbation an adversary may apply, measured on images in [0, 1].
 
     Args:
-        norm: What is measured.
+        norm: The norm of the perturbation.
         eps: The radius, in units of the image: 8/255, never 8. For L2 it may be infinite (an attack without a budget).
-        eps_text: How the radius is written, so that 8/255 stays 8/255; found from ``eps`` where it is left out.
+        eps_text: How the radius is written, so that 8/255 stays 8/255; derived from ``eps`` if left out.
 
     Raises:
-        InputError: If ``eps`` lies outside what the norm allows, or the text says another number.
+        InputError: If ``eps`` lies outside what the norm allows, or ``eps_text`` is another number.
 
     Example:
         >>> from empir_plugin.attacks.threat import Linf
@@ -169,11 +167,11 @@ class Threat:
         largest = self.norm.largest_eps
         if not 0 < self.eps <= largest:
             bounds = f"in (0, {largest:g}]" if math.isfinite(largest) else "above 0"
-            raise InputError(f"eps must lie {bounds}, got {self.eps:g}: {_advice(self.eps)}")
+            raise InputError(f"eps must lie {bounds}, got {self.eps:g}: {_hint(self.eps)}")
         if not self.eps_text:
-            object.__setattr__(self, "eps_text", _shortest(self.eps))
-        elif _number(self.eps_text) != self.eps:
-            raise InputError(f"eps_text must say the same number as eps = {self.eps!r}, got {self.eps_text!r}")
+            object.__setattr__(self, "eps_text", _shortest_text(self.eps))
+        elif _parse_eps(self.eps_text) != self.eps:
+            raise InputError(f"eps_text must be the same number as eps = {self.eps!r}, got {self.eps_text!r}")
 
     @classmethod
     def parse(cls, text: str) -> Threat:
@@ -185,26 +183,30 @@ class Threat:
         norm, colon, eps = text.partition(":")
         if not colon:
             raise InputError(f"a threat is written 'Linf:8/255' or 'L2:0.5', got {text!r}")
-        return cls(parse_norm(norm), _number(eps), eps)
+        return cls(parse_norm(norm), _parse_eps(eps), eps)
 
     def __str__(self) -> str:
         return f"{self.norm}:{self.eps_text}"
 
 
-def _number(text: str) -> float:
+_EPS = re.compile(r"\d+(?:\.\d+)?(?:[eE]-?\d+)?|\d+/[1-9]\d*|inf")
+
+
+def _parse_eps(text: str) -> float:
     if not _EPS.fullmatch(text):
         raise InputError(f"eps is written as a fraction or a decimal number, 8/255 or 0.3, got {text!r}")
     return float("inf") if text == "inf" else float(Fraction(text))
 
 
-def _shortest(eps: float) -> str:
+def _shortest_text(eps: float) -> str:
+    """The shortest text that reads back as the same number."""
     levels = eps * 255
     if math.isfinite(eps) and round(levels) / 255 == eps:
-        return min(f"{eps:.12g}", f"{round(levels)}/255", key=lambda text: (_number(text) != eps, len(text)))
+        return min(f"{eps:.12g}", f"{round(levels)}/255", key=lambda text: (_parse_eps(text) != eps, len(text)))
     return "inf" if math.isinf(eps) else repr(float(eps))
 
 
-def _advice(eps: float) -> str:
+def _hint(eps: float) -> str:
     if 1 < eps <= 255:
         return f"images are in [0, 1], so write {eps:g}/255"
     return "images are in [0, 1], so write 8/255 or 0.3"

@@ -1,4 +1,4 @@
-"""Black-box transfer: images made on one model, judged on another."""
+"""Transfer attacks: adversarial images of one model, or of one member, used against another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Attack, Batch, parameters_frozen
+from empir_plugin.attacks.batch import Attack, Batch, freeze_parameters
 from empir_plugin.attacks.surrogates import Model, member_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
@@ -16,14 +16,14 @@ from empir_plugin.errors import InputError
 
 @dataclass(frozen=True)
 class Transfer:
-    """An attack on a source model whose images are then shown to the target, https://arxiv.org/abs/1605.07277.
+    """An attack on a source model, its images used against the target, https://arxiv.org/abs/1605.07277.
 
-    The target is asked once per image, at the end, and never differentiated.
+    The target is queried once per image, at the end, and never differentiated.
 
     Args:
-        source: Where the images are made.
-        attack: How. One that returns its last iterate transfers best: the first that fools the source has hardly
-            crossed its boundary.
+        source: The model the attack runs on.
+        attack: The attack. It transfers best if it returns its last iterate: the first that fools the source has
+            hardly crossed the decision boundary.
 
     Example:
         >>> from dataclasses import replace
@@ -46,12 +46,12 @@ class Transfer:
             model: The target.
             x: Images ``(N, C, H, W)`` in [0, 1].
             y: True labels ``(N,)``.
-            threat: How far to go.
-            seed: Of the attack on the source.
-            indices: Numbers of the images in the data set ``(N,)``.
+            threat: Norm and radius the perturbations must respect.
+            seed: Seed of the attack on the source.
+            indices: Indices of the images in the data set ``(N,)``.
 
         Returns:
-            Adversarial images ``(N, C, H, W)``; one that does not fool the target is returned unchanged.
+            Adversarial images ``(N, C, H, W)``; images for which the target is not fooled are returned unchanged.
         """
         batch = Batch.of(x, y, indices=indices)
         adv = self.attack(self.source, x, y, threat, seed=seed, indices=indices)
@@ -59,66 +59,17 @@ class Transfer:
         return torch.where(fooled.view(-1, 1, 1, 1), adv, batch.x)
 
 
-def transfer_matrix(
-    models: Sequence[Model], x: Tensor, y: Tensor, threat: Threat, *, attack: Attack, seed: int = 0
-) -> Tensor:
-    """How well adversarial images travel between models, such as the members of an ensemble.
-
-    Args:
-        models: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``; M of them.
-        x: Images ``(N, C, H, W)`` in [0, 1].
-        y: True labels ``(N,)``.
-        threat: How far to go.
-        attack: How the images are made; one that returns its last iterate transfers best.
-        seed: Of the attack.
-
-    Returns:
-        ``(M, M)``, float64: of the images that every model classifies correctly, the share that was made on the model
-        of the row and fools the model of the column.
-
-    Raises:
-        InputError: If there is no image that every model classifies correctly.
-
-    Example:
-        >>> from dataclasses import replace
-        >>> from empir_plugin.attacks.gradient import fgsm
-        >>> attack = replace(fgsm(), return_last=True)
-        >>> x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
-        >>> models = [lambda x: x.flatten(1), lambda x: x.flatten(1) * torch.tensor([9.0, 1.0])]
-        >>> transfer_matrix(models, x, y, Threat.parse("Linf:0.1"), attack=attack)
-        tensor([[1., 0.],
-                [1., 0.]], dtype=torch.float64)
-    """
-    batch = Batch.of(x, y)
-    wrong = torch.stack([_fooled(model, batch, batch.x) for model in models]).any(0)
-    batch = batch.keep(~wrong)
-    if not len(batch):
-        raise InputError(f"none of {len(x)} images is classified correctly by all {len(models)} models")
-    rows = []
-    for source in models:
-        adv = attack(source, batch.x, batch.y, threat, seed=seed, indices=batch.indices)
-        rows.append(torch.stack([_fooled(target, batch, adv).double().mean() for target in models]))
-    return torch.stack(rows)
-
-
-def _fooled(model: Model, batch: Batch, adv: Tensor) -> Tensor:
-    with torch.no_grad(), parameters_frozen(model):
-        logits = model(adv)
-    batch.check_logits(logits)
-    return batch.fooled(logits.argmax(1))
-
-
 @dataclass(frozen=True)
 class OnMember:
-    """An attack that is carried out, and whose success is judged, on one member alone.
+    """An attack on one member of an ensemble, successful if that member is fooled.
 
-    What comes back is what the attack made, whether the ensemble falls for it or not. It is transfer from the member to
-    the ensemble, https://arxiv.org/abs/1605.07277, with the source looked up in the very model under attack; and it is
-    what EMPIR's released BIM and Carlini-Wagner attacks do, with the full-precision member.
+    Its images are returned whether or not they fool the ensemble. This is transfer from the member to the ensemble,
+    https://arxiv.org/abs/1605.07277, where the source is part of the model under attack. EMPIR's released BIM and
+    Carlini-Wagner attacks do this with the full-precision member.
 
     Args:
-        index: Which member, from 0.
-        attack: How it is attacked.
+        index: Index of the member, from 0.
+        attack: The attack on the member.
 
     Raises:
         InputError: When called with a model that has no such member.
@@ -145,12 +96,65 @@ class OnMember:
         Args:
             model: An ensemble.
             x: Images ``(N, C, H, W)`` in [0, 1].
-            y: Labels ``(N,)`` to push away from.
-            threat: How far to go.
-            seed: Of the attack.
-            indices: Numbers of the images in the data set ``(N,)``.
+            y: True labels ``(N,)``.
+            threat: Norm and radius the perturbations must respect.
+            seed: Seed of the attack.
+            indices: Indices of the images in the data set ``(N,)``.
 
         Returns:
-            What the attack made of the images on that member ``(N, C, H, W)``.
+            The images ``(N, C, H, W)`` the attack on the member returns.
         """
         return self.attack(member_of(model, self.index, self), x, y, threat, seed=seed, indices=indices)
+
+
+def transfer_matrix(
+    models: Sequence[Model], x: Tensor, y: Tensor, threat: Threat, *, attack: Attack, seed: int = 0
+) -> Tensor:
+    """Transfer rates between models, such as the members of an ensemble, https://arxiv.org/abs/1605.07277.
+
+    Args:
+        models: M models, from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
+        x: Images ``(N, C, H, W)`` in [0, 1].
+        y: True labels ``(N,)``.
+        threat: Norm and radius the perturbations must respect.
+        attack: The attack on each model; it transfers best if it returns its last iterate.
+        seed: Seed of the attack.
+
+    Returns:
+        ``(M, M)``, float64: the share of adversarial images of the row's model that fool the column's model, over the
+        images that all models classify correctly.
+
+    Raises:
+        InputError: If no image is classified correctly by all models.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from empir_plugin.attacks.gradient import fgsm
+        >>> attack = replace(fgsm(), return_last=True)
+        >>> x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+        >>> models = [lambda x: x.flatten(1), lambda x: x.flatten(1) * torch.tensor([9.0, 1.0])]
+        >>> transfer_matrix(models, x, y, Threat.parse("Linf:0.1"), attack=attack)
+        tensor([[1., 0.],
+                [1., 0.]], dtype=torch.float64)
+    """
+    batch = Batch.of(x, y)
+    wrong = torch.stack([_fooled(model, batch, batch.x) for model in models]).any(0)
+    batch = batch.keep(~wrong)
+    if not len(batch):
+        raise InputError(
+            f"some images must be classified correctly by all {len(models)} models, got none of {len(x)}: use other "
+            "images or models"
+        )
+    rows = []
+    for source in models:
+        adv = attack(source, batch.x, batch.y, threat, seed=seed, indices=batch.indices)
+        rows.append(torch.stack([_fooled(target, batch, adv).double().mean() for target in models]))
+    return torch.stack(rows)
+
+
+def _fooled(model: Model, batch: Batch, adv: Tensor) -> Tensor:
+    """Where ``(N,)`` the images fool the model."""
+    with torch.no_grad(), freeze_parameters(model):
+        logits = model(adv)
+    batch.check_logits(logits)
+    return batch.fooled(logits.argmax(1))

@@ -1,4 +1,4 @@
-"""The images an evaluation runs on: loaded, checked, and named by a fingerprint."""
+"""Image sets: the images an evaluation runs on, loaded in their official order, checked, and fingerprinted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from empir_plugin.data import readers as sources
+from empir_plugin.data import readers
 from empir_plugin.errors import DataError, InputError
 
-_LAYOUT = b"empir-plugin image set, layout 1\n"
+DATASETS = ("mnist", "cifar10", "cifar100", "imagenet")
+SPLITS = ("test", "train")
+BUNDLED = "bundled sample"
+OFFICIAL = "official"
+FOLDER = "folder"
 
 OFFICIAL_FINGERPRINTS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
@@ -32,73 +36,17 @@ OFFICIAL_FINGERPRINTS: Mapping[tuple[str, str], str] = MappingProxyType(
 """Fingerprints of the complete published sets, in the published order, by name and split."""
 
 
-def fingerprint(images: Tensor, labels: Tensor) -> str:
-    r"""SHA-256 of a set of labelled images (https://doi.org/10.6028/NIST.FIPS.180-4).
-
-    The hashed bytes are the line ``empir-plugin image set, layout 1``, then for the images and for the labels a line
-    with NumPy's name of the type and the shape (``|u1 (10000, 1, 28, 28)``) followed by the values in C order,
-    little-endian. The lines end in ``\n``; each states the size of what follows, so no two sets share their bytes.
-
-    Images in steps of 1/255 are hashed as uint8, so that a set has one fingerprint whether it is stored as uint8 or as
-    float32; any other image, such as an adversarial one, is hashed as float32.
-
-    Args:
-        images: ``(N, ...)``, uint8 in 0..255 or float32 in [0, 1].
-        labels: ``(N,)``, the true classes.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        InputError: If the types are others, or the number of labels is not the number of images.
-
-    Example:
-        >>> images, labels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8), torch.tensor([7])
-        >>> fingerprint(images, labels)[:16]
-        '8819479d2502cf78'
-        >>> fingerprint(images / 255, labels) == fingerprint(images, labels)
-        True
-    """
-    if images.dtype not in (torch.uint8, torch.float32):
-        raise InputError(f"images must be uint8 or float32 to be fingerprinted, got {images.dtype}: convert them first")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        expected, got = f"({len(images)},)", f"{labels.dtype} {tuple(labels.shape)}"
-        raise InputError(f"labels must be torch.int64 {expected}, one for each image, got {got}")
-    digest = hashlib.sha256(_LAYOUT)
-    for array in (_canonical_pixels(images.detach().cpu()), labels.cpu().numpy().astype("<i8", copy=False)):
-        digest.update(f"{array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).data)
-    return digest.hexdigest()
-
-
-def _canonical_pixels(images: Tensor) -> np.ndarray:
-    """The images as uint8 where that loses nothing, else as little-endian float32."""
-    if images.dtype == torch.uint8:
-        return images.numpy()
-    steps = images.mul(255).round_().clamp_(0, 255).nan_to_num_().to(torch.uint8)
-    if torch.equal(steps.float().div_(255), images):
-        return steps.numpy()
-    return images.numpy().astype("<f4", copy=False)
-
-
-DATASETS = ("mnist", "cifar10", "cifar100", "imagenet")
-SPLITS = ("test", "train")
-BUNDLED = "bundled sample"
-OFFICIAL = "official"
-FOLDER = "folder"
-
-
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images in a fixed order, stored as bytes and handed out as float32 in [0, 1].
+    """Labelled images in a fixed order, stored as uint8 and returned as float32 in [0, 1].
 
     Args:
         name: ``mnist``, ``cifar10``, ``cifar100`` or ``imagenet``.
         split: ``test`` or ``train``.
         images: ``(N, C, H, W)``, uint8.
         labels: ``(N,)``, int64, the true classes.
-        class_names: What the K classes are called, in the order of their numbers.
-        source: ``bundled sample``; ``official`` for published files that were recognised; ``folder`` for any others.
+        class_names: Names of the K classes, in the order of their labels.
+        source: ``bundled sample``; ``official`` for the published files; ``folder`` for any others.
 
     Raises:
         InputError: If the tensors are not of these types and shapes, empty, or a label is not one of the K classes.
@@ -133,15 +81,15 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of these images and labels: see `empir_plugin.data.image_set.fingerprint`."""
+        """SHA-256 of the images and labels, see :func:`fingerprint`."""
         return fingerprint(self.images, self.labels)
 
     @property
     def is_full_official(self) -> bool:
         """Whether this is the complete published set, in the published order.
 
-        MNIST and CIFAR-10 are recognised by their fingerprint, CIFAR-100 by the published checksums of its files and
-        its size. ImageNet never is: what a JPEG decodes to depends on the decoder.
+        MNIST and CIFAR-10 are recognised by their fingerprints, CIFAR-100 by its size and the published checksums of
+        its files. It is never true of ImageNet, as the pixels of a JPEG depend on the decoder.
         """
         official = OFFICIAL_FINGERPRINTS.get((self.name, self.split))
         if official is not None:
@@ -158,7 +106,7 @@ class ImageSet:
         return self.batch(0, len(self))[0]
 
     def first(self, n: int) -> ImageSet:
-        """The first ``n`` examples, in order, as a set with a fingerprint of its own.
+        """The first ``n`` images, in order, as an image set with its own fingerprint.
 
         Raises:
             InputError: If ``n`` is not in 1..N.
@@ -178,20 +126,20 @@ def load_images(
     n_examples: int | None = None,
     split: str = "test",
 ) -> ImageSet:
-    """Load a benchmark's images in their official order, without ever using the network.
+    """Load the images of a benchmark in their official order; nothing is ever downloaded.
 
     Args:
         name: ``mnist``, ``cifar10``, ``cifar100`` or ``imagenet``.
-        data_dir: A folder as torchvision lays it out (``MNIST/raw``, ``cifar-10-batches-py``, ``cifar-100-python``; for
-            ImageNet ``val``), or that inner folder itself. None for the sample in this package: the first 1,000 test
-            images of MNIST or CIFAR-10.
-        n_examples: How many to keep, from the first; None for all.
+        data_dir: A folder in torchvision's layout (``MNIST/raw``, ``cifar-10-batches-py``, ``cifar-100-python``; for
+            ImageNet ``val``), or that inner folder itself. None for the bundled sample: the first 1,000 test images of
+            MNIST or CIFAR-10.
+        n_examples: Keep only the first so many images; None for all.
         split: ``test``, or ``train`` from a folder.
 
     Raises:
-        InputError: If the name or the split is unknown, or more examples are asked for than there are.
-        DataError: If the folder is missing or damaged, or there is no sample of what is asked for.
-        CompatibilityError: If ImageNet is asked for and robustbench cannot be imported.
+        InputError: If the name or the split is unknown, or there are fewer than ``n_examples`` images.
+        DataError: If the folder is missing or damaged, or no sample of these images is bundled.
+        CompatibilityError: If robustbench, which ImageNet is read with, cannot be imported.
 
     Example:
         >>> data = load_images("cifar10", n_examples=4)
@@ -204,42 +152,94 @@ def load_images(
         raise InputError(f"the split must be test or train, got {split!r}")
     if n_examples is not None:
         _check_count(n_examples)
-    found = _from_sample(name, split) if data_dir is None else _from_folder(name, split, Path(data_dir), n_examples)
-    return found if n_examples is None else found.first(n_examples)
+    images = _load_sample(name, split) if data_dir is None else _load_folder(name, split, Path(data_dir), n_examples)
+    return images if n_examples is None else images.first(n_examples)
 
 
-def _from_sample(name: str, split: str) -> ImageSet:
-    if name not in sources.SAMPLE_SHA256 or split != "test":
+def _load_sample(name: str, split: str) -> ImageSet:
+    if name not in readers.SAMPLE_SHA256 or split != "test":
         have = "the first 1,000 test images of mnist and of cifar10"
         raise DataError(f"this package holds {have}, not the {split} images of {name}: pass --data-dir")
-    images, labels, names, _ = sources.read_sample(name)
+    images, labels, names, _ = readers.read_sample(name)
     return ImageSet(name, split, images, labels, names, BUNDLED)
 
 
-def _from_folder(name: str, split: str, data_dir: Path, n_examples: int | None) -> ImageSet:
+def _load_folder(name: str, split: str, data_dir: Path, n_examples: int | None) -> ImageSet:
     try:
         images, labels, names, verified = _read(name, split, data_dir, n_examples)
     except OSError as error:
         raise DataError(f"{name} in {data_dir} cannot be read ({error}): check --data-dir and its files") from error
     try:
-        found = ImageSet(name, split, images, labels, names, OFFICIAL if verified else FOLDER)
+        loaded = ImageSet(name, split, images, labels, names, OFFICIAL if verified else FOLDER)
     except InputError as error:
         raise DataError(f"{data_dir} does not hold a usable {name}: {error}") from error
-    return replace(found, source=OFFICIAL) if found.is_full_official else found
+    return replace(loaded, source=OFFICIAL) if loaded.is_full_official else loaded
 
 
-def _read(name: str, split: str, data_dir: Path, n_examples: int | None) -> sources.Source:
+def _read(name: str, split: str, data_dir: Path, n_examples: int | None) -> readers.LabelledImages:
     if name == "mnist":
-        return sources.read_mnist(data_dir, split)
+        return readers.read_mnist(data_dir, split)
     if name == "imagenet":
         if split != "test":
             raise InputError("RobustBench lists test images of imagenet only, got split='train': use test")
-        return sources.read_imagenet(data_dir, n_examples)
-    return sources.read_cifar(data_dir, split, CIFAR10 if name == "cifar10" else CIFAR100)
+        return readers.read_imagenet(data_dir, n_examples)
+    return readers.read_cifar(data_dir, split, CIFAR10 if name == "cifar10" else CIFAR100)
+
+
+_LAYOUT = b"empir-plugin image set, layout 1\n"
+
+
+def fingerprint(images: Tensor, labels: Tensor) -> str:
+    r"""SHA-256 of labelled images (https://doi.org/10.6028/NIST.FIPS.180-4).
+
+    The hashed bytes are the line ``empir-plugin image set, layout 1``, then, for the images and for the labels, a line
+    with NumPy's name of the type and the shape (``|u1 (10000, 1, 28, 28)``), followed by the values in C order,
+    little-endian. Lines end in ``\n`` and state the size of what follows, so different sets have different bytes.
+
+    Images in steps of 1/255 are hashed as uint8, so a set has the same fingerprint stored as uint8 or as float32. Other
+    images, such as adversarial ones, are hashed as float32.
+
+    Args:
+        images: ``(N, ...)``, uint8 in 0..255 or float32 in [0, 1].
+        labels: ``(N,)``, the true classes.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InputError: If the types are not as above, or there is not one label per image.
+
+    Example:
+        >>> images, labels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8), torch.tensor([7])
+        >>> fingerprint(images, labels)[:16]
+        '8819479d2502cf78'
+        >>> fingerprint(images / 255, labels) == fingerprint(images, labels)
+        True
+    """
+    if images.dtype not in (torch.uint8, torch.float32):
+        raise InputError(f"images must be uint8 or float32 to be fingerprinted, got {images.dtype}: convert them first")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        expected, got = f"({len(images)},)", f"{labels.dtype} {tuple(labels.shape)}"
+        raise InputError(f"labels must be torch.int64 {expected}, one for each image, got {got}")
+    digest = hashlib.sha256(_LAYOUT)
+    for array in (_canonical_pixels(images.detach().cpu()), labels.cpu().numpy().astype("<i8", copy=False)):
+        digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _canonical_pixels(images: Tensor) -> np.ndarray:
+    """The images as uint8 if that is exact, else as little-endian float32."""
+    if images.dtype == torch.uint8:
+        return images.numpy()
+    steps = images.mul(255).round_().clamp_(0, 255).nan_to_num_().to(torch.uint8)
+    if torch.equal(steps.float().div_(255), images):
+        return steps.numpy()
+    return images.numpy().astype("<f4", copy=False)
 
 
 def check_images(x: Tensor, y: Tensor | None = None, num_classes: int | None = None) -> None:
-    """Raise unless images, and labels if given, are what a model in this package is evaluated on.
+    """Check that images, and labels if given, can be used to evaluate a model.
 
     Args:
         x: ``(N, C, H, W)``, float32 in [0, 1], N at least 1.
@@ -247,7 +247,7 @@ def check_images(x: Tensor, y: Tensor | None = None, num_classes: int | None = N
         num_classes: K; labels must be below it.
 
     Raises:
-        InputError: If anything is not so; the sentence says what to do.
+        InputError: If a type, shape or value is not as above.
 
     Example:
         >>> check_images(torch.rand(2, 3, 32, 32), torch.tensor([3, 8]), num_classes=10)
@@ -274,7 +274,7 @@ def _check_shape(x: Tensor) -> None:
 def _check_range(x: Tensor) -> None:
     low, high = (value.item() for value in x.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError("images must be finite, got NaN or infinite pixels: look at how they were made")
+        raise InputError("images must be finite, got NaN or infinite pixels: check how they were computed")
     if low < 0:
         cure = "undo the normalisation, it belongs inside the model"
         raise InputError(f"images must be in [0, 1], got values down to {low:.9g}: {cure}")

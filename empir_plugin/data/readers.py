@@ -1,4 +1,4 @@
-"""Where images come from: the samples in this package, and the folders that torchvision and RobustBench read."""
+"""Readers of image sets: the bundled samples, and folders in the layouts of torchvision and RobustBench."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torchvision.datasets.utils import check_integrity
 from empir_plugin.errors import CompatibilityError, DataError, InputError
 
 SHEET_COLUMNS = 40
-"""Images beside each other in the picture that holds a bundled sample."""
+"""Images per row in the picture that holds a bundled sample."""
 
 SAMPLE_SHA256: Mapping[str, str] = MappingProxyType(
     {
@@ -31,7 +31,7 @@ SAMPLE_SHA256: Mapping[str, str] = MappingProxyType(
         "cifar10": "5b2ef0db6e27ef7b5d0abc0745eb1233e3831f984ccc8a7ae3fb0ab364a8ddb7",
     }
 )
-"""SHA-256 of the picture files in ``samples/``, by data set."""
+"""SHA-256 of the pictures in ``samples/``, by data set."""
 
 DIGITS = tuple("0123456789")
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -41,8 +41,8 @@ _MNIST_PREFIX: Mapping[str, str] = MappingProxyType({"test": "t10k", "train": "t
 _IMAGENET_CLASSES = 1000
 
 
-class Source(NamedTuple):
-    """What a reader found, in the order of the files: ``images`` uint8 ``(N, C, H, W)``, ``labels`` int64 ``(N,)``."""
+class LabelledImages(NamedTuple):
+    """What a reader returns, in file order: ``images`` uint8 ``(N, C, H, W)`` and ``labels`` int64 ``(N,)``."""
 
     images: Tensor
     labels: Tensor
@@ -51,13 +51,13 @@ class Source(NamedTuple):
     """Whether every file had its published checksum."""
 
 
-def read_sample(name: str) -> Source:
-    """The first 1,000 official test images of MNIST or CIFAR-10, from the picture in this package.
+def read_sample(name: str) -> LabelledImages:
+    """Read the bundled sample: the first 1,000 official test images of MNIST or CIFAR-10.
 
-    The picture is a lossless sheet, 40 images to the row, with the labels as digits in its text chunk ``labels``.
+    The sample is a lossless picture with 40 images per row, and the labels as digits in its text chunk ``labels``.
 
     Raises:
-        DataError: If the file in this package is missing or not the one that was published.
+        DataError: If the file is missing or damaged.
     """
     content = _sample_bytes(name)
     with Image.open(io.BytesIO(content)) as picture:
@@ -67,7 +67,7 @@ def read_sample(name: str) -> Source:
     tiles = sheet.reshape(-1, side, SHEET_COLUMNS, side, channels).transpose(0, 2, 4, 1, 3)
     images = torch.from_numpy(tiles.reshape(-1, channels, side, side).copy())
     names = DIGITS if name == "mnist" else CIFAR10_NAMES
-    return Source(images, torch.tensor([int(digit) for digit in digits]), names, verified=True)
+    return LabelledImages(images, torch.tensor([int(digit) for digit in digits]), names, verified=True)
 
 
 def _sample_bytes(name: str) -> bytes:
@@ -81,10 +81,10 @@ def _sample_bytes(name: str) -> bytes:
     return content
 
 
-def read_mnist(data_dir: Path, split: str) -> Source:
-    """MNIST (http://yann.lecun.com/exdb/mnist/), or a set in its files, from ``MNIST/raw`` under a folder.
+def read_mnist(data_dir: Path, split: str) -> LabelledImages:
+    """Read MNIST (http://yann.lecun.com/exdb/mnist/), or another set in its format, from ``MNIST/raw`` in a folder.
 
-    Nothing but the size of the files is checked here: torchvision has no checksums of the unpacked files.
+    Only the format and size of the files are checked, as torchvision has no checksums of the unpacked files.
 
     Raises:
         DataError: If a file is missing, truncated or not in MNIST's format.
@@ -93,11 +93,13 @@ def read_mnist(data_dir: Path, split: str) -> Source:
     images, labels = (raw / f"{_MNIST_PREFIX[split]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
     _check_idx(images, (28, 28))
     _check_idx(labels, ())
-    return Source(read_image_file(str(images)).unsqueeze(1), read_label_file(str(labels)), DIGITS, verified=False)
+    return LabelledImages(
+        read_image_file(str(images)).unsqueeze(1), read_label_file(str(labels)), DIGITS, verified=False
+    )
 
 
 def _check_idx(path: Path, item: tuple[int, ...]) -> None:
-    """Raise DataError unless the file is as long as its header says, for items of one shape."""
+    """Check that a file holds items of this shape and is as long as its header says."""
     if not path.is_file():
         cure = "unpack the .gz beside it" if path.with_name(f"{path.name}.gz").is_file() else "check --data-dir"
         raise DataError(f"MNIST needs the file {path}, which is not there: {cure}")
@@ -114,10 +116,10 @@ def _check_idx(path: Path, item: tuple[int, ...]) -> None:
         raise DataError(f"{path} must have {expected:,} bytes of {shape[0]:,} items, got {size:,} bytes: get it again")
 
 
-def read_cifar(data_dir: Path, split: str, dataset: type[CIFAR10]) -> Source:
-    """CIFAR-10 or CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html) through torchvision, never downloading.
+def read_cifar(data_dir: Path, split: str, dataset: type[CIFAR10]) -> LabelledImages:
+    """Read CIFAR-10 or CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html) with torchvision, without downloads.
 
-    The files are pickles; torchvision opens none before its MD5 was found to be the published one.
+    The files are pickles; torchvision checks that a file has the published MD5 before it opens it.
 
     Raises:
         DataError: If a file is missing or does not have the published MD5.
@@ -126,13 +128,13 @@ def read_cifar(data_dir: Path, split: str, dataset: type[CIFAR10]) -> Source:
     try:
         files = dataset(str(folder.parent), train=split == "train", download=False)
     except RuntimeError as error:
-        raise DataError(_cifar_fault(folder, dataset)) from error
+        raise DataError(_cifar_problem(folder, dataset)) from error
     images = torch.from_numpy(np.ascontiguousarray(files.data.transpose(0, 3, 1, 2)))
-    return Source(images, torch.tensor(files.targets), tuple(files.classes), verified=True)
+    return LabelledImages(images, torch.tensor(files.targets), tuple(files.classes), verified=True)
 
 
-def _cifar_fault(folder: Path, dataset: type[CIFAR10]) -> str:
-    """Say which file keeps torchvision from reading a folder, and what to do."""
+def _cifar_problem(folder: Path, dataset: type[CIFAR10]) -> str:
+    """Which file keeps torchvision from reading a folder, and what to do."""
     cure = f"unpack {dataset.filename} from {dataset.url.rpartition('/')[0]} again"
     for file, md5 in (*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])):
         if not (folder / file).is_file():
@@ -142,20 +144,20 @@ def _cifar_fault(folder: Path, dataset: type[CIFAR10]) -> str:
     return f"{dataset.__name__} in {folder} cannot be read: {cure}"
 
 
-def read_imagenet(data_dir: Path, n_examples: int | None) -> Source:
-    """RobustBench's 5,000 ImageNet validation images (https://github.com/RobustBench/robustbench), 224 x 224.
+def read_imagenet(data_dir: Path, n_examples: int | None) -> LabelledImages:
+    """Read RobustBench's 5,000 ImageNet validation images (https://github.com/RobustBench/robustbench), 224 x 224.
 
-    The list, the decoding and the preprocessing (``Res256Crop224``) are RobustBench's own; of the folder ``val``, with
-    one folder for each class, only the images asked for are read.
+    The list, the decoding and the preprocessing (``Res256Crop224``) are RobustBench's own. Only the first
+    ``n_examples`` images of the list are read.
 
     Args:
-        data_dir: The folder with ``val`` in it, or ``val`` itself.
+        data_dir: The folder that contains ``val``, or ``val`` itself, with one folder for each class.
         n_examples: How many images of the list to decode; None for all.
 
     Raises:
         CompatibilityError: If robustbench cannot be imported.
-        DataError: If there is no ``val`` with the 1,000 class folders.
-        InputError: If more images are asked for than the list has.
+        DataError: If there is no ``val`` with 1,000 class folders.
+        InputError: If the list has fewer than ``n_examples`` images.
     """
     val = _imagenet_val(data_dir)
     try:
@@ -174,12 +176,12 @@ def read_imagenet(data_dir: Path, n_examples: int | None) -> Source:
     for i in range(count):
         image, labels[i], _ = folder[i]
         images[i] = image.mul(255).round()
-    return Source(images, labels, tuple(folder.classes), verified=False)
+    return LabelledImages(images, labels, tuple(folder.classes), verified=False)
 
 
 def _imagenet_val(data_dir: Path) -> Path:
     val = _inside(data_dir, "val")
-    # RobustBench numbers the classes by the folders that exist: with one missing, the labels would shift silently.
+    # RobustBench numbers the classes by the folders that exist: if one is missing, labels shift silently.
     classes = sum(entry.is_dir() for entry in val.iterdir()) if val.is_dir() else 0
     if classes != _IMAGENET_CLASSES:
         raise DataError(f"ImageNet needs 1,000 class folders in {val}, got {classes:,}: check --data-dir")
@@ -187,7 +189,7 @@ def _imagenet_val(data_dir: Path) -> Path:
 
 
 def _inside(data_dir: Path, *inner: str) -> Path:
-    """The inner folder of a data folder, also where the user named the inner folder itself or one on the way to it."""
+    """The inner folder of a data folder; ``data_dir`` may also be that inner folder itself, or a folder on its path."""
     folder = data_dir.expanduser().absolute()
     if not folder.is_dir():
         raise DataError(f"{data_dir} is not a folder: check --data-dir")

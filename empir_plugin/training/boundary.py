@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin._files.tables import check_positive
-from empir_plugin.attacks.batch import parameters_frozen
+from empir_plugin.attacks.batch import freeze_parameters
 from empir_plugin.attacks.losses import cross_entropy
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.errors import InputError
@@ -79,7 +79,7 @@ class BoundarySearch:
 
     def __call__(self, model: nn.Module, batch: TrainingBatch) -> Boundary:
         """Search around the images of a batch; the network's modes and weights are left unchanged."""
-        with attack_mode(model), parameters_frozen(model):
+        with attack_mode(model), freeze_parameters(model):
             found = [Boundary(self._bisect(model, batch, each), each) for each in self._directions(model, batch)]
         radii = torch.stack([each.radius for each in found])  # (1 + directions, N)
         nearest = radii.argmin(0)

@@ -1,4 +1,4 @@
-"""Models whose answer is known."""
+"""A linear model with known distances to its decision boundary, and small networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """Classes 0 and 1 part at a hyperplane, classes 2 and 3 never win: the nearest adversary is known."""
+    """A hyperplane separates classes 0 and 1, and classes 2 and 3 never win: the smallest perturbation is known."""
 
     def __init__(self, shape: tuple[int, int, int] = (3, 4, 4)) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ def linear() -> Linear:
 
 @pytest.fixture
 def near_middle(linear: Linear) -> Tensor:
-    """Images of one and the same distance to the hyperplane, on both sides, so far from the box that it never binds."""
+    """Images on both sides of the hyperplane, all at the same distance, and far from the borders of the box."""
     noise = 0.05 * torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     w = linear.w.detach()
-    wanted = torch.tensor([0.4, -0.4] * 8, dtype=torch.float64)
-    lacking = wanted - (noise * w).sum((1, 2, 3))
-    return 0.5 + noise + lacking.view(-1, 1, 1, 1) * w / w.square().sum()
+    scores = torch.tensor([0.4, -0.4] * 8, dtype=torch.float64)
+    missing = scores - (noise * w).sum((1, 2, 3))
+    return 0.5 + noise + missing.view(-1, 1, 1, 1) * w / w.square().sum()
 
 
 def network(seed: int) -> nn.Module:

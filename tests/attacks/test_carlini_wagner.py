@@ -1,3 +1,5 @@
+"""Carlini and Wagner's attack: analytic distances, a literal restatement, surrogates and bad input."""
+
 from __future__ import annotations
 
 import math
@@ -18,18 +20,18 @@ UNBOUNDED = Threat.parse("L2:inf")
 QUICK = CarliniWagner(search_steps=5, iterations=60, learning_rate=0.02, initial_const=0.1, abort_checks=0)
 
 
-def test_finds_nearly_the_nearest_and_never_a_nearer(linear: Any, near_middle: Tensor) -> None:
+def test_finds_almost_the_smallest_perturbation_and_never_a_smaller_one(linear: Any, near_middle: Tensor) -> None:
     y = linear(near_middle).argmax(1)
     adv = QUICK(linear, near_middle, y, UNBOUNDED)
     distance = linear.distance(near_middle, "L2")
     ratio = L2().size(adv - near_middle) / distance
     assert torch.equal(linear(adv).argmax(1), 1 - y)
-    # Images sit at most 1e-6 from where tanh space starts, hence the last digit.
+    # Mapping an image to tanh space and back moves it by up to 1e-6, hence the tolerance.
     assert float(ratio.min()) >= 1 - 1e-4
     assert float(ratio.max()) <= 1.05
 
 
-def test_a_budget_decides_what_is_returned(linear: Any, near_middle: Tensor) -> None:
+def test_only_images_within_the_threat_are_returned(linear: Any, near_middle: Tensor) -> None:
     y = linear(near_middle).argmax(1)
     distance = float(linear.distance(near_middle, "L2").mean())
     assert torch.equal(linear(QUICK(linear, near_middle, y, Threat(L2(), 1.06 * distance))).argmax(1), 1 - y)
@@ -39,16 +41,16 @@ def test_a_budget_decides_what_is_returned(linear: Any, near_middle: Tensor) -> 
 def test_targets(linear: Any, near_middle: Tensor) -> None:
     y = linear(near_middle).argmax(1)
     assert torch.equal(linear(QUICK(linear, near_middle, y, UNBOUNDED, targets=1 - y)).argmax(1), 1 - y)
-    hopeless = replace(QUICK, search_steps=1)(linear, near_middle, y, UNBOUNDED, targets=torch.full_like(y, 3))
-    assert torch.equal(hopeless, near_middle)
+    adv = replace(QUICK, search_steps=1)(linear, near_middle, y, UNBOUNDED, targets=torch.full_like(y, 3))
+    assert torch.equal(adv, near_middle), "class 3 can never win"
 
 
 def test_confidence(linear: Any, near_middle: Tensor) -> None:
     y = linear(near_middle).argmax(1)
     adv = replace(QUICK, confidence=0.5)(linear, near_middle, y, UNBOUNDED)
     logits = linear(adv).detach()
-    won_by = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
-    assert float(won_by.min()) >= 0.5
+    margins = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
+    assert float(margins.min()) >= 0.5
 
 
 def literal(
@@ -97,7 +99,7 @@ def test_images_do_not_depend_on_each_other(small_network: nn.Module, images: Te
     torch.testing.assert_close(apart, together[rows], rtol=0, atol=1e-9)
 
 
-def test_images_that_gain_nothing_leave_the_batch(small_network: nn.Module, images: Tensor) -> None:
+def test_images_that_stop_improving_are_dropped_from_the_batch(small_network: nn.Module, images: Tensor) -> None:
     sizes: list[int] = []
 
     def counting(x: Tensor) -> Tensor:
@@ -125,9 +127,9 @@ def test_ensembles(small_members: list[nn.Module], images: Tensor) -> None:
     y = ensemble(images).argmax(1)
     for surrogate in (surrogates.voters, surrogates.member(0)):
         adv = carlini_wagner_of_empir(surrogate=surrogate)(ensemble, images, y, UNBOUNDED)
-        fell = ensemble(adv).argmax(1) != y
-        assert float(fell.double().mean()) > 0.5
-        assert torch.equal(adv[~fell], images[~fell])
+        broken = ensemble(adv).argmax(1) != y
+        assert float(broken.double().mean()) > 0.5
+        assert torch.equal(adv[~broken], images[~broken])
 
 
 def test_a_model_without_gradient(images: Tensor) -> None:
@@ -140,12 +142,12 @@ def test_no_images() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"search_steps": 0}, {"iterations": 0}, {"abort_checks": -1}])
-def test_senseless_counts(settings: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="must be 1 or more"):
+def test_invalid_counts(settings: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=rf"{next(iter(settings))} .*got .*{next(iter(settings.values()))}"):
         CarliniWagner(**settings)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("settings", [{"learning_rate": 0.0}, {"initial_const": 0.0}, {"confidence": -1.0}])
-def test_senseless_numbers(settings: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="learning_rate and initial_const must be above 0"):
+def test_invalid_numbers(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=rf"{next(iter(settings))} .*got .*{next(iter(settings.values()))}"):
         CarliniWagner(**settings)  # pyright: ignore[reportArgumentType]

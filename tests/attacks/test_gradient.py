@@ -1,3 +1,5 @@
+"""The gradient loop: analytic distances, the papers' definitions, the active batch, surrogates, noise and bad input."""
+
 from __future__ import annotations
 
 import math
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.attacks import surrogates
-from empir_plugin.attacks.gradient import GradientAttack, bim, fgsm, mim, pgd, rfgsm
+from empir_plugin.attacks.gradient import GradientAttack, bim, fgsm, gaussian_noise, mim, pgd, rfgsm, uniform_noise
 from empir_plugin.attacks.losses import CrossEntropy, dlr, margin, softmax_twice
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import DirectionStart, FixedStep, GaussianStart, StepOfEps, UniformStart
@@ -35,7 +37,7 @@ ATTACKS = {
     "softmax-twice": pgd(loss=softmax_twice),
     "last": replace(bim(), return_last=True),
 }
-# How far above the known distance an attack must succeed: a random start is forgotten step by step in L2.
+# Factor over the known distance at which an attack must succeed; in L2 the random start takes some steps to undo.
 ABOVE = {"Linf": 1.02, "L2": 1.05}
 NORMS = ["Linf", "L2"]
 X = torch.full((2, 3, 4, 4), 0.5)
@@ -45,7 +47,7 @@ THREAT = Threat.parse("Linf:0.1")
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
-def test_just_above_the_known_distance_and_never_below(
+def test_success_just_above_the_known_distance_and_never_below(
     attack: GradientAttack, norm: str, linear: Any, near_middle: Tensor
 ) -> None:
     y = linear(near_middle).argmax(1)
@@ -61,21 +63,21 @@ def test_just_above_the_known_distance_and_never_below(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_targeted_attacks_reach_their_target_and_no_other(norm: str, linear: Any, near_middle: Tensor) -> None:
+def test_targeted_attacks_reach_only_their_target(norm: str, linear: Any, near_middle: Tensor) -> None:
     y = linear(near_middle).argmax(1)
     threat = Threat(parse_norm(norm), ABOVE[norm] * float(linear.distance(near_middle, norm).max()))
     for loss in (CrossEntropy(), margin, dlr):
         attack = pgd(loss=loss)
         assert torch.equal(linear(attack(linear, near_middle, y, threat, targets=1 - y)).argmax(1), 1 - y)
         # Class 3 can never win.
-        hopeless = attack(linear, near_middle, y, threat, targets=torch.full_like(y, 3))
-        assert torch.equal(hopeless, near_middle)
+        adv = attack(linear, near_middle, y, threat, targets=torch.full_like(y, 3))
+        assert torch.equal(adv, near_middle)
 
 
 def literal_ascent(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, steps: int, start: Tensor | None = None
 ) -> list[Tensor]:
-    """BIM and PGD for Linf as the papers write them: every iterate of the whole batch, nothing left out."""
+    """BIM and PGD for Linf as the papers write them: every iterate of the whole batch."""
     iterates = [x if start is None else (x + start).clamp(0, 1)]
     for _ in range(steps):
         adv = iterates[-1].clone().requires_grad_(True)
@@ -102,12 +104,12 @@ def test_bim_equals_its_definition(small_network: nn.Module, images: Tensor) -> 
 
 def test_mim_equals_its_definition(small_network: nn.Module, images: Tensor) -> None:
     y = small_network(images).argmax(1)
-    adv, running = images, torch.zeros_like(images)
+    adv, momentum = images, torch.zeros_like(images)
     for _ in range(10):
         adv = adv.clone().requires_grad_(True)
         (grad,) = torch.autograd.grad(F.cross_entropy(small_network(adv), y, reduction="sum"), adv)
-        running = 0.9 * running + grad / grad.abs().sum((1, 2, 3), keepdim=True)
-        adv = (images + (adv.detach() + 0.01 * running.sign() - images).clamp(-0.05, 0.05)).clamp(0, 1)
+        momentum = 0.9 * momentum + grad / grad.abs().sum((1, 2, 3), keepdim=True)
+        adv = (images + (adv.detach() + 0.01 * momentum.sign() - images).clamp(-0.05, 0.05)).clamp(0, 1)
     attack = replace(mim(10, step_size=0.01, decay=0.9), return_last=True)
     torch.testing.assert_close(attack(small_network, images, y, Threat(Linf(), 0.05)), adv, rtol=0, atol=1e-12)
 
@@ -120,17 +122,17 @@ def test_rfgsm_equals_its_definition(small_network: nn.Module, images: Tensor) -
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_survivors_only_equals_the_full_batch(small_network: nn.Module, images: Tensor) -> None:
-    """Each image ends as the first of its iterates that fools, however the others fare."""
+def test_dropping_broken_images_equals_the_full_batch(small_network: nn.Module, images: Tensor) -> None:
+    """For each image the result is the first of its iterates that fools the model, whatever the other images do."""
     y = small_network(images).argmax(1)
     eps, step = 0.1, 0.01
     start = (2 * Draw(5, torch.arange(len(y))).uniform(images) - 1) * eps
     iterates = literal_ascent(small_network, images, y, eps, step, 30, start)
-    expected, fell_at = images.clone(), torch.full((len(y),), -1)
+    expected, broken_at = images.clone(), torch.full((len(y),), -1)
     for number, iterate in enumerate(iterates):
-        first = (small_network(iterate).argmax(1) != y) & (fell_at < 0)
-        expected[first], fell_at[first] = iterate[first], number
-    assert len(set(fell_at.tolist())) > 5, "the images must fall at different steps for this test to say something"
+        first = (small_network(iterate).argmax(1) != y) & (broken_at < 0)
+        expected[first], broken_at[first] = iterate[first], number
+    assert len(set(broken_at.tolist())) > 5, "the test needs images that break at different steps"
     got = pgd(30, step_size=step)(small_network, images, y, Threat(Linf(), eps), seed=5)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
@@ -138,18 +140,18 @@ def test_survivors_only_equals_the_full_batch(small_network: nn.Module, images: 
 @pytest.mark.parametrize("attack", [pgd(10, restarts=3), mim(10), rfgsm()], ids=["pgd", "mim", "rfgsm"])
 def test_results_do_not_depend_on_the_batch(attack: GradientAttack, small_network: nn.Module, images: Tensor) -> None:
     y = small_network(images).argmax(1)
-    numbers = torch.arange(100, 124)
+    indices = torch.arange(100, 124)
     threat = Threat(Linf(), 0.04)
-    together = attack(small_network, images, y, threat, seed=1, indices=numbers)
+    together = attack(small_network, images, y, threat, seed=1, indices=indices)
     shards = torch.tensor([3, 17, 9]), torch.tensor([0]), torch.arange(10, 24)
     for rows in shards:
-        apart = attack(small_network, images[rows], y[rows], threat, seed=1, indices=numbers[rows])
+        apart = attack(small_network, images[rows], y[rows], threat, seed=1, indices=indices[rows])
         torch.testing.assert_close(apart, together[rows], rtol=0, atol=1e-12)
-    fallen = ~(together == images).flatten(1).all(1)
-    assert 0 < int(fallen.sum()) < len(y), "some must fall and some withstand for this test to say something"
+    broken = ~(together == images).flatten(1).all(1)
+    assert 0 < int(broken.sum()) < len(y), "the test needs broken and robust images"
 
 
-def test_seed_and_restart_change_the_start(small_network: nn.Module, images: Tensor) -> None:
+def test_the_seed_changes_the_start(small_network: nn.Module, images: Tensor) -> None:
     y = small_network(images).argmax(1)
     attack = replace(pgd(1), return_last=True)
     first, again, other = (attack(small_network, images, y, THREAT, seed=seed) for seed in (0, 0, 1))
@@ -157,20 +159,20 @@ def test_seed_and_restart_change_the_start(small_network: nn.Module, images: Ten
     assert not torch.equal(first, other)
 
 
-def test_restarts_only_help(small_network: nn.Module, images: Tensor) -> None:
+def test_restarts_only_break_more_images(small_network: nn.Module, images: Tensor) -> None:
     y = small_network(images).argmax(1)
     threat = Threat(Linf(), 0.02)
     once = pgd(3)(small_network, images, y, threat)
     often = pgd(3, restarts=10)(small_network, images, y, threat)
-    fell_once = small_network(once).argmax(1) != y
-    fell_often = small_network(often).argmax(1) != y
-    assert (fell_once <= fell_often).all()
-    assert torch.equal(once[fell_once], often[fell_once])
+    broken_once = small_network(once).argmax(1) != y
+    broken_often = small_network(often).argmax(1) != y
+    assert (broken_once <= broken_often).all()
+    assert torch.equal(once[broken_once], often[broken_once])
 
 
 @pytest.mark.parametrize("norm", [Linf(), L2()], ids=str)
 @pytest.mark.parametrize("start", [UniformStart(), GaussianStart(), DirectionStart()], ids=lambda s: type(s).__name__)
-def test_no_iterate_leaves_the_ball_or_the_box(
+def test_iterates_stay_in_the_ball_and_the_box(
     norm: Norm, start: Any, small_network: nn.Module, images: Tensor
 ) -> None:
     threat = Threat(norm, 0.3)
@@ -189,7 +191,7 @@ def test_no_iterate_leaves_the_ball_or_the_box(
         assert float(iterate.max()) <= 1
 
 
-def test_a_start_outside_the_box_only_on_request(images: Tensor, small_network: nn.Module) -> None:
+def test_a_start_outside_the_box_if_requested(images: Tensor, small_network: nn.Module) -> None:
     starts: list[Tensor] = []
 
     def spy(x: Tensor) -> Tensor:
@@ -202,13 +204,13 @@ def test_a_start_outside_the_box_only_on_request(images: Tensor, small_network: 
     assert float(adv.max()) <= 1
 
 
-def test_misclassified_images_come_back_untouched(small_network: nn.Module, images: Tensor) -> None:
+def test_misclassified_images_are_returned_unchanged(small_network: nn.Module, images: Tensor) -> None:
     wrong = (small_network(images).argmax(1) + 1) % 5
     for attack in (fgsm(), bim(5)):
         assert torch.equal(attack(small_network, images, wrong, THREAT), images)
 
 
-def test_fallen_images_cost_nothing_more(small_network: nn.Module, images: Tensor) -> None:
+def test_broken_images_cost_no_further_passes(small_network: nn.Module, images: Tensor) -> None:
     sizes: list[int] = []
 
     def counting(x: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ def test_fallen_images_cost_nothing_more(small_network: nn.Module, images: Tenso
     bim(20)(counting, images, small_network(images).argmax(1), Threat(Linf(), 0.2))
     assert sizes[0] == 24
     assert sizes == sorted(sizes, reverse=True)
-    assert len(sizes) < 21, "all images fall at eps 0.2, so the loop must end early"
+    assert len(sizes) < 21, "all images break at eps 0.2, so the loop must end early"
 
 
 def test_one_pass_per_step(small_network: nn.Module, images: Tensor) -> None:
@@ -236,7 +238,7 @@ def test_one_pass_per_step(small_network: nn.Module, images: Tensor) -> None:
     assert passes == 8 + 7
 
 
-def test_the_model_is_left_as_found(small_network: nn.Module, images: Tensor) -> None:
+def test_the_model_is_unchanged(small_network: nn.Module, images: Tensor) -> None:
     small_network.train()
     frozen = next(small_network.parameters()).requires_grad_(False)
     before = [p.requires_grad for p in small_network.parameters()]
@@ -247,13 +249,13 @@ def test_the_model_is_left_as_found(small_network: nn.Module, images: Tensor) ->
     assert all(p.grad is None for p in small_network.parameters())
 
 
-def test_the_model_is_left_as_found_after_an_error(small_network: nn.Module, images: Tensor) -> None:
+def test_the_model_is_unchanged_after_an_error(small_network: nn.Module, images: Tensor) -> None:
     with pytest.raises(InputError):
         pgd(2, surrogate=surrogates.voters)(small_network, images, torch.zeros(24, dtype=torch.int64), THREAT)
     assert all(p.requires_grad for p in small_network.parameters())
 
 
-def test_parameters_stay_out_of_the_graph(images: Tensor) -> None:
+def test_parameters_get_no_gradient(images: Tensor) -> None:
     seen: list[bool] = []
 
     class Probe(nn.Module):
@@ -278,7 +280,7 @@ def test_inside_no_grad_and_with_channels_last(small_network: nn.Module, images:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_the_images_given_are_not_changed(small_network: nn.Module, images: Tensor) -> None:
+def test_the_input_images_are_unchanged(small_network: nn.Module, images: Tensor) -> None:
     before = images.clone()
     pgd(3)(small_network, images, torch.zeros(24, dtype=torch.int64), THREAT)
     assert torch.equal(images, before)
@@ -298,10 +300,10 @@ def hard_vote(logits: Tensor, leader: int | None) -> Tensor:
     return votes.sum(0).to(logits.dtype)
 
 
-def test_a_hard_vote_asks_for_a_surrogate(small_members: list[nn.Module], images: Tensor) -> None:
+def test_a_hard_vote_needs_a_surrogate(small_members: list[nn.Module], images: Tensor) -> None:
     ensemble = Ensemble(small_members, hard_vote)
     y = ensemble(images).argmax(1)
-    with pytest.raises(EvaluationError, match=r"no gradient .* attack it through a surrogate, such as voters"):
+    with pytest.raises(EvaluationError, match=r"no gradient .* surrogate, such as voters"):
         pgd(5)(ensemble, images, y, THREAT)
 
 
@@ -316,16 +318,50 @@ def test_a_surrogate_attacks_a_hard_vote(text: str, small_members: list[nn.Modul
     assert torch.equal(tiny, images)
 
 
-def test_only_what_fools_the_model_counts(linear: Any, near_middle: Tensor) -> None:
-    """A surrogate that is fooled easily proves nothing."""
+def test_only_the_model_decides_about_success(linear: Any, near_middle: Tensor) -> None:
+    """A surrogate that is easily fooled makes no adversarial image of the model."""
     y = linear(near_middle).argmax(1)
     distance = float(linear.distance(near_middle, "Linf").min())
-    gullible = surrogates.Source(lambda x: linear(0.5 + 0.01 * (x - 0.5)) - F.one_hot(y, 4))
-    adv = pgd(surrogate=gullible)(linear, near_middle, y, Threat(Linf(), 0.9 * distance))
+    weak = surrogates.Source(lambda x: linear(0.5 + 0.01 * (x - 0.5)) - F.one_hot(y, 4))
+    adv = pgd(surrogate=weak)(linear, near_middle, y, Threat(Linf(), 0.9 * distance))
     assert torch.equal(adv, near_middle)
 
 
-# Bad input.
+# Noise.
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("noise", [uniform_noise(20), gaussian_noise(20)], ids=["uniform", "gaussian"])
+def test_noise_succeeds_far_above_the_known_distance_and_never_below(
+    noise: GradientAttack, norm: str, linear: Any, near_middle: Tensor
+) -> None:
+    y = linear(near_middle).argmax(1)
+    distance = float(linear.distance(near_middle, norm).mean())
+    below = Threat(parse_norm(norm), 0.99 * distance)
+    assert torch.equal(noise(linear, near_middle, y, below), near_middle)
+    far = Threat(parse_norm(norm), min(1.0, 30 * distance))
+    adv = noise(linear, near_middle, y, far)
+    assert torch.equal(linear(adv).argmax(1), 1 - y)
+    assert float(far.norm.size(adv - near_middle).max()) <= far.eps * (1 + 1e-6)
+
+
+def test_trials_only_break_more_images(linear: Any, near_middle: Tensor) -> None:
+    y = linear(near_middle).argmax(1)
+    threat = Threat(parse_norm("Linf"), 3 * float(linear.distance(near_middle, "Linf").mean()))
+    broken = [linear(uniform_noise(trials)(linear, near_middle, y, threat)).argmax(1) != y for trials in (1, 5, 200)]
+    assert (broken[0] <= broken[1]).all()
+    assert (broken[1] <= broken[2]).all()
+    assert broken[0].sum() < broken[2].sum()
+
+
+def test_noise_needs_no_gradient(linear: Any, near_middle: Tensor) -> None:
+    y = linear(near_middle).argmax(1)
+    with torch.no_grad():
+        adv = uniform_noise(20)(lambda x: linear(x).detach(), near_middle, y, Threat.parse("Linf:0.3"))
+    assert torch.equal(linear(adv).argmax(1), 1 - y)
+
+
+# Invalid input.
 
 
 def nan_model(x: Tensor) -> Tensor:
@@ -369,24 +405,24 @@ def test_models_that_cannot_be_attacked(model: Callable[[Tensor], Tensor], messa
 
 @pytest.mark.parametrize("model", [three_dimensions, two_images])
 def test_models_of_another_shape(model: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(InputError, match=r"a model must return logits \(N, K\) with N = 2"):
+    with pytest.raises(InputError, match=r"\(N, K\) with N = 2, got"):
         bim(3)(model, X, Y, THREAT)
 
 
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (X * 255, Y, r"x must lie in \[0, 1\], got \[127.5, 127.5\]: divide by 255"),
-        (X * math.nan, Y, r"x must lie in \[0, 1\]"),
-        (X[0], Y, r"x must be floating-point images \(N, C, H, W\)"),
-        ((X * 255).to(torch.uint8), Y, "x must be floating-point images"),
-        (X, Y[:1], r"y must be integers \(N,\) with N = 2"),
-        (X, Y.float(), "y must be integers"),
-        (X, Y - 1, "y must not be negative"),
-        (X, Y + 99, "labels up to 100 need more than K = 48: another data set"),
+        (X * 255, Y, r"x .*\[0, 1\], got \[127.5, 127.5\]: divide by 255"),
+        (X * math.nan, Y, r"x .*\[0, 1\], got \[nan, nan\]"),
+        (X[0], Y, r"x .*\(N, C, H, W\), got .*\(3, 4, 4\)"),
+        ((X * 255).to(torch.uint8), Y, r"x .*floating-point.*got torch\.uint8"),
+        (X, Y[:1], r"y .*\(N,\) with N = 2, got .*\(1,\)"),
+        (X, Y.float(), r"y .*integers.*got torch\.float32"),
+        (X, Y - 1, r"y .*negative, got -1"),
+        (X, Y + 99, r"100 .*K = 48: another data set"),
     ],
 )
-def test_bad_tensors(x: Tensor, y: Tensor, message: str) -> None:
+def test_invalid_tensors(x: Tensor, y: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         bim(3)(lambda x: x.flatten(1), x, y, THREAT)
 
@@ -399,17 +435,17 @@ def test_labels_of_any_integer_type() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": -1}, "0 or more steps"),
-        ({"restarts": 0}, "a restart"),
-        ({"restarts": 2}, "use a random start"),
-        ({"restarts": 2, "start": UniformStart(), "return_last": True}, "use a single restart"),
+        ({"steps": -1}, r"steps .*got steps=-1"),
+        ({"restarts": 0}, r"restarts .*restarts=0"),
+        ({"restarts": 2}, r"got 2: use a random start"),
+        ({"restarts": 2, "start": UniformStart(), "return_last": True}, r"return_last .*got 2 restarts: use a single"),
     ],
 )
-def test_senseless_settings(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         GradientAttack(**({"steps": 5, "step_size": FixedStep(0.1)} | settings))
 
 
-def test_an_infinite_budget_is_refused() -> None:
-    with pytest.raises(InputError, match="gradient ascent needs a budget, got L2:inf"):
+def test_eps_must_be_finite() -> None:
+    with pytest.raises(InputError, match=r"got L2:inf: name a finite eps"):
         pgd()(nn.Flatten(), X, Y, Threat.parse("L2:inf"))

@@ -1,3 +1,5 @@
+"""Random numbers per image: the literal hash, independence of the batch, and moments."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ def test_equals_the_literal_hash(seed: int, index: int, number: int) -> None:
     assert got.flatten().tolist() == [literal_uniform(seed, index, number, 1, place) for place in range(3)]
 
 
-def test_belongs_to_the_image_and_not_to_the_batch() -> None:
+def test_numbers_depend_on_the_image_and_not_on_the_batch() -> None:
     like = torch.empty(6, 3, 4, 4)
     together = Draw(7, torch.arange(10, 16)).normal(like)
     for row in range(6):
@@ -38,13 +40,13 @@ def test_belongs_to_the_image_and_not_to_the_batch() -> None:
         assert torch.equal(together[row : row + 1], alone)
 
 
-def test_layout_does_not_matter() -> None:
+def test_the_memory_layout_makes_no_difference() -> None:
     like = torch.empty(2, 3, 4, 4)
     draw = Draw(0, torch.arange(2))
     assert torch.equal(draw.uniform(like), draw.uniform(like.to(memory_format=torch.channels_last)))
 
 
-def test_seeds_images_draws_and_streams_differ() -> None:
+def test_seeds_images_draws_and_streams_are_independent() -> None:
     like = torch.empty(1, 1, 8, 8)
     draws = [
         Draw(s, torch.tensor([i]), n).uniform(like, t) for s in (0, 1) for i in (0, 1) for n in (0, 1) for t in (0, 1)
