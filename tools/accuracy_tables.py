@@ -1,4 +1,4 @@
-"""Tables of models and of accuracy under attack, in the README, docs/models.md, docs/quantize.md and docs/results.md."""
+"""Tables of models and of accuracy under attack: README, docs/models.md, docs/quantize.md and docs/results.md."""
 
 from __future__ import annotations
 
