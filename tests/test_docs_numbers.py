@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 
 from empir_plugin.evaluation.audit.report import SIGNIFICANCE
 from empir_plugin.evaluation.record import Record
+from empir_plugin.zoo.card import cards
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "reproduction.md"})]
@@ -164,6 +166,12 @@ def _storage(records: Any, form: str) -> float:
     return records.read_overhead("empir-cifar")["eq6"]["storage"][form]
 
 
+def _joint_epochs(records: Any) -> tuple[int]:
+    report = json.loads((records.RUNS / "training" / "cifarconv-at-fp.json").read_text(encoding="utf-8"))
+    assert len(report["joint"]["history"]) == report["joint"]["recipe"]["epochs"]
+    return (report["joint"]["recipe"]["epochs"],)
+
+
 def _headline_images(records: Any) -> tuple[int]:
     names = importlib.import_module("accuracy_tables").HEADLINE
     (images,) = {records.read_run(name).data["n"] for name in names}
@@ -231,6 +239,7 @@ CLAIMS = (
         lambda records: _after_autoattack(records, "empir-mnist-at"),
     ),
     Claim("docs/robust.md", "had a clean accuracy below {} % on the test images", lambda _: ("58",)),
+    Claim("docs/robust.md", "`empir-cifar-at` was trained for {} such epochs and a last stage", _joint_epochs),
     Claim("docs/benchmarks.md", "takes a {} of the time of the fastest of torchattacks", _fraction),
     Claim(
         "docs/benchmarks.md",
@@ -296,3 +305,41 @@ def test_no_measured_number_is_missing_from_the_claims(page: Path) -> None:
 def test_measured_numbers_are_recognized() -> None:
     text = "PGD takes a sixth of the time, is 6.1 times as fast, leaves 0.2 %, and breaks 4 more of its 3,131 images."
     assert _NUMBER.findall(text) == ["sixth of the time", "6.1 times", "0.2 %", "4 more of its 3"]
+
+
+# Comparisons in words.
+
+
+@pytest.fixture
+def records(tools: ModuleType) -> ModuleType:
+    return importlib.import_module("run_records")
+
+
+@pytest.mark.parametrize("ensemble", ["empir-cifar-at", "empir-mnist-at"])
+def test_both_ensembles_are_more_accurate_under_autoattack_than_their_members(
+    ensemble: str, records: ModuleType
+) -> None:
+    own = records.accuracy_under(records.read_run(f"{ensemble}-500"), "AutoAttack")
+    members = [network.name for network in cards()[ensemble].networks]
+    assert len(members) == 3
+    assert own > max(records.accuracy_under(records.read_run(f"{name}-500"), "AutoAttack") for name in members)
+
+
+def test_the_cifar_ensemble_under_autoattack_is_more_accurate_than_its_best_member_under_fgsm(
+    records: ModuleType,
+) -> None:
+    own = records.accuracy_under(records.read_full_run("empir-cifar-at-standard"), "AutoAttack")
+    members = [network.name for network in cards()["empir-cifar-at"].networks]
+    assert own > max(records.accuracy_under(records.read_full_run(name), "FGSM") for name in members)
+
+
+@pytest.mark.parametrize("model", ["empir-cifar-at", "empir-mnist-at"])
+def test_the_first_500_images_are_a_fair_sample(model: str, records: ModuleType) -> None:
+    verdicts = records.find_attack(records.read_full_run(f"{model}-standard"), "AutoAttack").robust
+    first, every = _count(verdicts[:500]) / 500, _count(verdicts) / len(verdicts)
+    assert abs(first - every) < 0.01
+
+
+def test_far_fewer_of_the_first_5000_mnist_images_are_robust(records: ModuleType) -> None:
+    verdicts = records.find_attack(records.read_full_run("empir-mnist-at-standard"), "AutoAttack").robust
+    assert _count(verdicts[:5000]) < _count(verdicts[5000:]) - 100
