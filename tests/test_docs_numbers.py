@@ -190,7 +190,7 @@ CLAIMS = (
         "reach {} % and {} % (empir-cifar-at), and {} % and {} % (empir-mnist-at).",
         lambda records: _robust(records, "empir-cifar-at") + _robust(records, "empir-mnist-at"),
     ),
-    Claim("README.md", "PGD takes a {} of the time of other libraries", _fraction),
+    Claim("README.md", "PGD takes a {} of the time of the fastest other library", _fraction),
     Claim("docs/results.md", "an accuracy of {} % for the authors' ensemble", lambda _: ("1.5",)),
     Claim(
         "docs/results.md",
