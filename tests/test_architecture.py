@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import operator
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -48,3 +50,29 @@ def test_a_forbidden_import_is_found(architecture: ModuleType) -> None:
         "attacks imports click, which is for empir_cli",
     ]
     assert architecture.violations({"empir_cli": names}) == []
+
+
+STEPS = {
+    "empir_plugin/evaluation/run.py": ("evaluate",),
+    "empir_plugin/evaluation/shards.py": ("ShardedRun.run", "ShardedRun._attack"),
+    "empir_plugin/evaluation/cache/store.py": ("Cache",),
+    "empir_plugin/evaluation/evaluator.py": ("Evaluator.attack", "Evaluator._attack_batch"),
+    "empir_plugin/evaluation/judge.py": ("check_attack_result", "decisions"),
+}
+
+
+@pytest.mark.parametrize("path", STEPS)
+def test_the_steps_from_command_to_verdict_exist(path: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert f"`{path.removeprefix('empir_plugin/')}`" in page
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    for name in STEPS[path]:
+        assert f"{name.rpartition('.')[2]}`" in page
+        operator.attrgetter(name)(module)
+
+
+def test_every_file_named_on_the_page_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w/]+/\w+\.py)`", page)
+    assert len(paths) >= 7
+    assert [path for path in paths if not ((ROOT / path).is_file() or (ROOT / "empir_plugin" / path).is_file())] == []
