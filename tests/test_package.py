@@ -1,4 +1,4 @@
-"""What the package offers, and what a wheel of it holds."""
+"""The public names of the package, and the contents of its wheel."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_public_names() -> None:
-    found = {name for name in vars(empir_plugin) if not name.startswith("_")}
-    submodules = {name for name in found if f"empir_plugin.{name}" in sys.modules} - PUBLIC
-    assert found - submodules - {"registry"} == PUBLIC
+    assert {*empir_plugin.__all__} == PUBLIC
+    assert len(empir_plugin.__all__) == len(PUBLIC)
+    names = {name for name in vars(empir_plugin) if not name.startswith("_")}
+    submodules = {name for name in names if f"empir_plugin.{name}" in sys.modules} - PUBLIC
+    assert names - submodules - {"registry"} == PUBLIC
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_its_data_and_the_command(tmp_path: Path) -> None:
+def test_the_wheel_contains_the_package_its_data_and_the_entry_points(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True
     )
@@ -35,5 +37,5 @@ def test_the_wheel_holds_the_package_its_data_and_the_command(tmp_path: Path) ->
     names = set(zipfile.ZipFile(wheel).namelist())
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"empir_plugin", "empir_cli", "pytest_empir"}
-    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "empir_plugin").rglob("*") if path.is_file()}
-    assert {name for name in here if "__pycache__" not in name} <= names
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "empir_plugin").rglob("*") if path.is_file()}
+    assert {name for name in files if "__pycache__" not in name} <= names

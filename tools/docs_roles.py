@@ -1,4 +1,4 @@
-"""Reads docstrings as this project writes them, for mkdocstrings: cross-references, examples and named tuples."""
+"""Extension for mkdocstrings: rewrites cross-references, examples and named tuples of this project's docstrings."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ _ROLE = re.compile(r":(?:class|func|data|meth|mod|attr|exc):`(?P<short>~?)(?P<ta
 
 
 class Roles(griffe.Extension):
-    """Rewrites docstrings before they are parsed."""
+    """Rewrite docstrings before they are parsed."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Rewrite the docstring of whatever was found in a module."""
+        """Rewrite the docstring of an object."""
         if obj.docstring is None:
             return
-        obj.docstring.value = plain(obj.docstring.value)
+        obj.docstring.value = rewrite_docstring(obj.docstring.value)
         if isinstance(obj, griffe.Class) and "NamedTuple" in map(str, obj.bases):
-            # Nobody but Python itself writes the constructor of one, so there are no parameters to describe.
+            # Named tuples have fields, not constructor parameters.
             obj.docstring.value = obj.docstring.value.replace("\nArgs:\n", "\nAttributes:\n")
 
 
-def plain(docstring: str) -> str:
-    """A docstring without roles, its example in a section that is read as one.
+def rewrite_docstring(docstring: str) -> str:
+    """Replace the roles of a docstring by links, and rename its example section to the name that is parsed.
 
-    What the reference pages leave out is named without a link.
+    Names that are not in the reference are shown without a link.
 
     Example:
-        >>> print(plain("See :class:`~empir_plugin.models.ensemble.Ensemble`."))
+        >>> print(rewrite_docstring("See :class:`~empir_plugin.models.ensemble.Ensemble`."))
         See <autoref identifier="empir_plugin.models.ensemble.Ensemble" optional><code>Ensemble</code></autoref>.
-        >>> print(plain("See :class:`Record`."))
+        >>> print(rewrite_docstring("See :class:`Record`."))
         See `Record`.
     """
-    return _ROLE.sub(_written, docstring).replace("\nExample:\n", "\nExamples:\n")
+    return _ROLE.sub(_autoref, docstring).replace("\nExample:\n", "\nExamples:\n")
 
 
-def _written(match: re.Match[str]) -> str:
+def _autoref(match: re.Match[str]) -> str:
     target = match["target"]
     shown = target.rpartition(".")[2] if match["short"] else target
     if not target.startswith("empir_plugin."):

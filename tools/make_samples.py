@@ -1,9 +1,9 @@
-"""Make the bundled samples from the official test sets: the same bytes each time, with the same Pillow.
+"""Make the bundled samples from the official test sets. The same version of Pillow gives the same bytes.
 
 Usage, with this package installed: python tools/make_samples.py DATA_DIR [OUT_DIR]
 
-DATA_DIR holds ``MNIST/raw`` and ``cifar-10-batches-py``. OUT_DIR is by default the folder the package reads. Each
-written file is named with its SHA-256, which belongs in ``empir_plugin/data/readers.py``.
+DATA_DIR holds ``MNIST/raw`` and ``cifar-10-batches-py``. OUT_DIR is by default the folder the package reads. The script
+prints the SHA-256 of each file: copy it to ``empir_plugin/data/readers.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COUNT = 1000
 
 
 def sheet(data: ImageSet) -> bytes:
-    """The images of a set as one PNG, side by side, with the labels in its text chunk ``labels``."""
+    """The images of a set side by side in one PNG, with the labels in the text chunk ``labels``."""
     from empir_plugin.data.readers import SHEET_COLUMNS
 
     _, channels, height, width = data.images.shape
