@@ -22,7 +22,7 @@ from run_records import (
 from empir_plugin.evaluation.audit.mcnemar import binomial_tail
 from empir_plugin.evaluation.record import Record
 from empir_plugin.training.networks import member_of
-from empir_plugin.training.run import find_recipe
+from empir_plugin.training.recipe import find_recipe
 from empir_plugin.zoo.card import cards
 
 ENSEMBLES = "empir-cifar-at", "empir-mnist-at"
