@@ -18,7 +18,7 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError, EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
-from empir_plugin.evaluation.identity import code_sha256, data_table, model_fingerprint, now, versions
+from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
 from empir_plugin.evaluation.overhead.report import image_shape_of, overhead
 from empir_plugin.evaluation.prepare import exact_float32, prepare
 from empir_plugin.evaluation.protocols import Protocol
@@ -75,7 +75,7 @@ class Matrix:
     """How often each class was decided for, on what one attack made of the images.
 
     Args:
-        model: ``name`` and ``sha256``.
+        model: ``name``, ``sha256`` and ``identity``, the version of that hash.
         data: Which images.
         attack: Its name and its rules, as a sentence.
         threat: As text.
@@ -162,13 +162,14 @@ class Confusion:
             desk.load(self.subject),
             desk.test(self.dataset),
         )
-        facts = {"model": model_fingerprint(model), "data": data.fingerprint, "code": code_sha256()}
+        about = model_table(model, self.subject.name)
+        facts = {"model": str(about["sha256"]), "data": data.fingerprint, "code": code_sha256()}
         if _is_done(path, facts):
             return
         spec = self._planned(model)
         counts = _counts(prepare(model, desk.settings.device), data, spec, self.threat, desk)
         Matrix(
-            model={"name": self.subject.name, "sha256": facts["model"]},
+            model=about,
             data=data_table(data),
             attack=f"Protocol {self.protocol.name}. {spec.describe()}",
             threat=str(self.threat),

@@ -11,7 +11,7 @@ from torch import nn
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import model_fingerprint, now, settings_fingerprint
-from empir_plugin.evaluation.record import Record, gathered, merged, record_of
+from empir_plugin.evaluation.record import Record, merge_compatible, merge_records, parse_record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.suite.case import Case, named_attacks
 
@@ -82,7 +82,7 @@ class Bench:
             self._subject = model, data
             self._done.clear()
         state = _state(model)
-        return merged([self._one(replace(case, attack=(name,)), model, data, state) for name in case.attack])
+        return merge_records([self._one(replace(case, attack=(name,)), model, data, state) for name in case.attack])
 
     def _one(self, case: Case, model: nn.Module, data: ImageSet, state: Hashable) -> Record:
         key = state, case.model, case.attack, str(case.budget), case.seed, case.batch_size, case.device
@@ -133,13 +133,13 @@ def session_report(rows: Sequence[Mapping[str, Any]], exit_status: int) -> dict[
         each over all attacks of the session on one model and data set under one threat, so that its worst case is, per
         image, that of all of them.
     """
-    records = [record_of(row["record"]) for row in rows if "record" in row]
+    records = [parse_record(row["record"]) for row in rows if "record" in row]
     return {
         "schema": SCHEMA,
         "finished": now(),
         "exit_status": exit_status,
         "cases": [_case(row) for row in rows],
-        "records": [asdict(record) for record in gathered(records)],
+        "records": [asdict(record) for record in merge_compatible(records)],
     }
 
 
