@@ -8,7 +8,7 @@ from typing import Any
 
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.entry import plain
+from empir_plugin.leaderboard.entry import unescape_html
 from empir_plugin.leaderboard.page.published import Published
 
 NOT_MEASURED = "not measured"
@@ -196,7 +196,7 @@ def cells(rank: int, row: Published) -> Iterator[Cell]:
     storage, time = (number_at(entry.overhead, *keys) for keys in (STORAGE, TIME))
     made: tuple[tuple[str, float | str | None, str, str], ...] = (
         (str(rank), rank, "", ""),
-        (row.place.stem, row.place.stem.lower(), plain(entry.architecture), ""),
+        (row.place.stem, row.place.stem.lower(), unescape_html(entry.architecture), ""),
         (entry.clean_acc, float(entry.clean_acc), "", ""),
         (entry.autoattack_acc, float(entry.autoattack_acc), "", "unreliable" if entry.unreliable else ""),
         (entry.lowest_acc, row.lowest, "", ""),

@@ -13,7 +13,6 @@ from empir_cli.commands.leaderboard_options import TREE
 @TREE
 def table(tree: Path) -> None:
     """Print the entries as Markdown, board by board, ranked as RobustBench ranks."""
-    from empir_plugin.leaderboard.table import markdown
-    from empir_plugin.leaderboard.tree import Tree
+    from empir_plugin.leaderboard.tree import Tree, markdown_tables
 
-    click.echo(markdown(Tree(tree)), nl=False)
+    click.echo(markdown_tables(Tree(tree)), nl=False)
