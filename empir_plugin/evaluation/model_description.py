@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
-_PACKAGE = __package__.partition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
 _DEPTH = 8
 
 _CONVOLUTION = "in_channels out_channels kernel_size stride padding padding_mode dilation groups output_padding"

@@ -138,9 +138,10 @@ def attack_kind(attack: Attack) -> tuple[str, int]:
         (('autoattack-standard', 1), ('custom', 1))
     """
     kind, version = getattr(attack, "kind", None), getattr(attack, "algorithm_version", 1)
-    is_stated = isinstance(kind, str) and kind and type(version) is int and version >= 1
+    if not (isinstance(kind, str) and kind and type(version) is int and version >= 1):
+        return CUSTOM, 1
     is_own = type(attack).__module__.partition(".")[0] == __name__.partition(".")[0]
-    return (kind, version) if is_stated and (is_own or kind not in _RESERVED) else (CUSTOM, 1)
+    return (kind, version) if is_own or kind not in _RESERVED else (CUSTOM, 1)
 
 
 def _settings(spec: AttackSpec) -> str:

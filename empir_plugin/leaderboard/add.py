@@ -43,7 +43,7 @@ def compose(findings: Findings, board: Board) -> Entry:
         **facts.fields(),
         eps=board.threat.eps_text,
         clean_acc=format_percent(numbers.clean),
-        reported=facts.reported(board.threat),
+        reported=facts.reported_accuracy(board.threat),
         autoattack_acc=format_percent(numbers.autoattack),
         external=None if numbers.external is None else format_percent(numbers.external),
         footnote=" ".join(_footnote(facts, numbers, board)) or None,
@@ -55,7 +55,7 @@ def compose(findings: Findings, board: Board) -> Entry:
 def _footnote(facts: Facts, numbers: Numbers, board: Board) -> Iterator[str]:
     if facts.note:
         yield facts.note
-    if facts.claims and not facts.reported(board.threat):
+    if facts.claims and not facts.reported_accuracy(board.threat):
         claims = ", ".join(f"{claim.accuracy}% under {claim.attack} at {_text(claim.threat)}" for claim in facts.claims)
         yield f"The paper attacks at another eps ({claims}), so nothing is reported for eps = {board.threat.eps_text}."
     if numbers.external is not None:

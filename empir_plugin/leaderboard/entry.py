@@ -64,10 +64,10 @@ def footnote_problem(footnote: str) -> str:
         '<script>'
     """
     other = _MARKUP.search(_TAG.sub("", footnote))
-    return other[0] if other else _unclosed(footnote)
+    return other[0] if other else _first_unclosed_tag(footnote)
 
 
-def _unclosed(footnote: str) -> str:
+def _first_unclosed_tag(footnote: str) -> str:
     """The first tag that is not closed, or not opened; empty if there is none."""
     opened: list[str] = []
     for name, closed, link, link_closed in _TAG.findall(footnote):

@@ -100,7 +100,7 @@ def external_evaluation(stem: str, entry: Entry, norm: str, images: ExportedImag
         "",
         f"- **Link to adversarial images:** {TENSOR_URL}: `{tensor}`, one float32 tensor, {images.n:,} images in the "
         "order of the test set",
-        f"- **Robust accuracy:** {images.accuracy:.2f}% (AutoAttack leaves {entry.autoattack_acc}%)",
+        f"- **Robust accuracy:** {images.accuracy:.2f}% ({entry.autoattack_acc}% under AutoAttack)",
         "- **Author(s):** the empir-plugin developers",
         "- **Description of the method used:** for each image, the first of the attacks of empir-plugin that broke the "
         f"model's own decision; true labels{checked}.",

@@ -89,7 +89,7 @@ class Facts:
             "dataset": self.dataset,
         }
 
-    def reported(self, threat: Threat) -> str:
+    def reported_accuracy(self, threat: Threat) -> str:
         """Robust accuracy that the paper reports for exactly this threat, in percent; empty if it reports none."""
         return next((claim.accuracy for claim in self.claims if claim.threat == threat), "")
 

@@ -44,9 +44,9 @@ def test_empir_is_named_as_robustbench_would_name_it() -> None:
 
 
 def test_an_accuracy_is_reported_at_its_own_eps_only() -> None:
-    assert facts_of("empir-cifar").reported(Threat.parse("Linf:8/255")) == ""
-    assert facts_of("empir-cifar").reported(Threat.parse("Linf:0.1")) == "13.55"
-    assert facts_of("empir-mnist").reported(Threat.parse("Linf:0.3")) == "17.51"
+    assert facts_of("empir-cifar").reported_accuracy(Threat.parse("Linf:8/255")) == ""
+    assert facts_of("empir-cifar").reported_accuracy(Threat.parse("Linf:0.1")) == "13.55"
+    assert facts_of("empir-mnist").reported_accuracy(Threat.parse("Linf:0.3")) == "17.51"
 
 
 @pytest.mark.parametrize("stem", ["Sen2020EMPIR", "Moosavi-Dezfooli2019Robustness", "Jia2022LAS-AT_34_10"])
@@ -68,7 +68,7 @@ def test_a_paper_is_read_from_a_file(tmp_path: Path) -> None:
     facts = read_facts(path, "my-model")
     assert facts.fields()["name"] == "A &amp; B"
     assert facts.fields()["architecture"] == "ResNet &lt;18&gt;"
-    assert facts.reported(Threat.parse("Linf:8/255")) == "50.00"
+    assert facts.reported_accuracy(Threat.parse("Linf:8/255")) == "50.00"
     with pytest.raises(InputError, match=r"my-model.*'other': add it"):
         read_facts(path, "other")
 

@@ -155,7 +155,7 @@ def test_images_add_an_external_evaluation(
     names = {path.name for path in written}
     assert names == {"Sen2020EMPIR.json", "new-model.md", "zoo_row.py", "new-external-evaluation.md", "Sen2020EMPIR.pt"}
     text = (tmp_path / "out" / "new-external-evaluation.md").read_text()
-    assert "- **Robust accuracy:** 0.90% (AutoAttack leaves 1.40%)" in text
+    assert "- **Robust accuracy:** 0.90% (1.40% under AutoAttack)" in text
 
 
 def test_the_issue_of_an_external_evaluation(place: Place) -> None:
