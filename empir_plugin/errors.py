@@ -1,8 +1,8 @@
-"""What can go wrong, as types a caller can tell apart.
+"""The exceptions this package raises.
 
 ::
 
-    EmpirError                  everything this package raises on purpose
+    EmpirError                  base of every exception this package raises on purpose
     +-- InputError              an argument, a text or a tensor is not what it must be (also a ValueError)
     +-- DataError               a data set is missing, damaged or not the official one
     +-- WeightsError            a weight file is missing, damaged or made for another model
@@ -12,7 +12,7 @@
 
 
 class EmpirError(Exception):
-    """Base of every error this package raises on purpose; its text says what to do."""
+    """Base of every exception this package raises on purpose; its message says what to do."""
 
 
 class InputError(EmpirError, ValueError):

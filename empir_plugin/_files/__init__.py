@@ -1,1 +1,1 @@
-"""."""
+"""Files: atomic writes and locks, strict JSON, tables."""

@@ -13,18 +13,18 @@ from filelock import FileLock, Timeout
 from empir_plugin.errors import EvaluationError, InputError
 
 PARTIAL = ".partial"
-"""Ending of a file that is still being written; left behind only by a process that was killed."""
+"""Suffix of a file that is still being written; only a process that was killed leaves one behind."""
 
 
 def check_output_file(name: str, path: Path) -> None:
-    """Refuse a path no file can be written to, before anything is computed for it.
+    """Check that a file can be written to a path, before anything is computed for it.
 
     Args:
-        name: Of the option or argument that names it.
-        path: Where the file is to be; its folder need not exist.
+        name: Name of the option or argument, for the message.
+        path: The file; its folder need not exist.
 
     Raises:
-        InputError: If it is a folder, or its own folder is no folder or read-only.
+        InputError: If the path is a folder, or its parent is a file or read-only.
 
     Example:
         >>> check_output_file("--record", Path("runs", "mine.json"))
@@ -35,27 +35,27 @@ def check_output_file(name: str, path: Path) -> None:
 
 
 def check_output_folder(name: str, folder: Path) -> None:
-    """Refuse a folder nothing can be written to; it need not exist.
+    """Check that files can be written to a folder, which need not exist.
 
     Args:
-        name: Of the option or argument that names it.
-        folder: Where files are to be.
+        name: Name of the option or argument, for the message.
+        folder: The folder.
 
     Raises:
-        InputError: If it, or the nearest parent there is, is no folder or read-only.
+        InputError: If it, or its nearest existing parent, is a file or read-only.
     """
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise InputError(f"{name} cannot be written, {nearest} is a file and no folder: choose another path")
+        raise InputError(f"{name} cannot be written, {nearest} is a file: choose another path")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{name} cannot be written, {nearest} is read-only: choose another path")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a kill or a power cut leaves the old content or the new, and never a part.
+    """Write a file so that a kill or a power cut leaves either the old content or the new, never a part of it.
 
     Raises:
-        OSError: If it cannot be written; what was at that path is still there.
+        OSError: If it cannot be written; the old content is still there.
 
     Example:
         >>> import tempfile
@@ -70,10 +70,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` when the block ends well and is removed if it does not.
+    """A temporary path to write to; it replaces ``path`` when the block succeeds and is removed when it fails.
 
     Raises:
-        OSError: If the content cannot be brought to the disk or put in place.
+        OSError: If the content cannot be flushed to disk or moved into place.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -84,7 +84,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # Windows opens no folders.
+    with contextlib.suppress(OSError):  # Windows cannot open folders.
         _to_disk(path.parent, os.O_RDONLY)
 
 

@@ -1,4 +1,4 @@
-"""JSON files that all readers understand alike: finite numbers, no key twice, and each there whole or not at all."""
+"""Strict JSON files, which every parser reads alike: finite numbers, no duplicate keys, written atomically."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class JsonKind:
     """One kind of JSON file, in UTF-8, read and written strictly.
 
     Args:
-        name: Of it, with its article: ``"a run record"``.
-        error: Type of every error about such files.
-        schema: Version of its format, which the files have under the key ``schema``; None for a kind without.
-        upgrades: For each older schema that is still read, what turns such a table into one of a newer schema.
+        name: Its name with an article: ``"a run record"``.
+        error: Type of the exceptions raised about such files.
+        schema: Version of the format, stored under the key ``schema``; None for a kind without versions.
         cure: What to do about a damaged file, as the end of a sentence.
+        upgrades: For each older schema that is still read, a function to a table of a newer schema.
 
     Example:
         >>> import tempfile
@@ -44,10 +44,10 @@ class JsonKind:
     upgrades: Mapping[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = field(default_factory=dict)
 
     def text(self, value: object) -> str:
-        """A value as the text of a file: ASCII, indented by two spaces.
+        """A value as JSON text: ASCII, indented by two spaces.
 
         Raises:
-            EmpirError: Of this kind, if a number is NaN or infinite, or something is no JSON.
+            EmpirError: Of type ``error``, if a number is NaN or infinite, or something cannot be written as JSON.
         """
         try:
             return json.dumps(value, indent=2, allow_nan=False) + "\n"
@@ -55,10 +55,10 @@ class JsonKind:
             raise self.error(f"{self.name} holds texts and finite numbers only ({error})") from error
 
     def write(self, path: Path, value: object) -> None:
-        """Write a value; a kill leaves what was there, or all of the new file. Missing folders are made.
+        """Write a value atomically; missing folders are created.
 
         Raises:
-            EmpirError: Of this kind, if the value is no JSON, or the file cannot be written.
+            EmpirError: Of type ``error``, if the value cannot be written as JSON, or the file cannot be written.
         """
         text = self.text(value)
         try:
@@ -69,10 +69,10 @@ class JsonKind:
             raise self.error(f"the {self._noun} cannot be written to {path} ({reason}): choose another file") from error
 
     def load(self, path: Path) -> Any:
-        """What a file holds, whatever that is.
+        """The content of a file, in whatever schema.
 
         Raises:
-            EmpirError: Of this kind, if the file is missing, or not such JSON.
+            EmpirError: Of type ``error``, if the file is missing or is not strict JSON.
         """
         try:
             return _parsed(path.read_text(encoding="utf-8"))
@@ -83,14 +83,15 @@ class JsonKind:
             raise self.error(f"{path} is no {self._noun}: it is no valid JSON ({error}){self._end}") from error
 
     def read(self, path: Path, parse: Callable[[Any], _T]) -> _T:
-        """What a file describes.
+        """Read and parse a file.
 
         Args:
             path: The file.
-            parse: Makes it of what the file holds; that it cannot, is said of the file.
+            parse: From its content, in the current schema, to the result; its exceptions are raised with the path.
 
         Raises:
-            EmpirError: Of this kind, if the file is missing, no such JSON, of another version, or not to be parsed.
+            EmpirError: Of type ``error``, if the file is missing, is not strict JSON, has an unknown schema, or cannot
+                be parsed.
         """
         value = self.load(path)
         try:
@@ -113,7 +114,7 @@ class JsonKind:
         if self.schema is None:
             return value
         if not isinstance(value, Mapping):
-            raise self.error(f"it holds no table of fields, but a {type(value).__name__}")
+            raise self.error(f"it must hold a JSON object, got a {type(value).__name__}")
         found: Any = value.get("schema")
         while found in self.upgrades:
             value = self.upgrades[found](value)
@@ -129,13 +130,13 @@ def _parsed(text: str) -> Any:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"there is no {text}")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:
     # Python reads 1e999 as infinity; others refuse it, or read the largest number they have.
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:_LONGEST]} is no finite number")
+        raise ValueError(f"{text[:_LONGEST]} is not a finite number")
     return number
 
 

@@ -1,1 +1,1 @@
-"""."""
+"""Image sets: labelled images in a fixed order, their readers and fingerprints."""

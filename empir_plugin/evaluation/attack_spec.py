@@ -1,4 +1,4 @@
-"""One attack of a protocol, with all that decides what its number means."""
+"""The attack spec: one attack of a protocol, with everything that decides what its accuracy means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from empir_plugin.attacks.threat import Threat
 
 
 class Labels(Enum):
-    """What an attack is told the images show."""
+    """The labels an attack is given."""
 
     TRUE = "true labels"
     OWN = "the model's own clean predictions"
@@ -22,19 +22,19 @@ class Labels(Enum):
 class AttackSpec:
     """An attack as a protocol runs it.
 
-    One rule gives every verdict: an image withstood the attack if the whole model's decision on the image the attack
-    returned is the *true* label. An image that is not attacked did not withstand.
+    One rule gives every verdict: an image is robust to the attack if the whole model classifies what the attack
+    returned as the *true* label. An image that is not attacked does not count as robust.
 
     Args:
-        name: What tables call it.
-        attack: Settings bound; called with the whole model.
-        labels: What the attack pushes away from.
-        attack_all: Attack the images the model misclassifies, too: such an image can come back classified correctly,
-            and then counts as withstood.
-        threat: What bounds this attack, and what the judge checks it against; the run's threat where left out.
+        name: Name in tables and records.
+        attack: The attack with its settings; called with the whole model.
+        labels: The labels the attack pushes away from.
+        attack_all: Attack misclassified images, too: such an image can come back classified correctly, and then counts
+            as robust.
+        threat: The budget of this attack, which the judge checks; the evaluation's threat by default.
         batch_size: How many images the attack must be given at once, in the order of the data set, because they
-            influence each other; any number where left out.
-        aim: Whom it attacks and who says that it succeeded, as a phrase.
+            influence each other; any number by default.
+        aim: What it attacks and how it judges its success, as a phrase.
 
     Example:
         >>> from empir_plugin.attacks import fgsm
@@ -52,11 +52,11 @@ class AttackSpec:
 
     @property
     def bounded(self) -> bool:
-        """Whether it keeps to a finite budget."""
+        """Whether its budget is finite."""
         return self.threat is None or math.isfinite(self.threat.eps)
 
     def counts_under(self, threat: Threat) -> bool:
-        """Whether it belongs in a worst case under a run's threat: only if its own allows no more.
+        """Whether it counts in the worst case under a threat: only if its own budget is not larger.
 
         Example:
             >>> from empir_plugin.attacks import fgsm
@@ -70,14 +70,14 @@ class AttackSpec:
         return self.threat is None or (self.threat.norm == threat.norm and self.threat.eps <= threat.eps)
 
     def with_batch_size(self, batch_size: int) -> AttackSpec:
-        """The same with no more images per forward pass, where AutoAttack has a number of its own."""
+        """The same attack with at most that many images per forward pass, if it is AutoAttack, which has its own."""
         suite = self.attack
         if not isinstance(suite, AutoAttackSuite) or suite.batch_size <= batch_size:
             return self
         return replace(self, attack=replace(suite, batch_size=batch_size))
 
     def describe(self) -> str:
-        """One sentence for outputs."""
+        """The spec as a sentence, for records."""
         images = "all images" if self.attack_all else "the images classified correctly"
         limits = "" if self.bounded else "; without a budget"
         together = "" if self.batch_size is None else f"; in batches of {self.batch_size}"

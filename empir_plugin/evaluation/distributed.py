@@ -162,13 +162,13 @@ class Round:
 
 @contextmanager
 def torchrun_team(*, threads: int | None = None) -> Iterator[Team]:
-    """The team ``torchrun`` (https://pytorch.org/docs/stable/elastic/run.html) started, or this process alone.
+    """The team started by ``torchrun`` (https://pytorch.org/docs/stable/elastic/run.html), or this process alone.
 
-    The cores of a machine are shared out among its processes. (``torchrun`` itself gives each a single thread.)
+    The processes of a machine share its cores. (``torchrun`` itself gives each process a single thread.)
 
     Args:
-        threads: CPU threads of each process. Left out, ``OMP_NUM_THREADS`` counts where it says more than 1, else
-            each gets its share of the cores.
+        threads: CPU threads of each process. By default ``OMP_NUM_THREADS`` if it is more than 1, else each process
+            gets its share of the cores.
 
     Raises:
         EvaluationError: If the processes do not find each other.
@@ -220,7 +220,7 @@ def _threads() -> int:
 
 
 def device_of_rank(device: torch.device) -> torch.device:
-    """The GPU of this process, where ``cuda`` was asked for without a number and ``torchrun`` started several.
+    """The GPU of this process, if ``cuda`` was asked for without a number and ``torchrun`` started several processes.
 
     Example:
         >>> device_of_rank(torch.device("cpu"))

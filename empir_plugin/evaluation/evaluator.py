@@ -18,9 +18,15 @@ from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EmpirError, EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.identity import state_fingerprint
+from empir_plugin.evaluation.int8_queries import (
+    AutoAttackInput,
+    Queries,
+    attack_copy_first,
+    never_differentiates,
+    run_autoattack,
+)
 from empir_plugin.evaluation.judge import check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
-from empir_plugin.evaluation.queries import Attacked, Queries, confirmed, never_differentiates, run_suite
 
 Tick = Callable[[int], None]
 """Called with the number of images that were finished."""
@@ -138,7 +144,7 @@ class Evaluator:
             def run(network: nn.Module, chosen: Tensor) -> Tensor:
                 return self._attack_batch(spec, shard, x, labels, chosen, network)
 
-            return confirmed(run, self.model, copy, rows, labels[rows], batch_size=self.settings.batch_size)
+            return attack_copy_first(run, self.model, copy, rows, labels[rows], batch_size=self.settings.batch_size)
         # x[rows] is a copy: whatever the attack does to it, the judge compares with the original images.
         found = spec.attack(on or self.model, x[rows], labels[rows], threat, seed=seed, indices=rows + shard.start)
         return check_attack_result(x[rows], found, threat)
@@ -148,8 +154,8 @@ class Evaluator:
     ) -> tuple[Tensor, dict[str, Any]]:
         """The adversarial images, and the flags and parts of the outcome."""
         threat = spec.threat or self.threat
-        given = Attacked(self.model, self.queries.copy, x[rows], labels[rows], threat, self.settings.seed)
-        result = run_suite(suite, given)
+        given = AutoAttackInput(self.model, self.queries.copy, x[rows], labels[rows], threat, self.settings.seed)
+        result = run_autoattack(suite, given)
         of_all_images = square_flags(result.accuracy)  # A share of all images, which a shard alone cannot know.
         details = {
             "flags": tuple(flag for flag in result.flags if flag not in of_all_images),
@@ -194,7 +200,7 @@ class Evaluator:
         before = [state_fingerprint(model) for model in models]
         yield
         if [state_fingerprint(model) for model in models] != before:
-            raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is void")
+            raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is discarded")
 
 
 def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:

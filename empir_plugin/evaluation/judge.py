@@ -1,4 +1,4 @@
-"""The judge: the real model's decision on an image that keeps to the budget counts, and nothing an attack says."""
+"""The judge: only the real model's decision counts, on an image within the budget, and nothing an attack reports."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def decisions(
     batch_size: int = 500,
     refuse_probabilities: bool = False,
 ) -> Tensor:
-    """The classes ``(N,)`` the model decides for.
+    """The model's decisions ``(N,)``: the class with the largest logit.
 
     Args:
         model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
-        images: What it is shown.
-        num_classes: K; not checked if left out.
+        images: ``(N, C, H, W)``, float32 in [0, 1].
+        num_classes: K; not checked by default.
         batch_size: Images per forward pass.
-        refuse_probabilities: Whether to raise on them. An attack could drive logits there, clean images hardly do.
+        refuse_probabilities: Whether to raise if the output looks like probabilities. Adversarial images could make
+            logits look like that, clean images hardly ever do.
 
     Raises:
         EvaluationError: If the model returns anything but logits ``(N, K)``, or NaN.
@@ -52,10 +53,10 @@ def _logits(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor
     if not isinstance(logits, Tensor):
         raise EvaluationError(f"the model must return logits {wanted}, got a {type(logits).__name__}: wrap it in one")
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] != (num_classes or logits.shape[1]):
-        hint = "is it made for another data set?" if logits.ndim == 2 else "one row per image, one column per class"
+        hint = "is it a model for another data set?" if logits.ndim == 2 else "one row per image, one column per class"
         raise EvaluationError(f"the model must return logits of shape {wanted}, got {tuple(logits.shape)}: {hint}")
     if torch.isnan(logits).any():
-        raise EvaluationError("the model returned NaN: no verdict on it means anything; check its weights")
+        raise EvaluationError("the model returned NaN, so no verdict means anything: check its weights")
     return logits
 
 
@@ -63,24 +64,24 @@ def _refuse_probabilities(logits: Tensor) -> None:
     low, high = logits.aminmax()
     if low >= 0 and high <= 1 and ((logits.sum(1) - 1).abs() < 1e-3).all():
         raise EvaluationError(
-            "the model must return logits, got probabilities (every row sums to 1), whose gradients vanish when it is "
-            "sure: leave its softmax out, or return its logarithm"
+            "the model must return logits, got probabilities (every row sums to 1), whose gradients vanish where it is "
+            "confident: remove its softmax, or return the logarithm"
         )
 
 
 def check_attack_result(x: Tensor, adversarial: object, threat: Threat) -> Tensor:
-    """Refuse what an attack returned unless it is images within the threat of ``x``.
+    """Check that an attack returned images within the threat of ``x``.
 
-    Distances are measured in float64 between the images as they are, so no attack's own account of its perturbation
-    counts; allowed beyond eps is what rounding of float32 pixels explains.
+    Distances are measured in float64 between the images themselves, whatever the attack reports; the only excess over
+    eps that is allowed is the rounding of float32 pixels.
 
     Args:
-        x: Clean images ``(N, C, H, W)`` in [0, 1], of which the attack had only a copy.
+        x: Clean images ``(N, C, H, W)`` in [0, 1]; the attack was given a copy.
         adversarial: What the attack returned.
         threat: The budget.
 
     Returns:
-        The adversarial images ``(N, C, H, W)``, without history.
+        The adversarial images ``(N, C, H, W)``, detached.
 
     Raises:
         EvaluationError: If shape, type or device differ, a pixel is not a number in [0, 1], or a perturbation is too
@@ -97,19 +98,19 @@ def check_attack_result(x: Tensor, adversarial: object, threat: Threat) -> Tenso
         got = f"{adversarial.dtype} {tuple(adversarial.shape)} on {adversarial.device}"
         expected = f"{x.dtype} {tuple(x.shape)} on {x.device}"
         raise EvaluationError(f"an attack must return images like those it was given, {expected}, got {got}")
-    found = adversarial.detach()
+    images = adversarial.detach()
     if len(x):
-        _check_box(found)
-        _check_budget(x, found, threat)
-    return found
+        _check_box(images)
+        _check_budget(x, images, threat)
+    return images
 
 
 def _check_box(images: Tensor) -> None:
     low, high = (end.item() for end in images.aminmax())
     if low != low or high != high:
-        raise EvaluationError("an attack returned NaN pixels: its result is void")
+        raise EvaluationError("an attack returned NaN pixels: its result is discarded")
     if not (low >= 0 and high <= 1):
-        raise EvaluationError(f"an attack left [0, 1]: pixels from {low:.9g} to {high:.9g}; its result is void")
+        raise EvaluationError(f"an attack left [0, 1]: pixels from {low:.9g} to {high:.9g}; its result is discarded")
 
 
 def _check_budget(x: Tensor, images: Tensor, threat: Threat) -> None:
@@ -119,12 +120,12 @@ def _check_budget(x: Tensor, images: Tensor, threat: Threat) -> None:
     if not largest <= threat.eps * (1 + _ROUNDING) + rounding:
         raise EvaluationError(
             f"an attack left its budget {threat}: a perturbation of {largest:.9g} (image {row} of its batch); "
-            "its result is void"
+            "its result is discarded"
         )
 
 
 def correct(model: nn.Module, images: Tensor, y: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Which images ``(N,)`` the model classifies correctly.
+    """Which images ``(N,)`` a model classifies correctly.
 
     Raises:
         EvaluationError: If the model does not return logits ``(N, K)``, or returns NaN.

@@ -1,4 +1,4 @@
-"""The model under evaluation: a private copy made ready."""
+"""Prepare a model for evaluation: a private copy, its device, exact float32 arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from empir_plugin.models.layers import bake_
 
 
 def parse_device(text: str) -> torch.device:
-    """A device by name, if it is there.
+    """A device by name, if this machine has it.
 
     Raises:
         InputError: If the text names no device, or one this machine does not have.
@@ -37,22 +37,22 @@ def parse_device(text: str) -> torch.device:
 
 
 def require_weights(model: nn.Module, name: str) -> None:
-    """Refuse a model that says it carries no weights.
+    """Refuse a model whose weights were not loaded.
 
     Raises:
         EvaluationError: If its ``weights_loaded`` is false.
     """
     if not getattr(model, "weights_loaded", True):
-        raise EvaluationError(f"{name} has no weights, and numbers of random weights mean nothing: pass a checkpoint")
+        raise EvaluationError(f"{name} has no weights, and results with random weights mean nothing: pass a checkpoint")
 
 
 def prepare(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a model for evaluation: weights quantized once, no parameter gradients, the faster memory layout.
+    """A copy of a model for evaluation: weights quantized once, no parameter gradients, channels last.
 
-    The model itself is left as it is.
+    The model itself is left unchanged.
 
     Raises:
-        InputError: If it is no module.
+        InputError: If it is not a module.
         EvaluationError: If it cannot be copied.
 
     Example:
@@ -65,7 +65,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
         subject = copy.deepcopy(model).eval().requires_grad_(False)
     except (RuntimeError, TypeError) as error:
         raise EvaluationError(
-            f"the model cannot be copied ({error}): keep no results of a forward pass in it"
+            f"the model cannot be copied ({error}): do not store results of a forward pass in it"
         ) from error
     bake_(subject)
     return subject.to(device).to(memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Switch TF32 off inside: its rounding moves activations to other levels, so it is another quantized network."""
+    """Disable TF32 inside the block: its rounding moves activations to other levels of a quantized network."""
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     found = matmul.allow_tf32, cudnn.allow_tf32

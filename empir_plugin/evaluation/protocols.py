@@ -1,4 +1,8 @@
-"""Protocols: which attacks, aimed at what, told which labels, judged how. Two protocols' numbers never mix."""
+"""Protocols: named sets of attacks, with the threat, the labels and the rule by which their accuracies are read.
+
+A new protocol is a plan, which chooses the attacks for a model, and an entry of ``PROTOCOLS``. Results of different
+protocols are never combined.
+"""
 
 from __future__ import annotations
 
@@ -35,172 +39,14 @@ from empir_plugin.models.backward import identity, soft
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import is_full_precision
 
-UNBOUNDED = Threat.parse("L2:inf")
-"""Carlini and Wagner's attack as both the paper and the release run it."""
-
-ALEXNET_UNIT = 0.226
-"""One of the release's units on ImageNet, where images are divided by a deviation per channel (0.224 to 0.229): the
-mean of the three, in units of the image."""
-
-_STEP = 0.01
-_BATCH = 100
-
-
-def standard_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    """AutoAttack alone."""
-    return (AttackSpec("AutoAttack", AutoAttackSuite()),)
-
-
-def default_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    """FGSM, PGD with 100 steps of a quarter of eps, the same on all members of an ensemble, and AutoAttack.
-
-    Where activations saturate, short steps stay on the plateau they start from.
-    """
-    long_steps = replace(pgd(100), step_size=StepOfEps(0.25))
-    everybody = replace(long_steps, surrogate=mean_probability)
-    on_members = (AttackSpec("PGD-100 mean_probability", everybody),) if isinstance(model, Ensemble) else ()
-    return (AttackSpec("FGSM", fgsm()), AttackSpec("PGD-100", long_steps), *on_members, *standard_plan(model, dataset))
-
-
-def paper_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    """Table 1 of the paper, in the order of Table 2. PGD has 40 iterations, on AlexNet 5."""
-    gradients: Surrogate = voters if isinstance(model, Ensemble) else plain
-    steps = 5 if dataset == "imagenet" else 40
-    return (
-        AttackSpec("CW", carlini_wagner_of_empir(surrogate=gradients), threat=UNBOUNDED),
-        AttackSpec("FGSM", fgsm(surrogate=gradients)),
-        AttackSpec("BIM", bim(40, step_size=_STEP, surrogate=gradients)),
-        AttackSpec("PGD", pgd(steps, step_size=_STEP, surrogate=gradients)),
-    )
-
-
-def released_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    """What the published code does, in the order of Table 2; 40 iterations of PGD on every data set."""
-    step = _STEP * ALEXNET_UNIT if dataset == "imagenet" else _STEP
-    gradients, loss = _graph_of_release(model)
-    one = replace(fgsm(loss=loss, surrogate=gradients), return_last=True)
-    ascent = replace(bim(40, step_size=step), return_last=True)
-    outside = pgd(40, step_size=step, loss=loss, surrogate=gradients)
-    outside = replace(outside, start_in_box=False, return_last=True)
-    smallest = carlini_wagner_of_empir(abort_together=True)
-    return (
-        replace(_on_last_member(model, "CW", smallest), threat=UNBOUNDED, batch_size=_BATCH),
-        _on_voters(model, "FGSM", one),
-        _on_last_member(model, "BIM", ascent),
-        _on_voters(model, "PGD", outside),
-    )
-
-
-def _graph_of_release(model: nn.Module) -> tuple[Surrogate, Loss]:
-    """What the release's FGSM and PGD differentiate: only an ensemble's probabilities are taken for logits."""
-    return (voters, softmax_twice) if isinstance(model, Ensemble) else (plain, cross_entropy)
-
-
-def _as_released(name: str, attack: Attack, aim: str = "the model; nothing stops at a success") -> AttackSpec:
-    return AttackSpec(name, attack, Labels.OWN, attack_all=True, aim=aim)
-
-
-def _on_voters(model: nn.Module, name: str, attack: Attack) -> AttackSpec:
-    if not isinstance(model, Ensemble):
-        return _as_released(name, attack)
-    aim = "the softmax of the voters' mean probability, taken for logits; nothing stops at a success"
-    return _as_released(name, attack, aim)
-
-
-def _on_last_member(model: nn.Module, name: str, attack: Attack) -> AttackSpec:
-    """An attack on the member the release's graph returns by mistake: the last built, its full-precision one."""
-    if not isinstance(model, Ensemble):
-        return _as_released(name, attack)
-    index = len(model.members) - 1 if model.leader is None else model.leader
-    who = "the last member" if model.leader is None else "the full-precision member"
-    return _as_released(name, OnMember(index, attack), f"{who} (number {index}) alone; success is that member's")
-
-
-_STEPS = 100
-# Where activations saturate, short steps stay on the plateau they start from.
-_LONG = replace(pgd(_STEPS), step_size=StepOfEps(0.25))
-_TEMPERATURES = 10.0, 100.0
-_REWEIGHTINGS = 1.0, 0.1
-
-
-def adaptive_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    """Attacks that fit the model: an ensemble's members and a quantizer's clip get their own."""
-    smooth, another = _smooth(model)
-    looks: list[Surrogate] = [smooth]
-    if not is_full_precision(model):
-        looks += [Through(smooth, identity), Through(smooth, soft)]
-    # AutoAttack on what the model itself puts out would be the first attack once more.
-    others = looks if _votes(model) else looks[1:]
-    return (
-        # First, so that in a cascade, too, its number is its own, and what a store has of it serves both protocols.
-        *standard_plan(model, dataset),
-        *(_pgd(look, loss) for look in looks for loss in (cross_entropy, margin)),
-        *(_on_members(model) if isinstance(model, Ensemble) else _heated()),
-        *(_autoattack(look, "apgd-ce", "apgd-t") for look in others),
-        *([_autoattack(another, "apgd-t")] if another else []),
-        *([_autoattack(smooth, "square")] if _votes(model) else []),
-    )
-
-
-def _smooth(model: nn.Module) -> tuple[Surrogate, Surrogate | None]:
-    """The smooth function nearest to the decision, of an ensemble a mean over its members, and then the other mean."""
-    if not isinstance(model, Ensemble):
-        return plain, None
-    if isinstance(model.rule, MeanLogits):
-        return mean_logits, mean_probability
-    return mean_probability, mean_logits
-
-
-def _votes(model: nn.Module) -> bool:
-    """Whether it is an ensemble that puts out something else than a mean over its members."""
-    return isinstance(model, Ensemble) and not isinstance(model.rule, (MeanProbability, MeanLogits))
-
-
-def _pgd(surrogate: Surrogate, loss: Loss = cross_entropy, note: str = "") -> AttackSpec:
-    told = note or ("" if loss == cross_entropy else " margin")
-    return AttackSpec(
-        f"PGD-{_STEPS} {surrogate}{told}",
-        replace(_LONG, loss=loss, surrogate=surrogate),
-        aim=f"the surrogate {surrogate}, by the whole model's decision",
-    )
-
-
-def _heated() -> Iterator[AttackSpec]:
-    """PGD++, https://arxiv.org/abs/2003.13511: saturated logits divided until their gradient is back."""
-    return (_pgd(plain, CrossEntropy(heat), f" temperature {heat:g}") for heat in _TEMPERATURES)
-
-
-def _on_members(model: Ensemble) -> Iterator[AttackSpec]:
-    """Ways in that an ensemble has: its votes at other temperatures and weights, and its members one by one."""
-    yield from (_pgd(sharpened_vote(heat)) for heat in _TEMPERATURES)
-    yield from (_pgd(reweighted(heat)) for heat in _REWEIGHTINGS)
-    for index, part in enumerate(model.members):
-        alone = member(index)
-        yield _pgd(alone if is_full_precision(part) else Through(alone, identity), margin)
-    for index in range(len(model.members)):
-        yield AttackSpec(
-            f"transfer from member {index}",
-            OnMember(index, replace(_LONG, loss=margin, return_last=True)),
-            aim=f"member {index} alone, by the whole model's decision on the result",
-        )
-
-
-def _autoattack(surrogate: Surrogate, *parts: str) -> AttackSpec:
-    return AttackSpec(
-        f"{' + '.join(parts)} {surrogate}",
-        AutoAttackSuite(attacks=parts, surrogate=surrogate),
-        aim=f"the surrogate {surrogate}, by the whole model's decision",
-    )
-
-
 Plan = Callable[[nn.Module, str], tuple[AttackSpec, ...]]
-"""Gives the attacks for a model and the name of its data set."""
+"""From a model and the name of its data set to the attacks on it."""
 
 
 class Headline(Enum):
-    """The one number a protocol is quoted by."""
+    """The number a protocol is quoted by."""
 
-    WORST_CASE = "share of images that withstood every bounded attack"
+    WORST_CASE = "share of images that are robust to every bounded attack"
     AVERAGE = "mean of the attacks' accuracies"
 
 
@@ -209,11 +55,11 @@ class Protocol:
     """A named way to evaluate.
 
     Args:
-        name: What ``--protocol`` calls it.
-        summary: What it is, in a sentence.
-        rules: What a reader must know to read its numbers, a sentence each; part of every output.
-        plan: Its attacks.
-        threats: Its threat by name of the data set; empty where the caller names one.
+        name: Name for ``--protocol``.
+        summary: One sentence.
+        rules: What a reader must know to interpret its numbers, one sentence each; part of every output.
+        plan: Chooses its attacks.
+        threats: Its threat by name of the data set; empty if the caller chooses one.
         headline: The number to quote.
 
     Example:
@@ -233,17 +79,173 @@ class Protocol:
 
         Args:
             model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``; an ensemble is attacked as one.
-            dataset: What it is evaluated on; ``imagenet`` has settings of its own in the paper and in the release.
+            dataset: Name of the data set; ``imagenet`` has its own settings in the paper and in the release.
         """
         return self.plan(model, dataset)
 
     def threat(self, dataset: str) -> Threat | None:
-        """The threat this protocol prescribes on a data set, or None where the caller names one."""
+        """The threat this protocol prescribes on a data set, or None if the caller chooses one."""
         return self.threats.get(dataset)
 
     def describe(self) -> str:
-        """What its numbers mean, as a paragraph for outputs."""
+        """What its numbers mean, as a paragraph for records."""
         return " ".join([f"Protocol {self.name}: {self.summary}", *self.rules, f"Headline: {self.headline.value}."])
+
+
+UNBOUNDED = Threat.parse("L2:inf")
+"""The budget of Carlini and Wagner's attack in both the paper and the release."""
+
+ALEXNET_UNIT = 0.226
+"""One of the release's units on ImageNet, where images are divided by a deviation per channel (0.224 to 0.229): the
+mean of the three, in units of the image."""
+
+_STEPS = 100
+_LONG_STEPS = replace(pgd(_STEPS), step_size=StepOfEps(0.25))
+"""PGD with steps of a quarter of eps: where activations saturate, short steps stay on the plateau they start from."""
+
+_RELEASED_STEP_SIZE = 0.01
+_RELEASED_BATCH_SIZE = 100
+
+
+def standard_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+    """AutoAttack alone."""
+    return (AttackSpec("AutoAttack", AutoAttackSuite()),)
+
+
+def default_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+    """FGSM, PGD with 100 long steps, the same on the mean probability of all members of an ensemble, and AutoAttack."""
+    pgd_100 = [AttackSpec(f"PGD-{_STEPS}", _LONG_STEPS)]
+    if isinstance(model, Ensemble):
+        pgd_100.append(AttackSpec(f"PGD-{_STEPS} mean_probability", replace(_LONG_STEPS, surrogate=mean_probability)))
+    return (AttackSpec("FGSM", fgsm()), *pgd_100, *standard_plan(model, dataset))
+
+
+def paper_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+    """Table 1 of the paper, in the order of Table 2. PGD has 40 iterations, on AlexNet 5."""
+    gradients: Surrogate = voters if isinstance(model, Ensemble) else plain
+    steps = 5 if dataset == "imagenet" else 40
+    return (
+        AttackSpec("CW", carlini_wagner_of_empir(surrogate=gradients), threat=UNBOUNDED),
+        AttackSpec("FGSM", fgsm(surrogate=gradients)),
+        AttackSpec("BIM", bim(40, step_size=_RELEASED_STEP_SIZE, surrogate=gradients)),
+        AttackSpec("PGD", pgd(steps, step_size=_RELEASED_STEP_SIZE, surrogate=gradients)),
+    )
+
+
+def released_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+    """The attacks of the published code, in the order of Table 2; PGD has 40 iterations on every data set."""
+    step = _RELEASED_STEP_SIZE * ALEXNET_UNIT if dataset == "imagenet" else _RELEASED_STEP_SIZE
+    gradients, loss = _released_gradient(model)
+    fgsm_released = replace(fgsm(loss=loss, surrogate=gradients), return_last=True)
+    bim_released = replace(bim(40, step_size=step), return_last=True)
+    pgd_released = pgd(40, step_size=step, loss=loss, surrogate=gradients)
+    pgd_released = replace(pgd_released, start_in_box=False, return_last=True)
+    cw_released = carlini_wagner_of_empir(abort_together=True)
+    return (
+        replace(_on_last_member(model, "CW", cw_released), threat=UNBOUNDED, batch_size=_RELEASED_BATCH_SIZE),
+        _on_voters(model, "FGSM", fgsm_released),
+        _on_last_member(model, "BIM", bim_released),
+        _on_voters(model, "PGD", pgd_released),
+    )
+
+
+def _released_gradient(model: nn.Module) -> tuple[Surrogate, Loss]:
+    """What the release's FGSM and PGD differentiate; it takes an ensemble's probabilities for logits."""
+    return (voters, softmax_twice) if isinstance(model, Ensemble) else (plain, cross_entropy)
+
+
+def _released_spec(name: str, attack: Attack, aim: str = "the model; nothing stops at a success") -> AttackSpec:
+    return AttackSpec(name, attack, Labels.OWN, attack_all=True, aim=aim)
+
+
+def _on_voters(model: nn.Module, name: str, attack: Attack) -> AttackSpec:
+    if not isinstance(model, Ensemble):
+        return _released_spec(name, attack)
+    aim = "the softmax of the voters' mean probability, taken for logits; nothing stops at a success"
+    return _released_spec(name, attack, aim)
+
+
+def _on_last_member(model: nn.Module, name: str, attack: Attack) -> AttackSpec:
+    """An attack on the member the release's graph returns by mistake: the last built, its full-precision one."""
+    if not isinstance(model, Ensemble):
+        return _released_spec(name, attack)
+    index = len(model.members) - 1 if model.leader is None else model.leader
+    who = "the last member" if model.leader is None else "the full-precision member"
+    return _released_spec(name, OnMember(index, attack), f"{who} (number {index}) alone; success is that member's")
+
+
+_TEMPERATURES = 10.0, 100.0
+_REWEIGHTINGS = 1.0, 0.1
+
+
+def adaptive_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+    """All attacks of this package that fit the model; members and quantizers' clips get attacks of their own."""
+    smooth, other_mean = _smooth_surrogates(model)
+    surrogates: list[Surrogate] = [smooth]
+    if not is_full_precision(model):
+        surrogates += [Through(smooth, identity), Through(smooth, soft)]
+    # AutoAttack on the model's own output would repeat the first attack.
+    for_autoattack = surrogates if _votes(model) else surrogates[1:]
+    return (
+        # First, so that in a cascade it is given all images, and its finished shards serve the protocol standard, too.
+        *standard_plan(model, dataset),
+        *(_pgd(surrogate, loss) for surrogate in surrogates for loss in (cross_entropy, margin)),
+        *(_on_members(model) if isinstance(model, Ensemble) else _at_temperatures()),
+        *(_autoattack(surrogate, "apgd-ce", "apgd-t") for surrogate in for_autoattack),
+        *([_autoattack(other_mean, "apgd-t")] if other_mean else []),
+        *([_autoattack(smooth, "square")] if _votes(model) else []),
+    )
+
+
+def _smooth_surrogates(model: nn.Module) -> tuple[Surrogate, Surrogate | None]:
+    """The smooth function closest to the decision, and for an ensemble the other mean over its members."""
+    if not isinstance(model, Ensemble):
+        return plain, None
+    if isinstance(model.rule, MeanLogits):
+        return mean_logits, mean_probability
+    return mean_probability, mean_logits
+
+
+def _votes(model: nn.Module) -> bool:
+    """Whether it is an ensemble whose output is not a mean over all its members."""
+    return isinstance(model, Ensemble) and not isinstance(model.rule, (MeanProbability, MeanLogits))
+
+
+def _pgd(surrogate: Surrogate, loss: Loss = cross_entropy, note: str = "") -> AttackSpec:
+    suffix = note or ("" if loss == cross_entropy else " margin")
+    return AttackSpec(
+        f"PGD-{_STEPS} {surrogate}{suffix}",
+        replace(_LONG_STEPS, loss=loss, surrogate=surrogate),
+        aim=f"the surrogate {surrogate}, by the whole model's decision",
+    )
+
+
+def _at_temperatures() -> Iterator[AttackSpec]:
+    """PGD++, https://arxiv.org/abs/2003.13511: PGD on saturated logits divided by a temperature."""
+    return (_pgd(plain, CrossEntropy(temperature), f" temperature {temperature:g}") for temperature in _TEMPERATURES)
+
+
+def _on_members(model: Ensemble) -> Iterator[AttackSpec]:
+    """An ensemble's votes at other temperatures and weights, and its members one by one."""
+    yield from (_pgd(sharpened_vote(temperature)) for temperature in _TEMPERATURES)
+    yield from (_pgd(reweighted(temperature)) for temperature in _REWEIGHTINGS)
+    for index, part in enumerate(model.members):
+        alone = member(index)
+        yield _pgd(alone if is_full_precision(part) else Through(alone, identity), margin)
+    for index in range(len(model.members)):
+        yield AttackSpec(
+            f"transfer from member {index}",
+            OnMember(index, replace(_LONG_STEPS, loss=margin, return_last=True)),
+            aim=f"member {index} alone, by the whole model's decision on the result",
+        )
+
+
+def _autoattack(surrogate: Surrogate, *parts: str) -> AttackSpec:
+    return AttackSpec(
+        f"{' + '.join(parts)} {surrogate}",
+        AutoAttackSuite(attacks=parts, surrogate=surrogate),
+        aim=f"the surrogate {surrogate}, by the whole model's decision",
+    )
 
 
 def _threats(imagenet: float) -> Mapping[str, Threat]:
@@ -284,7 +286,7 @@ paper = Protocol(
 
 released = Protocol(
     "released",
-    "REPRODUCES THE RELEASED CODE of EMPIR (https://github.com/sancharisen/EMPIR), slips included; not a measure of "
+    "REPRODUCES THE RELEASED CODE of EMPIR (https://github.com/sancharisen/EMPIR), mistakes included; not a measure of "
     "robustness.",
     (
         "Labels are the model's own clean predictions; all images are attacked, and an image counts if the decision on "
@@ -304,7 +306,7 @@ released = Protocol(
 
 adaptive = Protocol(
     "adaptive",
-    "Every way in that is known here, and for each image the worst of them.",
+    "All attacks of this package that fit the model, and for each image the worst of them.",
     (
         "AutoAttack as RobustBench runs it; then PGD with 100 steps and AutoAttack on several surrogates of the vote, "
         "through the clip of quantizers by other gradients (identity, soft), at other temperatures and weights of the "

@@ -18,11 +18,11 @@ from empir_plugin.evaluation.cache.keys import attack_key, common_key, subject_k
 from empir_plugin.evaluation.cache.store import Cache, open_cache
 from empir_plugin.evaluation.distributed import OnProgress, Round, Team, device_of_rank
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
+from empir_plugin.evaluation.int8_queries import agree_on_backend, integer_queries
 from empir_plugin.evaluation.judge import decisions
 from empir_plugin.evaluation.outcome import Outcome, needed_bytes, worst_images, write_images
 from empir_plugin.evaluation.prepare import exact_float32, prepare, require_weights
 from empir_plugin.evaluation.protocols import Protocol, default
-from empir_plugin.evaluation.queries import integer_queries, shared
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.shards import CLEAN, ShardedRun, check_shard_size
 from empir_plugin.evaluation.summary import make_record
@@ -122,7 +122,7 @@ def _with_integer_queries(evaluator: Evaluator, team: Team) -> Evaluator:
     images = images.to(evaluator.settings.device, memory_format=torch.channels_last)
     with round.announce_failure():
         decisions(evaluator.model, images[:1], num_classes=data.num_classes)  # The model itself may be at fault.
-        queries = shared(integer_queries(evaluator.model, images), round)
+        queries = agree_on_backend(integer_queries(evaluator.model, images), round)
     return replace(evaluator, queries=queries)
 
 

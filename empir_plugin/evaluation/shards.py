@@ -90,7 +90,7 @@ class ShardedRun:
             cascades = _can_cascade(spec, self.evaluator.threat)
             given = robust if self.evaluator.settings.cascade and cascades else correct
             self.processes.report(spec.name, 0)
-            column = [self._attack(spec, key, *row) for row in zip(own, given, clean, strict=True)]
+            column = list(map(partial(self._attack, spec, key), own, given, clean))
             if cascades:
                 kept = [self._correct(shard, outcome) for shard, outcome in zip(own, column, strict=True)]
                 robust = [before & after for before, after in zip(robust, kept, strict=True)]

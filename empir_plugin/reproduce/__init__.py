@@ -1,1 +1,1 @@
-"""What of the papers' tables and figures holds, under their own protocol, the release's, and a strong attack?"""
+"""Do the papers' tables and figures hold: by the released code, by the paper's wording, and under strong attacks?"""

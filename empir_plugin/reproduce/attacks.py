@@ -1,4 +1,4 @@
-"""The attacks of Song et al., https://arxiv.org/abs/2012.14965: white box, black box, and noise."""
+"""Protocols of the reproduction: strong attacks affordable on many networks, and the attacks of Song et al."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.protocols import UNBOUNDED, Protocol, adaptive
 from empir_plugin.zoo.registry import load_model
 
-TOLD = "the PGD attacks of the protocol adaptive and Square"
-"""What it attacks with, in the words of the report."""
+STRONG_ATTACKS = "Square and the PGD attacks of the protocol adaptive"
+"""The attacks of :data:`strong` as the report writes them."""
 
-_KINDS = ("PGD-100 plain", "PGD-100 mean_probability")
-_QUERIES = AttackSpec("Square", AutoAttackSuite(attacks=("square",)), aim="the model's own output, without a gradient")
-"""Where one bit leaves no gradient to follow, queries find what PGD does not."""
+_PGD = ("PGD-100 plain", "PGD-100 mean_probability")
+_SQUARE = AttackSpec("Square", AutoAttackSuite(attacks=("square",)), aim="the model's own output, without a gradient")
+"""Needs no gradient, so it also breaks networks whose one-bit quantizers give PGD none."""
 
 
 def _strong_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    ascents = (spec for spec in adaptive.attacks(model, dataset) if spec.name.startswith(_KINDS))
-    return (*ascents, _QUERIES)
+    pgds = (spec for spec in adaptive.attacks(model, dataset) if spec.name.startswith(_PGD))
+    return (*pgds, _SQUARE)
 
 
 strong: Protocol = replace(
@@ -39,18 +39,18 @@ strong: Protocol = replace(
     rules=("No APGD, no FAB, no transfer: the whole of adaptive may leave less.", *adaptive.rules[1:]),
     plan=_strong_plan,
 )
-"""For figures of dozens of networks; Table 2 has ``adaptive`` itself."""
+"""For figures with dozens of networks; Table 2 uses ``adaptive`` itself."""
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """The radii of a data set, which the paper does not give.
+    """Threats and black-box source for a data set: Song et al., https://arxiv.org/abs/2012.14965, give neither.
 
     Args:
-        weak: The smallest.
-        medium: The one between.
-        strong: The largest, also that of the attacks with many steps.
-        source: Model on which black-box images are made.
+        weak: Threat of weak FGSM.
+        medium: Threat of medium FGSM.
+        strong: Threat of strong FGSM, and of the iterative attacks.
+        source: Model on which black-box adversarial images are computed.
     """
 
     weak: Threat
@@ -65,44 +65,46 @@ STRENGTHS: Mapping[str, Strengths] = MappingProxyType(
         "cifar10": Strengths(*map(Threat.parse, ("Linf:2/255", "Linf:4/255", "Linf:8/255")), source="cifarconv-fp"),
     }
 )
+"""The strengths chosen here, by data set."""
 
 WHITE = ("CW", "FGSM weak", "FGSM strong", "PGD", "BIM", "MIM")
 BLACK = ("transferred CW", "transferred FGSM weak", "transferred FGSM medium", "transferred FGSM strong")
 NOISE = ("normal noise", "uniform noise")
+"""Names of the attacks, in the order of the paper's columns."""
 
 
 def _strengths_plan(model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    """White box in the paper's order, then black box, then noise."""
-    found = STRENGTHS[dataset]
-    eps = found.strong.eps
+    """White-box attacks in the paper's order, then black-box attacks, then noise."""
+    strengths = STRENGTHS[dataset]
+    eps = strengths.strong.eps
     white = (
         AttackSpec("CW", carlini_wagner_of_empir(), threat=UNBOUNDED),
-        AttackSpec("FGSM weak", fgsm(), threat=found.weak),
-        AttackSpec("FGSM strong", fgsm(), threat=found.strong),
-        AttackSpec("PGD", pgd(40, step_size=eps / 30), threat=found.strong),
-        AttackSpec("BIM", bim(10, step_size=eps / 6), threat=found.strong),
-        AttackSpec("MIM", mim(10, step_size=eps / 5), threat=found.strong),
+        AttackSpec("FGSM weak", fgsm(), threat=strengths.weak),
+        AttackSpec("FGSM strong", fgsm(), threat=strengths.strong),
+        AttackSpec("PGD", pgd(40, step_size=eps / 30), threat=strengths.strong),
+        AttackSpec("BIM", bim(10, step_size=eps / 6), threat=strengths.strong),
+        AttackSpec("MIM", mim(10, step_size=eps / 5), threat=strengths.strong),
     )
     noise = (
-        AttackSpec("normal noise", gaussian_noise(), threat=found.strong),
-        AttackSpec("uniform noise", uniform_noise(), threat=found.strong),
+        AttackSpec("normal noise", gaussian_noise(), threat=strengths.strong),
+        AttackSpec("uniform noise", uniform_noise(), threat=strengths.strong),
     )
-    return (*white, *_black(found), *noise)
+    return (*white, *_black_box(strengths), *noise)
 
 
-def _black(found: Strengths) -> tuple[AttackSpec, ...]:
-    source = load_model(found.source).requires_grad_(False)
-    aim = f"{found.source}, and shows the result to the model"
+def _black_box(strengths: Strengths) -> tuple[AttackSpec, ...]:
+    source = load_model(strengths.source).requires_grad_(False)
+    aim = f"{strengths.source}, and shows the result to the model"
 
-    def moved(name: str, attack: Attack, threat: Threat) -> AttackSpec:
+    def transferred(name: str, attack: Attack, threat: Threat) -> AttackSpec:
         return AttackSpec(f"transferred {name}", Transfer(source, attack), threat=threat, aim=aim)
 
-    one = replace(fgsm(), return_last=True)
+    single_step = replace(fgsm(), return_last=True)
     return (
-        moved("CW", carlini_wagner_of_empir(), UNBOUNDED),
-        moved("FGSM weak", one, found.weak),
-        moved("FGSM medium", one, found.medium),
-        moved("FGSM strong", one, found.strong),
+        transferred("CW", carlini_wagner_of_empir(), UNBOUNDED),
+        transferred("FGSM weak", single_step, strengths.weak),
+        transferred("FGSM medium", single_step, strengths.medium),
+        transferred("FGSM strong", single_step, strengths.strong),
     )
 
 
@@ -112,4 +114,4 @@ quantized_weights = Protocol(
     ("White-box attacks differentiate the model's own output; true labels.", "CW has no budget."),
     _strengths_plan,
 )
-"""All attacks of the paper's four tables."""
+"""The attacks of Tables 1 to 4 of Song et al., https://arxiv.org/abs/2012.14965."""

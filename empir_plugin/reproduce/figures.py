@@ -1,4 +1,4 @@
-"""Figures that can be read without colour: shapes, lines and hatches tell the series apart."""
+"""Drawing figures that can be read without colour: series differ in marker, line style and hatch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _DPI = 160
 
 
 @dataclass(frozen=True)
-class Look:
+class SeriesStyle:
     """How a series is drawn.
 
     Args:
-        marker: Of its points.
+        marker: Marker of its points.
         line: Style of its line.
-        shade: From 0, black, to 1, white.
-        hatch: Pattern of its bars.
+        shade: Grey level of its line, from 0 (black) to 1 (white).
+        hatch: Hatch of its bars.
     """
 
     marker: str
@@ -40,23 +40,23 @@ class Look:
 
     @property
     def color(self) -> str:
-        """The shade as matplotlib writes it."""
+        """The grey level as a matplotlib color."""
         return f"{self.shade:g}"
 
 
-LOOKS = (
-    Look("o", "-", 0.0),
-    Look("s", "--", 0.35, "///"),
-    Look("^", ":", 0.2, "..."),
-    Look("D", "-.", 0.55, "xxx"),
-    Look("v", (0, (5, 1, 1, 1, 1, 1)), 0.1, "\\\\\\"),
-    Look("P", (0, (1, 3)), 0.45, "+++"),
+STYLES = (
+    SeriesStyle("o", "-", 0.0),
+    SeriesStyle("s", "--", 0.35, "///"),
+    SeriesStyle("^", ":", 0.2, "..."),
+    SeriesStyle("D", "-.", 0.55, "xxx"),
+    SeriesStyle("v", (0, (5, 1, 1, 1, 1, 1)), 0.1, "\\\\\\"),
+    SeriesStyle("P", (0, (1, 3)), 0.45, "+++"),
 )
-"""Series in order; any two differ in shape, in line and in hatch."""
+"""Styles of the first, second, ... series; any two differ in marker, line and hatch."""
 
 
 def require_matplotlib() -> None:
-    """Refuse to begin without what figures are drawn with.
+    """Check that matplotlib, which draws the figures, can be imported.
 
     Raises:
         CompatibilityError: If matplotlib cannot be imported.
@@ -68,30 +68,30 @@ def require_matplotlib() -> None:
         raise CompatibilityError(f"figures are drawn with matplotlib, which cannot be imported: {cure}") from error
 
 
-def draw(folder: Path, stem: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> None:
-    """Draw a figure and write it as SVG and PNG, the same bytes for the same numbers.
+def save_figure(folder: Path, stem: str, size: tuple[float, float], plot: Callable[[Figure], None]) -> None:
+    """Draw a figure and save it as SVG and PNG. Equal numbers give byte-identical files.
 
     Args:
-        folder: For the files.
-        stem: Of their names.
+        folder: Folder of the files.
+        stem: Name of the files, without the ending.
         size: Width and height in inches.
-        paint: Puts everything into the figure.
+        plot: Draws the content into an empty figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with _styled():
+    with _default_style():
         figure = Figure(size, layout="constrained")
         FigureCanvasAgg(figure)
-        paint(figure)
+        plot(figure)
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # The first file has laid everything out.
+        figure.set_layout_engine("none")  # Saving the SVG has fixed the layout.
         figure.savefig(folder / f"{stem}.png", dpi=_DPI, metadata={"Software": ""})
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def _default_style() -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context():
@@ -102,42 +102,42 @@ def _styled() -> Iterator[None]:
 
 
 def panels(figure: Figure, rows: int, columns: int) -> list[Axes]:
-    """Empty panels, row by row."""
+    """Add empty panels to a figure and return them row by row."""
     return list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def percent_axis(axis: Axes, label: str, *, room: float = 3.0) -> None:
-    """Give the upright axis a label and the range of percentages.
+    """Make the vertical axis a labelled axis of percentages.
 
     Args:
         axis: The panel.
-        label: What is shown, with its unit.
-        room: Below 0, so that points there are whole.
+        label: Quantity and unit.
+        room: Room below 0, so that markers at 0 are not cut off.
     """
     axis.set_ylabel(label)
     axis.set_ylim(-room, 103)
 
 
-def lines(axis: Axes, x: Sequence[float], series: Sequence[tuple[str, Sequence[float]]]) -> None:
-    """Series over the same numbers, each with its own shape and line; where they coincide, every shape is seen."""
-    for index, (look, (name, y)) in enumerate(zip(LOOKS, series, strict=False)):
+def draw_lines(axis: Axes, x: Sequence[float], series: Sequence[tuple[str, Sequence[float]]]) -> None:
+    """Draw a line for each series. Markers shrink from series to series, so that all show where lines coincide."""
+    for index, (style, (name, y)) in enumerate(zip(STYLES, series, strict=False)):
         size = 8.5 - index
         axis.plot(
-            x, y, color=look.color, marker=look.marker, linestyle=look.line, label=name, mfc="none", markersize=size
+            x, y, color=style.color, marker=style.marker, linestyle=style.line, label=name, mfc="none", markersize=size
         )
 
 
-def write_names(axis: Axes, spots: Sequence[tuple[str, float, float]]) -> None:
-    """Write a name above each point, higher where another name or point is in the way.
+def annotate_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write a name above each point, moved up where another name or point is in the way.
 
     Args:
-        axis: A panel whose upright axis shows percentages; its range to the right must be final.
-        spots: Name and place of every point.
+        axis: A panel whose vertical axis shows percentages; the limits of its horizontal axis must be final.
+        points: Name, x and y of each point.
     """
     low, high = axis.get_xlim()
-    places = [(name, (x - low) / (high - low) * _WIDE, y / 100 * _TALL) for name, x, y in spots]
+    places = [(name, (x - low) / (high - low) * _WIDTH, y / 100 * _HEIGHT) for name, x, y in points]
     taken = [(x - 4, x + 4, y - 4, y + 4) for _, x, y in places]
-    for (name, x, y), (_, at_x, at_y) in zip(places, spots, strict=True):
+    for (name, x, y), (_, at_x, at_y) in zip(places, points, strict=True):
         half = 3 * len(name)
         boxes = ((x - half, x + half, y + rise, y + rise + 9) for rise in range(6, 200, 3))
         free = next(box for box in boxes if not any(_overlap(box, other) for other in taken))
@@ -149,30 +149,30 @@ def write_names(axis: Axes, spots: Sequence[tuple[str, float, float]]) -> None:
         )
 
 
-_WIDE, _TALL = 205, 165
-"""About the size of a panel, two of which stand beside and above each other, in typographic points."""
+_WIDTH, _HEIGHT = 205, 165
+"""Approximate size of a panel in a figure of two by two, in typographic points."""
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
-def bars(axis: Axes, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> None:
-    """Groups of bars beside each other, one bar for each series.
+def draw_bars(axis: Axes, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> None:
+    """Draw groups of bars, one bar for each series.
 
-    Where a number is missing there is no bar; one too low to see, which looks the same, has its number there.
+    A missing number has no bar. A bar too low to see is labelled with its number, to tell it from a missing one.
     """
     width = 0.8 / len(series)
     tallest = max((value for _, values in series for value in values if value is not None), default=0.0)
-    for index, (look, (name, values)) in enumerate(zip(LOOKS, series, strict=False)):
+    for index, (style, (name, values)) in enumerate(zip(STYLES, series, strict=False)):
         shown = [(place, value) for place, value in enumerate(values) if value is not None]
         places = [place + (index - (len(series) - 1) / 2) * width for place, _ in shown]
         face = f"{0.25 + 0.75 * (index / max(1, len(series) - 1)):g}"
         heights = [value for _, value in shown]
-        drawn = axis.bar(
-            places, heights, width, label=name, color=face, edgecolor="black", hatch=look.hatch, linewidth=0.6
+        container = axis.bar(
+            places, heights, width, label=name, color=face, edgecolor="black", hatch=style.hatch, linewidth=0.6
         )
-        told = ["" if height > tallest / 50 else f"{height:.1g}".lstrip("0") or "0" for height in heights]
-        axis.bar_label(drawn, told, fontsize=6, padding=1)
+        labels = ["" if height > tallest / 50 else f"{height:.1g}".lstrip("0") or "0" for height in heights]
+        axis.bar_label(container, labels, fontsize=6, padding=1)
     axis.set_xticks(range(len(groups)), groups)
     axis.grid(False, axis="x")

@@ -1,4 +1,4 @@
-"""One measurement of a reproduction: a piece of work that leaves one record."""
+"""The parts of a reproduction: evaluations, costs and confusion matrices, each measured once into one record."""
 
 from __future__ import annotations
 
@@ -24,19 +24,99 @@ from empir_plugin.evaluation.prepare import exact_float32, prepare
 from empir_plugin.evaluation.protocols import Protocol
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.evaluation.shards import cut
-from empir_plugin.reproduce.context import Desk, Prepare, as_they_are
+from empir_plugin.reproduce.context import Context, Preprocess, unchanged
 from empir_plugin.reproduce.subjects import Subject
 
-_COST = JsonKind("a record of costs", EvaluationError)
+_COST_FILE = JsonKind("a record of costs", EvaluationError)
+_MATRIX_FILE = JsonKind("a confusion matrix", EvaluationError, cure="delete it")
+
+
+class Part(Interface):
+    """One measurement, written to one record. Finished work is reused, interrupted work resumes."""
+
+    @property
+    def slug(self) -> str:
+        """Name of its record; parts of the same name are the same measurement."""
+        ...
+
+    @property
+    def dataset(self) -> str:
+        """Data set it runs on."""
+        ...
+
+    @property
+    def images(self) -> str:
+        """Identifies its images: the data set and any preprocessing."""
+        ...
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Networks it measures."""
+        ...
+
+    def run(self, context: Context) -> None:
+        """Measure, and write the record."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The attacks of a protocol on one network.
+
+    Args:
+        subject: The network.
+        dataset: Data set it is attacked on.
+        protocol: The attacks.
+        threat: Norm and budget of the attacks.
+        slug: Name of the record.
+        cascade: Attack only images that survived earlier attacks (same worst case, faster).
+        preprocess: Applied to the images before they are attacked.
+    """
+
+    subject: Subject
+    dataset: str
+    protocol: Protocol
+    threat: Threat
+    slug: str
+    cascade: bool = False
+    preprocess: Preprocess = unchanged
+
+    @property
+    def images(self) -> str:
+        """The data set, with its preprocessing if there is any."""
+        return self.dataset if self.preprocess is unchanged else f"{self.dataset}, {self.preprocess}"
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Its one network."""
+        return (self.subject,)
+
+    def run(self, context: Context) -> None:
+        """Evaluate, reusing finished shards.
+
+        Raises:
+            EvaluationError: If the evaluation fails.
+        """
+        record = evaluate(
+            context.load(self.subject),
+            self.preprocess(context.test(self.dataset)),
+            self.threat,
+            protocol=self.protocol,
+            name=self.subject.name,
+            settings=replace(context.settings, cascade=self.cascade),
+            store=context.workspace.store,
+            on_progress=context.report_attack,
+        )
+        record.write(context.workspace.records / f"{self.slug}.json")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Time and storage of one network by Equation 6, relative to one in full precision.
+    """Time and storage of one network relative to full precision, by Equation 6 of the EMPIR paper.
 
     Args:
         subject: The network.
-        dataset: What it classifies.
+        dataset: Data set that gives the shape of its input.
         slug: Name of the record.
     """
 
@@ -46,7 +126,7 @@ class Cost:
 
     @property
     def images(self) -> str:
-        """The data set as it is."""
+        """The data set."""
         return self.dataset
 
     @property
@@ -54,36 +134,33 @@ class Cost:
         """Its one network."""
         return (self.subject,)
 
-    def run(self, desk: Desk) -> None:
-        """Count; no time is measured.
+    def run(self, context: Context) -> None:
+        """Count operations and bits; nothing is timed.
 
         Raises:
-            EvaluationError: If the network cannot be counted.
+            EvaluationError: If the network's operations cannot be counted.
         """
-        desk.tell("counting operations and bits")
-        found = overhead(desk.load(self.subject), image_shape_of(self.dataset)).to_dict()
+        context.report("counting operations and bits")
+        costs = overhead(context.load(self.subject), image_shape_of(self.dataset)).to_dict()
         run = {"finished": now(), "versions": versions(), "code_sha256": code_sha256()}
-        table = {"name": self.subject.name, **found, "run": run}
-        _COST.write(desk.workspace.records / f"{self.slug}.json", table)
-
-
-_CONFUSION = JsonKind("a confusion matrix", EvaluationError, cure="delete it")
+        table = {"name": self.subject.name, **costs, "run": run}
+        _COST_FILE.write(context.workspace.records / f"{self.slug}.json", table)
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """How often each class was decided for, on what one attack made of the images.
+class ConfusionMatrix:
+    """Decisions of a network by true class, under one attack.
 
     Args:
         model: ``name``, ``sha256`` and ``identity``, the version of that hash.
-        data: Which images.
-        attack: Its name and its rules, as a sentence.
-        threat: As text.
+        data: ``name``, ``n``, ``sha256`` and more about the images.
+        attack: Name and rules of the attack, as a sentence.
+        threat: Norm and budget, as text.
         counts: ``(K, K)``: by true class, then by decision.
         run: ``seed``, ``device``, ``finished``, ``versions``, ``code_sha256``.
 
     Raises:
-        EvaluationError: If the counts are not those of the images.
+        EvaluationError: If the counts are not square, or do not add up to the number of images.
     """
 
     model: dict[str, Any]
@@ -99,38 +176,38 @@ class Matrix:
 
     @property
     def accuracy(self) -> float:
-        """Percent on the diagonal, to two decimals.
+        """Percent of the images on the diagonal, to two decimals.
 
         Example:
-            >>> Matrix({}, {"n": 4}, "", "", ((1, 1), (0, 2)), {}).accuracy
+            >>> ConfusionMatrix({}, {"n": 4}, "", "", ((1, 1), (0, 2)), {}).accuracy
             75.0
         """
         return round(100 * sum(row[i] for i, row in enumerate(self.counts)) / self.data["n"], 2)
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        _CONFUSION.write(path, asdict(self))
+        """Write the matrix as JSON."""
+        _MATRIX_FILE.write(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> Matrix:
-        """Read it back.
+    def read(cls, path: Path) -> ConfusionMatrix:
+        """Read a matrix from JSON.
 
         Raises:
-            EvaluationError: If the file is missing or no matrix.
+            EvaluationError: If the file is missing or not a confusion matrix.
         """
-        return _CONFUSION.read(path, lambda table: cls(**{**table, "counts": tuple(map(tuple, table["counts"]))}))
+        return _MATRIX_FILE.read(path, lambda table: cls(**{**table, "counts": tuple(map(tuple, table["counts"]))}))
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """One attack of a protocol, and what a network takes its images for. All images are attacked.
+    """The confusion matrix of one network under one attack of a protocol. All images are attacked.
 
     Args:
         subject: The network.
-        dataset: What it classifies.
-        protocol: Has the attack.
-        attack: Its name there.
-        threat: The budget.
+        dataset: Data set it is attacked on.
+        protocol: Protocol of the attack.
+        attack: Name of the attack in the protocol.
+        threat: Norm and budget of the attack.
         slug: Name of the record.
     """
 
@@ -143,7 +220,7 @@ class Confusion:
 
     @property
     def images(self) -> str:
-        """The data set as it is."""
+        """The data set."""
         return self.dataset
 
     @property
@@ -151,175 +228,93 @@ class Confusion:
         """Its one network."""
         return (self.subject,)
 
-    def run(self, desk: Desk) -> None:
-        """Attack and count; a matrix that is there for the same network and images is kept.
+    def run(self, context: Context) -> None:
+        """Attack all images and count the decisions, unless the record is up to date.
 
         Raises:
-            EvaluationError: If the attack fails or breaks its budget.
+            EvaluationError: If the attack fails or exceeds its budget.
         """
-        path, model, data = (
-            desk.workspace.records / f"{self.slug}.json",
-            desk.load(self.subject),
-            desk.test(self.dataset),
-        )
+        path = context.workspace.records / f"{self.slug}.json"
+        model, data = context.load(self.subject), context.test(self.dataset)
         about = model_table(model, self.subject.name)
-        facts = {"model": str(about["sha256"]), "data": data.fingerprint, "code": code_sha256()}
-        if _is_done(path, facts):
+        hashes = {"model": str(about["sha256"]), "data": data.fingerprint, "code": code_sha256()}
+        if _is_up_to_date(path, hashes):
             return
-        spec = self._planned(model)
-        counts = _counts(prepare(model, desk.settings.device), data, spec, self.threat, desk)
-        Matrix(
+        spec = self._attack_spec(model)
+        counts = _count_decisions(prepare(model, context.settings.device), data, spec, self.threat, context)
+        ConfusionMatrix(
             model=about,
             data=data_table(data),
             attack=f"Protocol {self.protocol.name}. {spec.describe()}",
             threat=str(self.threat),
             counts=tuple(tuple(row) for row in counts.tolist()),
-            run=_run(desk.settings),
+            run=_run_table(context.settings),
         ).write(path)
 
-    def _planned(self, model: nn.Module) -> AttackSpec:
-        plan = self.protocol.attacks(model, self.dataset)
-        return replace(next(each for each in plan if each.name == self.attack), attack_all=True)
+    def _attack_spec(self, model: nn.Module) -> AttackSpec:
+        specs = self.protocol.attacks(model, self.dataset)
+        return replace(next(spec for spec in specs if spec.name == self.attack), attack_all=True)
 
 
-def _is_done(path: Path, facts: dict[str, str]) -> bool:
+def _is_up_to_date(path: Path, hashes: dict[str, str]) -> bool:
     if not path.is_file():
         return False
-    found = Matrix.read(path)
-    return facts == {
-        "model": found.model["sha256"], "data": found.data["sha256"], "code": found.run["code_sha256"]
+    matrix = ConfusionMatrix.read(path)
+    return hashes == {
+        "model": matrix.model["sha256"], "data": matrix.data["sha256"], "code": matrix.run["code_sha256"]
     }  # fmt: skip
 
 
-def _run(settings: Settings) -> dict[str, Any]:
-    told = {"seed": settings.seed, "device": settings.device.type, "threads": torch.get_num_threads()}
-    return {**told, "finished": now(), "versions": versions(), "code_sha256": code_sha256()}
+def _run_table(settings: Settings) -> dict[str, Any]:
+    machine = {"seed": settings.seed, "device": settings.device.type, "threads": torch.get_num_threads()}
+    return {**machine, "finished": now(), "versions": versions(), "code_sha256": code_sha256()}
 
 
-def _counts(model: nn.Module, data: ImageSet, spec: AttackSpec, threat: Threat, desk: Desk) -> Tensor:
-    """How often each class ``(K, K)``, true first, was decided for."""
-    settings = desk.settings
+def _count_decisions(model: nn.Module, data: ImageSet, spec: AttackSpec, threat: Threat, context: Context) -> Tensor:
+    """Decisions under attack, counted by true class and decision: ``(K, K)``."""
+    settings = context.settings
     evaluator = Evaluator(model, data, threat, settings)
     counts = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
     with exact_float32():
         for shard in cut(len(data), settings.shard_size):
             labels = data.labels[shard.start : shard.stop]
-            own = torch.tensor(evaluator.clean(shard).decisions)
-            every_image = torch.ones_like(own, dtype=torch.bool)
-            outcome, _ = evaluator.attack(spec, shard, every_image, own, lambda images: None)
-            desk.on_attack(spec.name, shard.stop, len(data))
+            clean = torch.tensor(evaluator.clean(shard).decisions)
+            every_image = torch.ones_like(clean, dtype=torch.bool)
+            outcome, _ = evaluator.attack(spec, shard, every_image, clean, lambda images: None)
+            context.report_attack(spec.name, shard.stop, len(data))
             counts.index_put_((labels, torch.tensor(outcome.decisions)), torch.tensor(1), accumulate=True)
     return counts
 
 
-class Part(Interface):
-    """A piece of work. What it has done, or begun, it finds again and does not do twice."""
+def missing_input(part: Part, context: Context) -> str:
+    """Explain what the user must supply before a part can run; empty if nothing is missing.
 
-    @property
-    def slug(self) -> str:
-        """Name of its record, unique among all parts of all targets."""
-        ...
-
-    @property
-    def dataset(self) -> str:
-        """What it runs on."""
-        ...
-
-    @property
-    def images(self) -> str:
-        """Which images: the data set, and what was done to them."""
-        ...
-
-    @property
-    def subjects(self) -> tuple[Subject, ...]:
-        """What it is about."""
-        ...
-
-    def run(self, desk: Desk) -> None:
-        """Measure, and write the record."""
-        ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Attacks on one network.
-
-    Args:
-        subject: The network.
-        dataset: What it classifies.
-        protocol: The attacks.
-        threat: The budget.
-        slug: Name of the record.
-        cascade: Whether images that fell are spared later attacks: the worst case is the same, sooner.
-        prepare: What is done to the images before they are attacked.
+    Users supply the weights of models that come without, and the images of ImageNet.
     """
-
-    subject: Subject
-    dataset: str
-    protocol: Protocol
-    threat: Threat
-    slug: str
-    cascade: bool = False
-    prepare: Prepare = as_they_are
-
-    @property
-    def images(self) -> str:
-        """The data set, and what was done to it."""
-        return self.dataset if self.prepare is as_they_are else f"{self.dataset}, {self.prepare}"
-
-    @property
-    def subjects(self) -> tuple[Subject, ...]:
-        """Its one network."""
-        return (self.subject,)
-
-    def run(self, desk: Desk) -> None:
-        """Evaluate; shards that are finished are not computed again.
-
-        Raises:
-            EvaluationError: If the evaluation cannot go on.
-        """
-        record = evaluate(
-            desk.load(self.subject),
-            self.prepare(desk.test(self.dataset)),
-            self.threat,
-            protocol=self.protocol,
-            name=self.subject.name,
-            settings=replace(desk.settings, cascade=self.cascade),
-            store=desk.workspace.store,
-            on_progress=desk.on_attack,
-        )
-        record.write(desk.workspace.records / f"{self.slug}.json")
-
-
-def lacking(part: Part, desk: Desk) -> str:
-    """Why a part cannot run because of something only the user can have; empty if nothing keeps it.
-
-    Weights of named models, and images of data sets that no network of this package was trained on, are such things.
-    """
-    for model in dict.fromkeys(name for subject in part.subjects for name in subject.given):
-        path = desk.trainer.given(model)
+    for model in dict.fromkeys(name for subject in part.subjects for name in subject.user_weights):
+        path = context.trainer.user_file(model)
         if not path.is_file():
             return f"no weights of {model}: put its state dict (safetensors) in {path.parent.name}/{path.name} of --out"
     if part.dataset != "imagenet":
         return ""
     try:
-        desk.test(part.dataset)
+        context.test(part.dataset)
     except (DataError, InputError) as error:
         return str(error)
     return ""
 
 
-def only(protocol: Protocol, *names: str) -> Protocol:
-    """A protocol cut down to some of its attacks.
+def select_attacks(protocol: Protocol, *names: str) -> Protocol:
+    """Restrict a protocol to some of its attacks.
 
     Example:
         >>> from empir_plugin.evaluation.protocols import paper
-        >>> [spec.name for spec in only(paper, "FGSM").attacks(nn.Flatten())]
+        >>> [spec.name for spec in select_attacks(paper, "FGSM").attacks(nn.Flatten())]
         ['FGSM']
     """
-    told = f"{protocol.name}: {', '.join(names)}"
-    return replace(protocol, name=told, plan=partial(_only, protocol, names))
+    name = f"{protocol.name}: {', '.join(names)}"
+    return replace(protocol, name=name, plan=partial(_selected_plan, protocol, names))
 
 
-def _only(protocol: Protocol, names: Sequence[str], model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
+def _selected_plan(protocol: Protocol, names: Sequence[str], model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
     return tuple(spec for spec in protocol.attacks(model, dataset) if spec.name in names)

@@ -1,4 +1,4 @@
-"""Published numbers, as data."""
+"""The papers' published numbers, and in what ours differ from them, read from data files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from empir_plugin._files import tables
 from empir_plugin.reproduce.document import Table
 
 COLUMNS = ("clean", "CW", "FGSM", "BIM", "PGD", "average")
-"""Of a row of Table 2."""
+"""Columns of Table 2."""
+
+_DIFFERENCES = "What differs between the published numbers and ours."
 
 
 @dataclass(frozen=True)
-class Published:
-    """One row of Table 2, in percent of the test set, in the order of :data:`COLUMNS`.
+class PublishedNumbers:
+    """Published numbers of one row of Table 2, in percent of the test set, in the order of :data:`COLUMNS`.
 
     Args:
-        paper: By the review version of the paper.
-        repository: By the authors' repository; empty if it does not say.
+        paper: From the review version of the paper.
+        repository: From the authors' repository; empty if it has none.
     """
 
     paper: tuple[float, ...]
@@ -30,12 +32,12 @@ class Published:
 
     @property
     def reference(self) -> tuple[float, ...]:
-        """What ours is compared with: the repository, whose numbers are those of the published version, if it can."""
+        """The numbers ours are compared with: those of the published version, from the repository, if there are any."""
         return self.repository or self.paper
 
 
 def data_table(name: str) -> dict[str, Any]:
-    """A data file of this room.
+    """Read a data file of this package.
 
     Example:
         >>> data_table("empir")["columns"][1]
@@ -45,7 +47,7 @@ def data_table(name: str) -> dict[str, Any]:
 
 
 @cache
-def table2() -> Mapping[tuple[str, str], Published]:
+def table2() -> Mapping[tuple[str, str], PublishedNumbers]:
     """Table 2 by data set and defence.
 
     Example:
@@ -55,7 +57,7 @@ def table2() -> Mapping[tuple[str, str], Published]:
     rows = data_table("empir")["table2"]
     return MappingProxyType(
         {
-            (row["dataset"], row["defence"]): Published(tuple(row["paper"]), tuple(row.get("repository", ())))
+            (row["dataset"], row["defence"]): PublishedNumbers(tuple(row["paper"]), tuple(row.get("repository", ())))
             for row in rows
         }
     )
@@ -63,15 +65,15 @@ def table2() -> Mapping[tuple[str, str], Published]:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not the same in a published number and in ours.
+    """One difference between a published number and ours.
 
     Args:
-        code: A letter for tables.
-        facet: What kind of thing: weights, labels, attack, architecture ...
-        text: A sentence.
-        ours: Protocols of ours it holds for; empty for all.
-        datasets: Data sets it holds for; empty for all.
-        defences: Defences it holds for; empty for all.
+        code: The letter that stands for it in tables.
+        facet: What differs: weights, labels, attack, architecture ...
+        text: A description, as a sentence.
+        ours: Protocols of ours it applies to; empty for all.
+        datasets: Data sets it applies to; empty for all.
+        defences: Defences it applies to; empty for all.
     """
 
     code: str
@@ -81,18 +83,18 @@ class Difference:
     datasets: frozenset[str] = frozenset()
     defences: frozenset[str] = frozenset()
 
-    def holds(self, ours: str, dataset: str, defence: str) -> bool:
-        """Whether it is between the published number of a defence and ours by a protocol."""
-        asked = ((self.ours, ours), (self.datasets, dataset), (self.defences, defence))
-        return all(not wanted or found in wanted for wanted, found in asked)
+    def applies(self, ours: str, dataset: str, defence: str) -> bool:
+        """Whether the published number of a defence differs in this way from ours by the protocol ``ours``."""
+        conditions = ((self.ours, ours), (self.datasets, dataset), (self.defences, defence))
+        return all(not allowed or value in allowed for allowed, value in conditions)
 
 
 @cache
 def all_differences() -> tuple[Difference, ...]:
-    """All of them, in order.
+    """All differences, in the order of the data file.
 
     Example:
-        >>> [found.code for found in all_differences() if found.holds("released", "mnist", "baseline")]
+        >>> [each.code for each in all_differences() if each.applies("released", "mnist", "baseline")]
         ['W', 'N']
     """
     lists = "ours", "datasets", "defences"
@@ -104,17 +106,28 @@ def all_differences() -> tuple[Difference, ...]:
 
 
 def codes(ours: str, dataset: str, defence: str) -> str:
-    """The letters of what differs.
+    """Letters of all differences between a published number and ours.
 
     Example:
         >>> codes("paper", "mnist", "fgsm")
         'W N F L I'
     """
-    return " ".join(found.code for found in all_differences() if found.holds(ours, dataset, defence))
+    return " ".join(each.code for each in all_differences() if each.applies(ours, dataset, defence))
+
+
+def facets_table(name: str) -> Table:
+    """The differences that the data file of a target lists, without letters.
+
+    Example:
+        >>> facets_table("discretization").rows[0][0]
+        'architecture'
+    """
+    rows = tuple((row["facet"], row["text"]) for row in data_table(name)["differences"])
+    return Table(_DIFFERENCES, ("What", "How"), rows, texts=2)
 
 
 def legend(used: Iterable[str]) -> Table:
-    """What the letters in a table mean."""
+    """Explain the letters used in tables."""
     letters = {letter for text in used for letter in text.split()}
-    rows = tuple((found.code, found.facet, found.text) for found in all_differences() if found.code in letters)
-    return Table("What differs between the published numbers and ours.", ("Code", "What", "How"), rows, texts=3)
+    rows = tuple((each.code, each.facet, each.text) for each in all_differences() if each.code in letters)
+    return Table(_DIFFERENCES, ("Code", "What", "How"), rows, texts=3)

@@ -1,31 +1,31 @@
-"""The report: every target that is complete, the claims ledger, and the way back from each number."""
+"""The report: published claims checked against the records, then a section for each table or figure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from empir_plugin.evaluation.protocols import adaptive
-from empir_plugin.reproduce.document import Block, Cell, Code, Document, Link, Picture, Section, Table, Text, points
+from empir_plugin.reproduce.document import Block, Cell, Code, Document, Section, Table, Text, points
 from empir_plugin.reproduce.parts import Part
 from empir_plugin.reproduce.published import data_table
-from empir_plugin.reproduce.results import Results, Target, gap, mean_accuracy
+from empir_plugin.reproduce.results import Results, Target, incomplete_reason, mean_accuracy
 from empir_plugin.reproduce.targets.table2 import ATTACKS, slug_of
 from empir_plugin.reproduce.workspace import Workspace
 
-HOLDS, FAILS, OPEN = "holds", "does not hold", "not measured"
+HOLDS, FAILS, NOT_MEASURED = "holds", "does not hold", "not measured"
 
 
 @dataclass(frozen=True)
 class Relation:
-    """When a measurement bears a claim out.
+    """How a measurement must compare with a claim.
 
     Args:
-        sign: As readers know it.
-        holds: Of claim, measurement and tolerance.
+        sign: The sign that readers know it by.
+        holds: Whether it holds, given the claimed value, the measured value and the tolerance.
     """
 
     sign: str
@@ -34,42 +34,42 @@ class Relation:
 
 RELATIONS: Mapping[str, Relation] = MappingProxyType(
     {
-        "at_least": Relation(">=", lambda claim, found, tolerance: found >= claim - tolerance),
-        "less_than": Relation("<", lambda claim, found, tolerance: found < claim + tolerance),
-        "at_most": Relation("<=", lambda claim, found, tolerance: found <= claim + tolerance),
-        "about": Relation("=", lambda claim, found, tolerance: abs(found - claim) <= tolerance),
+        "at_least": Relation(">=", lambda claimed, measured, tolerance: measured >= claimed - tolerance),
+        "less_than": Relation("<", lambda claimed, measured, tolerance: measured < claimed + tolerance),
+        "at_most": Relation("<=", lambda claimed, measured, tolerance: measured <= claimed + tolerance),
+        "about": Relation("=", lambda claimed, measured, tolerance: abs(measured - claimed) <= tolerance),
     }
 )
-"""By the names that data files use."""
+"""Relations by their names in data files."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A measurement.
+class Measurement:
+    """A measured number to compare with a claim.
 
     Args:
-        how: By what it was measured.
-        slugs: Records it follows from.
-        value: The number; None if a record is missing, or those to be compared are about different images.
+        method: How it was measured.
+        slugs: Records it is computed from.
+        value: The number; None if a record is missing, or the records are of different images.
     """
 
-    how: str
+    method: str
     slugs: tuple[str, ...]
     value: float | None
 
 
 @dataclass(frozen=True)
-class Line:
-    """One claim beside one measurement.
+class ClaimCheck:
+    """A published claim beside one measurement.
 
     Args:
-        claim: In words.
+        claim: The claim, as a sentence.
         source: Where it was published.
-        value: Its number.
-        unit: Of both numbers.
+        value: The claimed number.
+        unit: Unit of both numbers.
         relation: A key of :data:`RELATIONS`.
-        tolerance: In that unit.
-        found: The measurement.
+        tolerance: Tolerance in that unit.
+        measurement: The measured number.
     """
 
     claim: str
@@ -78,66 +78,66 @@ class Line:
     unit: str
     relation: str
     tolerance: float
-    found: Found
+    measurement: Measurement
 
     @property
     def verdict(self) -> str:
-        """What follows from the two numbers.
+        """Whether the claim holds.
 
         Example:
-            >>> Line("", "", 42.6, "points", "at_least", 5.0, Found("", (), 40.0)).verdict
+            >>> ClaimCheck("", "", 42.6, "points", "at_least", 5.0, Measurement("", (), 40.0)).verdict
             'holds'
-            >>> Line("", "", 42.6, "points", "at_least", 5.0, Found("", (), 1.0)).verdict
+            >>> ClaimCheck("", "", 42.6, "points", "at_least", 5.0, Measurement("", (), 1.0)).verdict
             'does not hold'
         """
-        if self.found.value is None:
-            return OPEN
-        held = RELATIONS[self.relation].holds(self.value, self.found.value, self.tolerance)
-        return HOLDS if held else FAILS
+        if self.measurement.value is None:
+            return NOT_MEASURED
+        holds = RELATIONS[self.relation].holds(self.value, self.measurement.value, self.tolerance)
+        return HOLDS if holds else FAILS
 
 
-def _gain(results: Results, dataset: str, by: str) -> Found:
+def _gain(results: Results, dataset: str, by: str) -> Measurement:
+    """EMPIR's gain over the baseline: of worst cases under ``adaptive``, else of averages over four attacks."""
     slugs = tuple(slug_of(dataset, defence, by) for defence in ("baseline", "empir"))
-    told = "worst cases" if by == adaptive.name else "averages of CW, FGSM, BIM, PGD"
-    how = f"difference of the {told}, {by}"
+    quantity = "worst cases" if by == adaptive.name else "averages of CW, FGSM, BIM, PGD"
+    method = f"difference of the {quantity}, {by}"
     records = [results.record(slug) for slug in slugs if results.has(slug)]
     if len(records) < len(slugs) or len({record.data["sha256"] for record in records}) > 1:
-        return Found(how, slugs, None)
+        return Measurement(method, slugs, None)
     baseline, empir = (
         record.worst_case_accuracy if by == adaptive.name else mean_accuracy(record, ATTACKS) for record in records
     )
-    return Found(how, slugs, round(empir - baseline, 2))
+    return Measurement(method, slugs, round(empir - baseline, 2))
 
 
-def _overhead(results: Results, dataset: str, cost: str, form: str) -> Found:
+def _overhead(results: Results, dataset: str, cost: str, form: str) -> Measurement:
     slug = f"{dataset}-empir-cost"
-    told = f"Equation 6, {'the ideal' if form == 'ideal' else 'layers as built'}"
+    method = f"Equation 6, {'all layers quantized' if form == 'ideal' else 'layers as built'}"
     if not results.has(slug):
-        return Found(told, (slug,), None)
-    return Found(told, (slug,), round(100 * (results.table(slug)["eq6"][cost][form] - 1), 2))
+        return Measurement(method, (slug,), None)
+    return Measurement(method, (slug,), round(100 * (results.table(slug)["eq6"][cost][form] - 1), 2))
 
 
-def _worst(results: Results, slug: str) -> Found:
+def _worst_case(results: Results, slug: str) -> Measurement:
     value = results.record(slug).worst_case_accuracy if results.has(slug) else None
-    return Found("worst case, adaptive", (slug,), value)
+    return Measurement("worst case, adaptive", (slug,), value)
 
 
-def _clean(results: Results, slug: str) -> Found:
-    return Found("clean accuracy", (slug,), results.record(slug).clean_accuracy if results.has(slug) else None)
+def _clean(results: Results, slug: str) -> Measurement:
+    value = results.record(slug).clean_accuracy if results.has(slug) else None
+    return Measurement("clean accuracy", (slug,), value)
 
 
-def _narrowest(results: Results, dataset: str) -> Found:
-    slug = f"{dataset}-empir-cost"
+def _narrowest(results: Results, dataset: str) -> Measurement:
+    slug, method = f"{dataset}-empir-cost", "fewest weight bits of any layer"
     if not results.has(slug):
-        return Found("bits of the weights in the model", (slug,), None)
+        return Measurement(method, (slug,), None)
     layers = [layer for member in results.table(slug)["members"] for layer in member["layers"]]
-    return Found(
-        "bits of the weights in the model", (slug,), min(layer["precision"]["weight_bits"] for layer in layers)
-    )
+    return Measurement(method, (slug,), min(layer["precision"]["weight_bits"] for layer in layers))
 
 
-_MEASURES: Mapping[str, Callable[..., Found]] = MappingProxyType(
-    {"gain": _gain, "overhead": _overhead, "worst": _worst, "clean": _clean, "narrowest": _narrowest}
+_MEASURES: Mapping[str, Callable[..., Measurement]] = MappingProxyType(
+    {"gain": _gain, "overhead": _overhead, "worst": _worst_case, "clean": _clean, "narrowest": _narrowest}
 )
 
 
@@ -146,16 +146,16 @@ def _claims() -> tuple[Mapping[str, Any], ...]:
     return tuple(data_table("claims")["claims"])
 
 
-def ledger(results: Results) -> tuple[Line, ...]:
-    """Every claim beside every measurement that decides it.
+def check_claims(results: Results) -> tuple[ClaimCheck, ...]:
+    """Compare every published claim with each measurement that decides it.
 
     Example:
         >>> from pathlib import Path
-        >>> {line.verdict for line in ledger(Results(Path("no such folder")))}
+        >>> {check.verdict for check in check_claims(Results(Path("no such folder")))}
         {'not measured'}
     """
     return tuple(
-        Line(
+        ClaimCheck(
             row["claim"], row["source"], row["value"], row["unit"], row["relation"], row["tolerance"],
             _MEASURES[measure["kind"]](results, **{key: value for key, value in measure.items() if key != "kind"}),
         )
@@ -164,113 +164,58 @@ def ledger(results: Results) -> tuple[Line, ...]:
     )  # fmt: skip
 
 
-def ledger_table(results: Results) -> Table:
-    """The ledger as a report shows it."""
-    header = ("Claim", "Where", "Measured by", "Records", "Verdict", "Claimed", "Measured", "Tolerance")
-    rows = tuple(_claim_row(results, line) for line in ledger(results))
-    return Table("Claims about EMPIR. A verdict compares the two numbers, within the tolerance.", header, rows, texts=5)
+def claims_table(results: Results) -> Table:
+    """All claims, measurements and verdicts as a table of the report."""
+    header = ("Claim", "Source", "Measured by", "Records", "Verdict", "Claimed", "Measured", "Tolerance")
+    rows = tuple(_claim_row(results, check) for check in check_claims(results))
+    caption = "Claims about EMPIR. A verdict compares the two numbers, within the tolerance."
+    return Table(caption, header, rows, texts=5)
 
 
-def _claim_row(results: Results, line: Line) -> tuple[Cell, ...]:
-    records = "-" if line.found.value is None else tuple(map(results.link, line.found.slugs))
-    claimed = f"{RELATIONS[line.relation].sign} {line.value:g} {line.unit}"
-    words = line.claim, line.source, line.found.how, records, line.verdict
-    return (*words, claimed, points(line.found.value), f"{line.tolerance:g}")
-
-
-def markdown(document: Document, figures: str) -> str:
-    r"""Write a document as Markdown.
-
-    Args:
-        document: The report.
-        figures: Folder of the figures, relative to the file.
-
-    Example:
-        >>> from empir_plugin.reproduce.document import Section
-        >>> markdown(Document("Title", ("Lead.",), (Section("s", "Part", (Text("Words."),)),)), "figures")
-        '# Title\n\nLead.\n\n## Part\n\nWords.\n'
-    """
-    pieces = [f"# {document.title}", *map(_escaped, document.lead)]
-    for section in document.sections:
-        pieces += [f"## {section.title}", *(_block(block, figures) for block in section.blocks)]
-    return "\n\n".join(pieces) + "\n"
-
-
-def _block(block: Block, figures: str) -> str:
-    if isinstance(block, Text):
-        return _escaped(block.text)
-    if isinstance(block, Code):
-        return f"```console\n{block.text}\n```"
-    if isinstance(block, Picture):
-        alt = _escaped(block.description).replace("[", "(").replace("]", ")")
-        return f"![{alt}]({figures}/{block.stem}.svg)\n\n*{_escaped(block.caption)}*"
-    return "\n".join(_table(block))
-
-
-def _table(table: Table) -> Iterator[str]:
-    yield f"*{_escaped(table.caption)}*\n"
-    yield _row(table.header)
-    numbers = len(table.header) - table.texts
-    yield _row(("---",) * table.texts + ("---:",) * numbers)
-    yield from (_row(row) for row in table.rows)
-
-
-def _row(cells: tuple[Cell, ...]) -> str:
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, tuple):
-        return ", ".join(map(_cell, cell))
-    if isinstance(cell, Link):
-        return f"[{_escaped(cell.text)}]({cell.path})"
-    return _escaped(cell).replace("\n", " ")
-
-
-def _escaped(text: str) -> str:
-    for sign in "\\|*_<":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+def _claim_row(results: Results, check: ClaimCheck) -> tuple[Cell, ...]:
+    measurement = check.measurement
+    records = "-" if measurement.value is None else tuple(map(results.link, measurement.slugs))
+    texts = check.claim, check.source, measurement.method, records, check.verdict
+    claimed = f"{RELATIONS[check.relation].sign} {check.value:g} {check.unit}"
+    return (*texts, claimed, points(measurement.value), f"{check.tolerance:g}")
 
 
 _TITLE = "Reproduction of the papers' tables and figures"
 _LEAD = (
-    "Written by 'empir reproduce' from the records beside it. Each section ends in the command that measured it and in "
+    "Written by 'empir reproduce' from the records beside it. Each section ends with the command that measured it and "
     "the records its numbers come from; a record holds the verdict on every image, the hashes of network, images and "
     "code, and all settings.",
-    "Three protocols never mix: 'released' repeats the published code, slips included; 'paper' runs the attacks as the "
-    "paper words them, with true labels; 'adaptive' takes for each image the worst of all attacks known here. Only the "
-    "last one measures robustness; 'strong', in figures of many networks, is the part of it that is PGD or Square.",
+    "Three protocols are kept apart: 'released' repeats the published code, slips included; 'paper' runs the attacks "
+    "as the paper describes them, with true labels; 'adaptive' takes the worst case over all attacks known here, image "
+    "by image. Only 'adaptive' measures robustness; 'strong', in figures with many networks, is its PGD attacks and "
+    "Square.",
+)
+_CLAIMS = (
+    "What was published about EMPIR, beside what was measured here. 'holds' and 'does not hold' follow from the two "
+    "numbers and the tolerance; 'not measured' means that a record is missing."
 )
 
 
-def report(workspace: Workspace, targets: Sequence[Target]) -> Document:
-    """Draw the figures of the targets that are complete, and tell of all of them.
+def build_report(workspace: Workspace, targets: Sequence[Target]) -> Document:
+    """Build the report on some targets from their records, and draw the figures of those that are complete.
 
     Raises:
         EvaluationError: If a record is damaged.
     """
     results = Results(workspace.records)
     sections = [_section(workspace, results, target) for target in targets]
-    claims = Section("claims", "Claims ledger", (Text(_LEDGER), ledger_table(results)))
+    claims = Section("claims", "Claims ledger", (Text(_CLAIMS), claims_table(results)))
     return Document(_TITLE, _LEAD, (claims, *sections))
 
 
-_LEDGER = (
-    "What was published about EMPIR, beside what was measured here. 'holds' and 'does not hold' follow from the two "
-    "numbers and the tolerance; 'not measured' means that a record is missing."
-)
-
-
 def _section(workspace: Workspace, results: Results, target: Target) -> Section:
-    missing = gap(results, target.parts)
-    if missing:
-        told = Text(f"Not shown: {missing}. This command measures what is missing:")
-        return Section(target.name, target.title, (told, Code(f"empir reproduce {target.name}")))
-    shown = target.show(results, workspace.figures)
-    extras = [part for part in target.extras if results.has(part.slug)]
-    there = (*target.parts, *extras)
-    return Section(target.name, target.title, (*shown, *_not_run(results, target), *_sources(results, target, there)))
+    reason = incomplete_reason(results, target.parts)
+    if reason:
+        text = Text(f"Not shown: {reason}. This command measures what is missing:")
+        return Section(target.name, target.title, (text, Code(f"empir reproduce {target.name}")))
+    blocks = target.show(results, workspace.figures)
+    parts = (*target.parts, *(part for part in target.extras if results.has(part.slug)))
+    return Section(target.name, target.title, (*blocks, *_not_run(results, target), *_sources(results, target, parts)))
 
 
 def _not_run(results: Results, target: Target) -> list[Block]:
@@ -278,10 +223,12 @@ def _not_run(results: Results, target: Target) -> list[Block]:
     if not absent:
         return []
     datasets = ", ".join(dict.fromkeys(part.dataset for part in absent))
-    models = ", ".join(dict.fromkeys(model for part in absent for subject in part.subjects for model in subject.given))
+    models = ", ".join(
+        dict.fromkeys(model for part in absent for subject in part.subjects for model in subject.user_weights)
+    )
     return [
         Text(
-            f"Not run: {datasets}. Neither its images nor weights for it can travel with this package. With a folder "
+            f"Not run: {datasets}. This package can include neither its images nor weights for it. With a folder "
             f"'val' of the 1,000 classes under --data-dir, and state dicts of {models} as weights/MODEL.safetensors "
             "in --out, the same command measures it."
         )
@@ -289,15 +236,16 @@ def _not_run(results: Results, target: Target) -> list[Block]:
 
 
 def _sources(results: Results, target: Target, parts: Sequence[Part]) -> list[Block]:
+    """The command that measured a target, its trainings, and its records."""
     sizes = sorted({results.table(part.slug)["data"]["n"] for part in parts if "data" in results.table(part.slug)})
-    told = f" --n-examples {sizes[-1]}" if sizes else ""
+    size = f" --n-examples {sizes[-1]}" if sizes else ""
     data = " --data-dir DATA" if target.trainings or (sizes and sizes[-1] > 1000) else ""
-    rows = tuple(_source(results, part) for part in parts)
-    header = ("Record", "Network", "SHA-256 of the record", "Code", "Threat", "n", "Seconds")
+    command = Code(f"empir reproduce {target.name}{size}{data}")
     names = ", ".join(dict.fromkeys(training.recipe for training in target.trainings))
-    recipes = [Text(f"Trained for this, by recipe: {names}. Their course is in records/training.")] if names else []
-    table = Table("The records of this section.", header, rows, texts=5)
-    return [Code(f"empir reproduce {target.name}{told}{data}"), *recipes, table]
+    trainings = [Text(f"Recipes trained for this: {names}. Training reports are in records/training.")] if names else []
+    header = ("Record", "Network", "SHA-256 of the record", "Code", "Threat", "n", "Seconds")
+    rows = tuple(_source(results, part) for part in parts)
+    return [command, *trainings, Table("The records of this section.", header, rows, texts=5)]
 
 
 def _source(results: Results, part: Part) -> tuple[Cell, ...]:

@@ -1,4 +1,4 @@
-"""What was measured, read back from the records."""
+"""Measured numbers, read from the records, and :class:`Target`, a table or figure that shows them."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.record import AttackRecord, Record
 from empir_plugin.reproduce.document import Block, Link
-from empir_plugin.reproduce.parts import Matrix, Part
+from empir_plugin.reproduce.parts import ConfusionMatrix, Part
 from empir_plugin.reproduce.subjects import Training, trainings_of
-from empir_plugin.reproduce.workspace import SHOWN
+from empir_plugin.reproduce.workspace import ATTACHMENTS
 
-_ANY = JsonKind("a record", EvaluationError, cure="delete it")
+_RECORD_FILE = JsonKind("a record", EvaluationError, cure="delete it")
 
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of records.
+    """The records in a folder, by name.
 
     Args:
-        folder: Where they lie.
+        folder: The folder.
     """
 
     folder: Path
 
     def path(self, slug: str) -> Path:
-        """The file of a record."""
+        """Path of a record."""
         return self.folder / f"{slug}.json"
 
     def has(self, slug: str) -> bool:
-        """Whether a record is there."""
+        """Whether a record exists."""
         return self.path(slug).is_file()
 
     def record(self, slug: str) -> Record:
-        """An evaluation.
+        """Read the record of an evaluation.
 
         Raises:
             EvaluationError: If it is missing or damaged.
         """
         return Record.read(self.path(slug))
 
-    def matrix(self, slug: str) -> Matrix:
-        """A confusion matrix.
+    def matrix(self, slug: str) -> ConfusionMatrix:
+        """Read a confusion matrix.
 
         Raises:
             EvaluationError: If it is missing or damaged.
         """
-        return Matrix.read(self.path(slug))
+        return ConfusionMatrix.read(self.path(slug))
 
     def table(self, slug: str) -> dict[str, Any]:
-        """Any record as it is.
+        """Read a record of any kind as a mapping.
 
         Raises:
-            EvaluationError: If it is missing or no JSON object.
+            EvaluationError: If it is missing or not a JSON object.
         """
-        return _ANY.read(self.path(slug), dict)
+        return _RECORD_FILE.read(self.path(slug), dict)
 
     def link(self, slug: str) -> Link:
-        """The way from a report to a record."""
-        return Link(slug, f"{SHOWN}/{self.folder.name}/{slug}.json")
+        """A link from the report to a record."""
+        return Link(slug, f"{ATTACHMENTS}/{self.folder.name}/{slug}.json")
 
     def digest(self, slug: str) -> str:
-        """SHA-256 of a record's bytes, as hexadecimal text."""
+        """SHA-256 of a record's file, as hexadecimal text."""
         return hashlib.sha256(self.path(slug).read_bytes()).hexdigest()
 
 
-def gap(results: Results, parts: Sequence[Part]) -> str:
-    """Why the records of some parts make no table together; empty if they do.
+def incomplete_reason(results: Results, parts: Sequence[Part]) -> str:
+    """Explain why the records of some parts cannot be shown together; empty if they can.
 
-    They do if none is missing and all of one data set are about the same images.
+    They can if none is missing and all records of a data set were measured on the same images.
     """
     missing = [part.slug for part in parts if not results.has(part.slug)]
     if missing:
@@ -82,25 +82,25 @@ def gap(results: Results, parts: Sequence[Part]) -> str:
     for part in parts:
         data = results.table(part.slug).get("data")
         if data is not None and images.setdefault(part.images, data["sha256"]) != data["sha256"]:
-            return f"{part.slug} is about other images than the records before it"
+            return f"{part.slug} was measured on other images than the records before it"
     return ""
 
 
 def attack_of(record: Record, attack: str) -> AttackRecord:
-    """What one attack of a record left.
+    """The results of one attack in a record.
 
     Raises:
         EvaluationError: If the record has no such attack.
     """
-    for found in record.attacks:
-        if found.name == attack:
-            return found
-    names = ", ".join(each.name for each in record.attacks)
+    for result in record.attacks:
+        if result.name == attack:
+            return result
+    names = ", ".join(result.name for result in record.attacks)
     raise EvaluationError(f"the record of {record.model['name']} has no attack {attack!r}, only {names}")
 
 
 def attack_accuracy(record: Record, attack: str) -> float:
-    """Percent that one attack of a record left.
+    """Accuracy under one attack of a record, in percent.
 
     Raises:
         EvaluationError: If the record has no such attack.
@@ -109,12 +109,12 @@ def attack_accuracy(record: Record, attack: str) -> float:
 
 
 def mean_accuracy(record: Record, attacks: Sequence[str]) -> float:
-    """Mean of what some attacks left, in percent to two decimals."""
+    """Mean accuracy under some attacks of a record, in percent to two decimals."""
     return round(sum(attack_accuracy(record, name) for name in attacks) / len(attacks), 2)
 
 
 Show = Callable[[Results, Path], tuple[Block, ...]]
-"""Draws a target's figures into a folder, and gives what the report shows of it."""
+"""Draws a target's figures into a folder and returns its part of the report."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class Target:
     """A table or figure of a paper.
 
     Args:
-        name: What the command calls it.
+        name: Name on the command line.
         title: Heading in the report.
-        parts: What is measured for it.
-        show: How that is shown, once all of it is there.
-        extras: Measured too where the user has what they need; shown as not run otherwise.
+        parts: Measurements it needs.
+        show: Shows them, once all are complete.
+        extras: Measurements that need images or weights from the user; without these, the report says "not run".
     """
 
     name: str
@@ -137,10 +137,10 @@ class Target:
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """Trainings of the networks it needs."""
+        """Trainings its networks depend on."""
         return trainings_of([subject for part in self.parts for subject in part.subjects])
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Data sets its parts run on."""
+        """Data sets its measurements need."""
         return tuple(dict.fromkeys(part.dataset for part in self.parts))

@@ -1,4 +1,4 @@
-"""Which network a part of a reproduction is about, and where its weights come from."""
+"""The networks that are evaluated: where each comes from, how it is trained or put together, and those of Table 2."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from empir_plugin.zoo.registry import load_model
 
 
 class Training(NamedTuple):
-    """A recipe, and the images it is trained on.
+    """A recipe and the images it is trained on.
 
     Args:
         recipe: Name of the recipe, or path of a TOML file.
-        bits: Of every pixel of the images: 1, 2, 4 or 8.
+        bits: Bits per pixel of the training images: 1, 2, 4 or 8.
     """
 
     recipe: str
@@ -32,192 +32,178 @@ class Training(NamedTuple):
 
 
 class Weights(Protocol):
-    """Where weights that do not travel with this package come from."""
+    """Source of the weights that are not part of this package."""
 
-    def trained(self, training: Training, member: str) -> nn.Module:
-        """A member of a recipe, trained if it is not yet."""
+    def load_member(self, training: Training, member: str) -> nn.Module:
+        """Load a member of a recipe, after training it if necessary."""
         ...
 
-    def given(self, model: str) -> Path:
-        """The file in which a user hands in the weights of a named model; it need not be there."""
+    def user_file(self, model: str) -> Path:
+        """Path at which the user supplies the weights of a named model; the file may be missing."""
         ...
 
 
 class Subject(Protocol):
-    """A network with a name.
-
-    ``trainings`` are those that have to be done for it, ``given`` names the models whose weights a user must have.
-    """
+    """A network to evaluate, and what is needed to load it."""
 
     @property
     def name(self) -> str:
-        """Part of the names of its records."""
+        """Name of the network, and part of the names of its records."""
         ...
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """Trainings it needs."""
+        """Trainings it depends on."""
         ...
 
     @property
-    def given(self) -> tuple[str, ...]:
-        """Models whose weights it needs from the user."""
+    def user_weights(self) -> tuple[str, ...]:
+        """Models whose weights the user must supply."""
         ...
 
     def load(self, weights: Weights) -> nn.Module:
-        """The network, with weights, in evaluation mode."""
+        """Load the network with its weights, in evaluation mode."""
         ...
 
 
 @dataclass(frozen=True)
-class Zoo:
-    """A model of this package with weights.
+class ZooSubject:
+    """A model of this package, with the weights that come with it.
 
     Args:
-        name: For ``load_model``.
+        name: Name for :func:`empir_plugin.load_model`.
 
     Example:
-        >>> Zoo("mnistconv-fp").trainings
+        >>> ZooSubject("mnistconv-fp").trainings
         ()
     """
 
     name: str
     trainings: tuple[Training, ...] = ()
-    given: tuple[str, ...] = ()
+    user_weights: tuple[str, ...] = ()
 
     def load(self, weights: Weights) -> nn.Module:
-        """Load it."""
+        """Load the model."""
         return load_model(self.name)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedSubject:
     """A member of a recipe, trained on demand.
 
     Args:
         recipe: Name of the recipe, or path of a TOML file.
-        name: Of the member.
+        name: Name of the member.
     """
 
     recipe: str
     name: str
-    given: tuple[str, ...] = ()
+    user_weights: tuple[str, ...] = ()
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """That of its recipe."""
+        """The training of its recipe."""
         return (Training(self.recipe),)
 
     def load(self, weights: Weights) -> nn.Module:
-        """Load it; train it if need be."""
-        return weights.trained(Training(self.recipe), self.name)
+        """Load the member, after training it if necessary."""
+        return weights.load_member(Training(self.recipe), self.name)
 
 
 @dataclass(frozen=True)
-class Given:
-    """A model of this package without weights, with those a user has.
+class UserWeightsSubject:
+    """A model that comes without weights, with weights supplied by the user.
 
     Args:
-        name: For ``load_model``.
+        name: Name for :func:`empir_plugin.load_model`.
     """
 
     name: str
     trainings: tuple[Training, ...] = ()
 
     @property
-    def given(self) -> tuple[str, ...]:
-        """Itself."""
+    def user_weights(self) -> tuple[str, ...]:
+        """The model itself."""
         return (self.name,)
 
     def load(self, weights: Weights) -> nn.Module:
-        """Load it.
+        """Load the model.
 
         Raises:
-            WeightsError: If there are no such weights.
+            WeightsError: If the user has not supplied its weights.
         """
-        path = weights.given(self.name)
+        path = weights.user_file(self.name)
         if not path.is_file():
-            raise WeightsError(f"{self.name} has no weights of its own: put its state dict in {path}")
+            raise WeightsError(f"{self.name} comes without weights: put its state dict in {path}")
         return load_model(self.name, custom_checkpoint=path)
 
 
-def trainings_of(subjects: Sequence[Subject]) -> tuple[Training, ...]:
-    """The trainings some subjects need, each once, in order.
-
-    Example:
-        >>> trainings_of([Zoo("a"), Trained("r", "b"), Trained("r", "c")])
-        (Training(recipe='r', bits=8),)
-    """
-    return tuple(dict.fromkeys(training for subject in subjects for training in subject.trainings))
-
-
 @dataclass(frozen=True)
-class Discrete:
-    """A member of a recipe behind a discretization, and trained on images that were discretized.
+class DiscretizedSubject:
+    """A member of a recipe, trained on discretized images, behind the same discretization.
 
     Args:
         recipe: Name of the recipe, or path of a TOML file.
-        member: Of the recipe.
-        bits: Of every pixel: 1, 2, 4 or 8.
+        member: Name of the member.
+        bits: Bits per pixel: 1, 2, 4 or 8.
 
     Example:
-        >>> Discrete("discretization-mnist", "fcn2-full", 2).name
+        >>> DiscretizedSubject("discretization-mnist", "fcn2-full", 2).name
         'fcn2-full-2bit'
     """
 
     recipe: str
     member: str
     bits: int
-    given: tuple[str, ...] = ()
+    user_weights: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The member's, with its bits."""
+        """Name of the member, with its bits."""
         return f"{self.member}-{self.bits}bit"
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """That of its recipe, on such images."""
+        """The training of its recipe on discretized images."""
         return (Training(self.recipe, self.bits),)
 
     def load(self, weights: Weights) -> nn.Module:
-        """Load it; train it if need be."""
-        return discretized(weights.trained(self.trainings[0], self.member), self.bits, "round")
+        """Load the member, after training it if necessary, and put the discretization in front."""
+        return discretized(weights.load_member(self.trainings[0], self.member), self.bits, "round")
 
 
 @dataclass(frozen=True)
-class Altered:
-    """A trained network whose weights are changed after training.
+class PostTrainingSubject:
+    """A trained network whose weights are changed after training: Song et al., https://arxiv.org/abs/2012.14965.
 
     Args:
-        of: The network.
-        mu_layers: So many last layers are mapped by the mu-law; 0 for none.
-        bits: Of the weights of all layers afterwards; 0 leaves them as they are.
+        base: The network.
+        mu_layers: The mu-law is applied to the weights of so many last layers; 0 for none.
+        bits: Bits to which the weights of all layers are then quantized; 0 for no quantization.
 
     Example:
-        >>> from empir_plugin.reproduce.subjects import Zoo
-        >>> Altered(Zoo("net"), mu_layers=1, bits=3).name
+        >>> PostTrainingSubject(ZooSubject("net"), mu_layers=1, bits=3).name
         'net-mu-q3'
     """
 
-    of: Subject
+    base: Subject
     mu_layers: int = 0
     bits: int = 0
-    given: tuple[str, ...] = ()
+    user_weights: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The network's, with what was done to it."""
-        return self.of.name + ("-mu" if self.mu_layers else "") + (f"-q{self.bits}" if self.bits else "")
+        """Name of the network, with the changes."""
+        return self.base.name + ("-mu" if self.mu_layers else "") + (f"-q{self.bits}" if self.bits else "")
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """Those of the network."""
-        return self.of.trainings
+        """Trainings of the network."""
+        return self.base.trainings
 
     def load(self, weights: Weights) -> nn.Module:
-        """Load the network and change it; the order of the paper, the law before the quantization."""
-        model = self.of.load(weights)
+        """Load the network and change its weights in the paper's order, the mu-law before the quantization."""
+        model = self.base.load(weights)
         if self.mu_layers:
             mu_law_(model, self.mu_layers, beyond="scale")
         if self.bits:
@@ -226,41 +212,51 @@ class Altered:
 
 
 @dataclass(frozen=True)
-class Voting:
-    """An ensemble of other subjects that decides by EMPIR's vote; one alone is that network, with nobody to vote with.
+class EnsembleSubject:
+    """An ensemble of other subjects under EMPIR's vote; with one member, that network itself.
 
     Args:
-        name: Of the ensemble.
+        name: Name of the ensemble.
         members: In the order of the release: low precision first.
     """
 
     name: str
     members: tuple[Subject, ...]
-    given: tuple[str, ...] = ()
+    user_weights: tuple[str, ...] = ()
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """Those of its members, each once."""
+        """Trainings of its members, each once."""
         return trainings_of(self.members)
 
     def load(self, weights: Weights) -> nn.Module:
-        """Load the members and let them vote."""
+        """Load the members and build the ensemble."""
         members = [member.load(weights) for member in self.members]
         return members[0] if len(members) == 1 else Ensemble(members).eval()
 
 
-EIGHT = Threat.parse("Linf:8/255")
-"""The radius of RobustBench's board, which the paper does not attack within."""
+def trainings_of(subjects: Sequence[Subject]) -> tuple[Training, ...]:
+    """Trainings that some subjects depend on, each once, in order.
+
+    Example:
+        >>> trainings_of([ZooSubject("a"), TrainedSubject("r", "b"), TrainedSubject("r", "c")])
+        (Training(recipe='r', bits=8),)
+    """
+    return tuple(dict.fromkeys(training for subject in subjects for training in subject.trainings))
+
+
+ROBUSTBENCH_THREAT = Threat.parse("Linf:8/255")
+"""The threat of RobustBench's CIFAR-10 leaderboard; the paper does not use it."""
 
 THREATS: Mapping[str, Threat] = MappingProxyType(
     {"mnist": Threat.parse("Linf:0.3"), "cifar10": Threat.parse("Linf:0.1"), "imagenet": Threat.parse("Linf:0.0226")}
 )
-"""The paper's Table 1, in units of images; on ImageNet, 0.1 of the release's units."""
+"""The paper's Table 1, for images in [0, 1]; on ImageNet, 0.1 in the release's units."""
 
 DATASETS: Mapping[str, str] = MappingProxyType(
     {"mnist": "MNISTconv, MNIST", "cifar10": "CIFARconv, CIFAR-10", "imagenet": "AlexNet, ImageNet"}
 )
-"""Data sets in words."""
+"""Architecture and data set as the report writes them."""
 
 DEFENCES: Mapping[str, str] = MappingProxyType(
     {
@@ -272,32 +268,40 @@ DEFENCES: Mapping[str, str] = MappingProxyType(
         "empir-fgsm": "EMPIR (FGSM adversarial training)",
     }
 )
-"""Rows of Table 2 in words."""
+"""Rows of Table 2 as the report writes them."""
 
 _MNIST, _CIFAR = "table2-mnist", "table2-cifar"
 
 SUBJECTS: Mapping[tuple[str, str], Subject] = MappingProxyType(
     {
-        ("mnist", "baseline"): Zoo("mnistconv-fp"),
-        ("mnist", "empir"): Zoo("empir-mnist"),
-        ("mnist", "distillation"): Trained(_MNIST, "mnist-distilled"),
-        ("mnist", "gradient-penalty"): Trained(_MNIST, "mnist-gradient-penalty"),
-        ("mnist", "fgsm"): Trained(_MNIST, "mnist-fgsm"),
-        ("mnist", "empir-fgsm"): Voting(
+        ("mnist", "baseline"): ZooSubject("mnistconv-fp"),
+        ("mnist", "empir"): ZooSubject("empir-mnist"),
+        ("mnist", "distillation"): TrainedSubject(_MNIST, "mnist-distilled"),
+        ("mnist", "gradient-penalty"): TrainedSubject(_MNIST, "mnist-gradient-penalty"),
+        ("mnist", "fgsm"): TrainedSubject(_MNIST, "mnist-fgsm"),
+        ("mnist", "empir-fgsm"): EnsembleSubject(
             "empir-mnist-fgsm",
-            (Trained(_MNIST, "mnist-w2a4-fgsm"), Trained(_MNIST, "mnist-w2a4-b-fgsm"), Trained(_MNIST, "mnist-fgsm")),
+            (
+                TrainedSubject(_MNIST, "mnist-w2a4-fgsm"),
+                TrainedSubject(_MNIST, "mnist-w2a4-b-fgsm"),
+                TrainedSubject(_MNIST, "mnist-fgsm"),
+            ),
         ),
-        ("cifar10", "baseline"): Zoo("cifarconv-fp"),
-        ("cifar10", "empir"): Zoo("empir-cifar"),
-        ("cifar10", "distillation"): Trained(_CIFAR, "cifar-distilled"),
-        ("cifar10", "gradient-penalty"): Trained(_CIFAR, "cifar-gradient-penalty"),
-        ("cifar10", "fgsm"): Trained(_CIFAR, "cifar-fgsm"),
-        ("cifar10", "empir-fgsm"): Voting(
+        ("cifar10", "baseline"): ZooSubject("cifarconv-fp"),
+        ("cifar10", "empir"): ZooSubject("empir-cifar"),
+        ("cifar10", "distillation"): TrainedSubject(_CIFAR, "cifar-distilled"),
+        ("cifar10", "gradient-penalty"): TrainedSubject(_CIFAR, "cifar-gradient-penalty"),
+        ("cifar10", "fgsm"): TrainedSubject(_CIFAR, "cifar-fgsm"),
+        ("cifar10", "empir-fgsm"): EnsembleSubject(
             "empir-cifar-fgsm",
-            (Trained(_CIFAR, "cifar-w4a2-fgsm"), Trained(_CIFAR, "cifar-w2a2-fgsm"), Trained(_CIFAR, "cifar-fgsm")),
+            (
+                TrainedSubject(_CIFAR, "cifar-w4a2-fgsm"),
+                TrainedSubject(_CIFAR, "cifar-w2a2-fgsm"),
+                TrainedSubject(_CIFAR, "cifar-fgsm"),
+            ),
         ),
-        ("imagenet", "baseline"): Given("alexnet-fp"),
-        ("imagenet", "empir"): Given("empir-imagenet"),
+        ("imagenet", "baseline"): UserWeightsSubject("alexnet-fp"),
+        ("imagenet", "empir"): UserWeightsSubject("empir-imagenet"),
     }
 )
 """The network of each row of Table 2."""

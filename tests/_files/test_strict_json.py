@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,10 @@ UNREADABLE = {
     "cut": (TEXT[:-4], "Expecting"),
     "two values": ("{} {}", "Extra data"),
     "comma": ("[1,]", "Expecting value|Illegal trailing comma"),
-    "NaN": ("[NaN]", r"there is no NaN"),
-    "infinity": ("[-Infinity]", r"there is no -Infinity"),
-    "overflow": ('{"a": 1e999}', "1e999 is no finite number"),
-    "long overflow": (f"[{'9' * 400}.0]", f"{'9' * 20} is no finite number"),
+    "NaN": ("[NaN]", "NaN"),
+    "infinity": ("[-Infinity]", "-Infinity"),
+    "overflow": ('{"a": 1e999}', "1e999"),
+    "long overflow": (f"[{'9' * 400}.0]", f"{'9' * 20}[^9]"),
     "key twice": ('{"a": 1, "b": 2, "a": 1}', "'a' occurs twice"),
     "key twice, deep": ('[{"b": {"a": 1, "\\u0061": 2}}]', "'a' occurs twice"),
     "deep": ("[" * 100_000, "recursion|[Ss]tack"),
@@ -107,14 +108,14 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("text", "reason"), UNREADABLE.values(), ids=UNREADABLE)
 def test_what_is_no_strict_json_is_refused_by_name(text: str, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"note\.json is no note: it is no valid JSON \(.*({reason})") as refused:
+    with pytest.raises(InputError, match=rf"note\.json.*({reason})") as refused:
         PLAIN.load(written(tmp_path, text))
     assert "\n" not in str(refused.value)
 
 
 def test_bytes_and_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"bytes\.json is no note: it is no valid JSON \('utf-8'"):
+    with pytest.raises(InputError, match=r"bytes\.json.*utf-8"):
         PLAIN.load(tmp_path / "bytes.json")
     for missing in (tmp_path / "none.json", tmp_path / "bytes.json" / "below-a-file.json"):
         with pytest.raises(EvaluationError, match=r"\.json cannot be read as an old note \(No.*\): check the path"):
@@ -157,15 +158,15 @@ def test_a_mistake_in_the_parser_is_not_hidden(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"schema": 4}', "it has schema 4, this release reads 3"),
-        ('{"schema": "3"}', "it has schema '3', this release reads 3"),
-        ("{}", "it has no schema, this release reads 3"),
-        ("[3]", "it holds no table of fields, but a list"),
+        ('{"schema": 4}', "schema 4.* 3"),
+        ('{"schema": "3"}', "schema '3'.* 3"),
+        ("{}", "no schema.* 3"),
+        ("[3]", "list"),
     ],
     ids=["newer", "text", "none", "list"],
 )
 def test_another_version_is_not_parsed(text: str, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=rf"note\.json is no old note: {reason}"):
+    with pytest.raises(EvaluationError, match=rf"note\.json.*{reason}"):
         DATED.read(written(tmp_path, text), pytest.fail)
 
 
@@ -182,3 +183,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         PLAIN.write(path, {})
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_an_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
+    def to_2(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {"schema": 2, "colour": table["color"]}
+
+    def to_3(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {"schema": 3, "colours": [table["colour"]]}
+
+    kind = JsonKind("a paint", EvaluationError, 3, upgrades={1: to_2, 2: to_3})
+    for text in (
+        '{"schema": 1, "color": "red"}',
+        '{"schema": 2, "colour": "red"}',
+        '{"schema": 3, "colours": ["red"]}',
+    ):
+        assert kind.read(written(tmp_path, text), dict) == {"schema": 3, "colours": ["red"]}
+    with pytest.raises(EvaluationError, match=r"schema 4.*1, 2, 3"):
+        kind.read(written(tmp_path, '{"schema": 4}'), dict)
+    with pytest.raises(EvaluationError, match=r"note\.json.*color"):
+        kind.read(written(tmp_path, '{"schema": 1}'), dict)

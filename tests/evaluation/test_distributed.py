@@ -116,7 +116,7 @@ def codes(pids: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-def evaluated(toys: ModuleType, store: Path | None = None, **rest: Any) -> Record:
+def run_toy(toys: ModuleType, store: Path | None = None, **rest: Any) -> Record:
     return evaluate(
         toys.network(), toys.noise_images(), toys.THREAT, toys.PLAN, settings=toys.SETTINGS, store=store, **rest
     )
@@ -127,14 +127,12 @@ def evaluated(toys: ModuleType, store: Path | None = None, **rest: Any) -> Recor
 def test_two_processes_give_the_verdicts_of_one(toys: ModuleType, tmp_path: Path, stored: bool) -> None:
     def action(team: Team) -> None:
         told: list[tuple[str, int, int]] = []
-        record = evaluated(
-            toys, tmp_path / "store" if stored else None, team=team, on_progress=lambda *a: told.append(a)
-        )
+        record = run_toy(toys, tmp_path / "store" if stored else None, team=team, on_progress=lambda *a: told.append(a))
         record.write(tmp_path / f"record{team.rank}.json")
         (tmp_path / f"told{team.rank}.json").write_text(json.dumps(told))
 
     assert codes(start(2, action)) == [0, 0]
-    alone = evaluated(toys)
+    alone = run_toy(toys)
     records = [Record.read(tmp_path / f"record{rank}.json") for rank in range(2)]
     assert [verdicts(record) for record in records] == [verdicts(alone)] * 2
     assert records[0].run["processes"] == 2
@@ -153,7 +151,7 @@ def test_nobody_writes_into_the_store_before_the_leader_has_tidied_it(toys: Modu
             time.sleep(1.5)  # Alone, the other process is through with its shards in a fraction of that.
             if list((tmp_path / "store").glob("*/*")):
                 os._exit(4)
-        evaluated(toys, tmp_path / "store", team=team)
+        run_toy(toys, tmp_path / "store", team=team)
 
     assert codes(start(2, action)) == [0, 0]
 
@@ -183,7 +181,7 @@ def test_a_lost_worker_loses_only_its_unfinished_shard(
 
     def action(team: Team) -> None:
         os.environ.update(TOY_LOG=str(log) + str(team.rank), TOY_STALL="3" if team.rank else "1000")
-        evaluated(toys, tmp_path / "store", team=team)
+        run_toy(toys, tmp_path / "store", team=team)
 
     pids = start(2, action)
     end = time.monotonic() + 60
@@ -196,7 +194,7 @@ def test_a_lost_worker_loses_only_its_unfinished_shard(
     assert codes(pids) == [-signal.SIGKILL] * 2
     stored = {path.name for path in (tmp_path / "store").glob("*/*.json")}
     monkeypatch.setenv("TOY_LOG", str(log))
-    assert verdicts(evaluated(toys, tmp_path / "store")) == verdicts(evaluated(toys))
+    assert verdicts(run_toy(toys, tmp_path / "store")) == verdicts(run_toy(toys))
     assert stored < {path.name for path in (tmp_path / "store").glob("*/*.json")}
     first_images = [int(line) for line in log.read_text().split()]
     assert set(first_images[:6]) <= {*range(24, 32), *range(8, 16)}
@@ -207,7 +205,7 @@ def test_an_error_in_one_process_ends_all_of_them(toys: ModuleType, tmp_path: Pa
     def action(team: Team) -> None:
         if team.rank:
             (tmp_path / "store").write_text("")
-        evaluated(toys, tmp_path / "store" if team.rank else None, team=team)
+        run_toy(toys, tmp_path / "store" if team.rank else None, team=team)
 
     assert codes(start(2, action)) == [3, 3]
 
@@ -227,7 +225,7 @@ def test_torchrun_gives_the_verdicts_of_one_process(toys: ModuleType, tmp_path: 
     script = [str(Path(toys.__file__ or "")), str(tmp_path / "store"), str(record)]
     done = subprocess.run([*command, *script], check=False, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    alone = evaluated(toys)
+    alone = run_toy(toys)
     assert verdicts(Record.read(record)) == verdicts(alone)
     assert Record.read(record).run["processes"] == 2
     # What the two stored serves one process: not a shard is computed again.

@@ -112,7 +112,7 @@ def test_what_are_no_logits_is_refused(output: object, sentence: str) -> None:
     "probabilities", [torch.randn(5, 10).softmax(1), torch.eye(10)[:5]], ids=["softmax", "one-hot"]
 )
 def test_probabilities_are_refused_where_asked_for(probabilities: Tensor) -> None:
-    with pytest.raises(EvaluationError, match="leave its softmax out"):
+    with pytest.raises(EvaluationError, match="remove its softmax"):
         decisions(Returns(probabilities), X, refuse_probabilities=True)
     decisions(Returns(probabilities), X)
     decisions(Returns(probabilities.log()), X, refuse_probabilities=True)

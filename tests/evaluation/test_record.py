@@ -254,10 +254,10 @@ PLAN = (AttackSpec("noise", uniform_noise(2)), AttackSpec("FGSM", fgsm()), Attac
 
 @pytest.fixture(scope="module")
 def parts(toys: ModuleType) -> tuple[Record, ...]:
-    return tuple(_evaluate(toys, planned) for planned in PLAN)
+    return tuple(_run_toy(toys, planned) for planned in PLAN)
 
 
-def _evaluate(toys: ModuleType, *plan: AttackSpec, **settings: Any) -> Record:
+def _run_toy(toys: ModuleType, *plan: AttackSpec, **settings: Any) -> Record:
     return evaluate(toys.network(), toys.noise_images(), toys.THREAT, plan, settings=Settings(**settings))
 
 
@@ -267,7 +267,7 @@ def _without_times(record: Record) -> Record:
 
 
 def test_merging_gives_the_record_of_one_evaluation(toys: ModuleType, parts: tuple[Record, ...]) -> None:
-    together = _evaluate(toys, *PLAN)
+    together = _run_toy(toys, *PLAN)
     assert _without_times(merge_records(parts)) == _without_times(together)
     assert together.worst_case_accuracy < max(part.worst_case_accuracy for part in parts), "the attacks must differ"
 
@@ -290,7 +290,7 @@ def test_records_of_different_subjects_are_not_merged(parts: tuple[Record, ...],
 
 
 def test_different_attacks_with_one_name_are_not_merged(toys: ModuleType, parts: tuple[Record, ...]) -> None:
-    longer = _evaluate(toys, AttackSpec("PGD", pgd(4)))
+    longer = _run_toy(toys, AttackSpec("PGD", pgd(4)))
     with pytest.raises(EvaluationError, match=r"PGD.*different names"):
         merge_records((parts[2], longer))
     assert merge_compatible((parts[0], parts[2], longer)) == (merge_records((parts[0], parts[2])), longer)

@@ -1,22 +1,29 @@
-"""Toys shared by the tests of the reproductions; ``tests`` is no package, so the module is loaded by its path."""
+"""Fixtures shared by the tests of ``reproduce``; ``tests`` is not a package, so ``toys.py`` is loaded by its path."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch import nn
 
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.evaluation.protocols import adaptive
 from empir_plugin.evaluation.record import AttackRecord, Record
+from empir_plugin.reproduce.attacks import strong
+from empir_plugin.reproduce.parts import Confusion, ConfusionMatrix, Cost, Evaluation
+from empir_plugin.reproduce.results import Target
 from empir_plugin.reproduce.workspace import Workspace
 
 TOYS = Path(__file__).with_name("toys.py")
 
 Write = Callable[..., None]
+Fill = Callable[[Target], None]
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +45,12 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def write_record(workspace: Workspace) -> Write:
-    """Writes a record of 100 images, of which so many are classified correctly without and under each attack."""
+    """Writes a record of 100 images: how many are classified correctly without and under each attack."""
 
-    def write(slug: str, clean: int = 100, left: dict[str, int] | None = None, worst: int | None = None) -> None:
+    def write(slug: str, clean: int = 100, accuracy: dict[str, int] | None = None, worst: int | None = None) -> None:
         attacks = tuple(
             AttackRecord(name, "", _bits(count), float(count), 1.0, in_worst_case=False)
-            for name, count in (left or {}).items()
+            for name, count in (accuracy or {}).items()
         )
         if worst is not None:
             attacks = (*attacks, AttackRecord("all", "", _bits(worst), float(worst), 1.0))
@@ -59,3 +66,28 @@ def write_record(workspace: Workspace) -> Write:
 
 def _bits(count: int) -> str:
     return "1" * count + "0" * (100 - count)
+
+
+@pytest.fixture
+def fill(workspace: Workspace, write_record: Write) -> Fill:
+    """Writes made-up records for all parts of a target."""
+
+    def write(target: Target) -> None:
+        workspace.records.mkdir(parents=True, exist_ok=True)
+        for index, part in enumerate(target.parts):
+            if isinstance(part, Evaluation):
+                names = [spec.name for spec in part.protocol.attacks(nn.Flatten(), part.dataset)]
+                accuracy = {} if part.protocol in (adaptive, strong) else dict.fromkeys(names, index % 90)
+                write_record(part.slug, 95, accuracy, worst=index % 7)
+            elif isinstance(part, Confusion):
+                counts = tuple(tuple(10 if row == column else 0 for column in range(10)) for row in range(10))
+                data = {"n": 100, "sha256": "1" * 64}
+                matrix = ConfusionMatrix({"name": "m", "sha256": ""}, data, "FGSM", "Linf:0.3", counts, {})
+                matrix.write(workspace.records / f"{part.slug}.json")
+            else:
+                assert isinstance(part, Cost)
+                ratios = {"ideal": 1.5, "as_built": 2.5}
+                table = {"eq6": {"time": ratios, "storage": ratios}, "storage_ratio": 3.5, "members": []}
+                (workspace.records / f"{part.slug}.json").write_text(json.dumps(table))
+
+    return write

@@ -1,4 +1,4 @@
-"""Published numbers agree with themselves, and with those the leaderboard quotes."""
+"""Published numbers agree with each other and with the leaderboard, and every gap has its reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS = list(table2().items())
 
 
 @pytest.mark.parametrize(("place", "row"), ROWS, ids=["-".join(place) for place, _ in ROWS])
-def test_every_average_is_that_of_its_four_attacks(place: tuple[str, str], row: object) -> None:
+def test_every_published_average_is_that_of_its_four_attacks(place: tuple[str, str], row: object) -> None:
     published = table2()[place]
     for numbers in (published.paper, published.repository):
         if numbers:
@@ -42,7 +42,7 @@ def test_the_gains_of_the_abstract_follow_from_the_repository() -> None:
                      {"mnist": 42.6, "cifar10": 15.2, "imagenet": 10.5}.items()}  # fmt: skip
 
 
-def test_every_gap_has_a_reason_and_labels_differ_only_where_they_do() -> None:
+def test_differences_apply_where_they_should() -> None:
     for dataset, defence in table2():
         for ours in ("released", "paper", "adaptive"):
             letters = codes(ours, dataset, defence).split()
@@ -54,5 +54,5 @@ def test_every_gap_has_a_reason_and_labels_differ_only_where_they_do() -> None:
 def test_the_legend_explains_exactly_the_letters_in_use() -> None:
     table = legend(["W N", "N L"])
     assert [row[0] for row in table.rows] == ["W", "N", "L"]
-    letters = [found.code for found in all_differences()]
+    letters = [difference.code for difference in all_differences()]
     assert len(set(letters)) == len(letters)

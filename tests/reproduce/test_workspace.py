@@ -1,4 +1,4 @@
-"""The folder of a reproduction: ours is used again, anybody else's is refused and left alone."""
+"""The output folder: one of ours is reused, any other is refused and left unchanged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def _snapshot(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_new_folder_is_made_and_can_be_opened_again(workspace: Workspace) -> None:
+def test_a_new_folder_is_created_and_can_be_reused(workspace: Workspace) -> None:
     for _ in range(2):
-        with workspace.opened():
+        with workspace.lock():
             assert workspace.records.is_dir()
             assert workspace.figures.is_dir()
     assert json.loads((workspace.root / "reproduction.json").read_text())["format"] == 1
 
 
-def test_an_empty_folder_is_used(workspace: Workspace) -> None:
+def test_an_empty_folder_is_accepted(workspace: Workspace) -> None:
     workspace.root.mkdir()
     workspace.check()
 
@@ -51,47 +51,47 @@ def _broken_marker(space: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
-        (_foreign_file, "holds thesis.tex, which is not of a reproduction: choose another --out"),
-        (_no_marker, "is not empty and no reproduction of this package: choose another --out"),
-        (_broken_marker, "is not empty and no reproduction of this package: choose another --out"),
-        (_other_release, "was made by empir-plugin 0.0.1"),
-        (_other_format, "format 7"),
+        (_foreign_file, r"thesis\.tex.*choose another --out"),
+        (_no_marker, "not empty.*choose another --out"),
+        (_broken_marker, "not empty.*choose another --out"),
+        (_other_release, r"empir-plugin 0\.0\.1 .*choose another --out, or delete"),
+        (_other_format, "format 7.*choose another --out, or delete"),
     ],
 )
-def test_a_folder_that_is_not_ours_is_refused_untouched(
-    workspace: Workspace, spoil: Callable[[Workspace], None], told: str
+def test_any_other_folder_is_refused_and_left_unchanged(
+    workspace: Workspace, spoil: Callable[[Workspace], None], message: str
 ) -> None:
-    with workspace.opened():
+    with workspace.lock():
         pass
     spoil(workspace)
     before = _snapshot(workspace.root)
-    with pytest.raises(InputError, match=told), workspace.opened():
+    with pytest.raises(InputError, match=message), workspace.lock():
         pass
     assert _snapshot(workspace.root) == before
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(InputError, match="is a file, and the output needs a folder"):
+    with pytest.raises(InputError, match=r"is a file.*choose another --out"):
         Workspace(path).check()
     assert path.read_text() == "mine"
 
 
-def test_two_processes_do_not_share_it(workspace: Workspace) -> None:
-    with workspace.opened(), pytest.raises(EvaluationError, match="wait for it"), workspace.opened():
+def test_two_processes_cannot_share_it(workspace: Workspace) -> None:
+    with workspace.lock(), pytest.raises(EvaluationError, match="wait for it"), workspace.lock():
         pass
 
 
 def _finished(space: Workspace) -> None:
-    with space.opened():
+    with space.lock():
         (space.records / "a.json").write_text("{}")
         space.report.write_text("[a](reproduction/records/a.json) ![f](reproduction/figures/f.svg)")
 
 
-def test_publishing_copies_what_the_report_links_and_again_after_a_change(workspace: Workspace, tmp_path: Path) -> None:
+def test_publishing_copies_the_report_with_its_records_and_figures(workspace: Workspace, tmp_path: Path) -> None:
     _finished(workspace)
     report = tmp_path / "docs" / "paper.md"
     for _ in range(2):
@@ -102,24 +102,24 @@ def test_publishing_copies_what_the_report_links_and_again_after_a_change(worksp
     assert (report.parent / "paper" / "records" / "b.json").is_file()
 
 
-def test_publishing_onto_itself_changes_nothing(workspace: Workspace) -> None:
+def test_publishing_to_its_own_path_changes_nothing(workspace: Workspace) -> None:
     _finished(workspace)
     before = _snapshot(workspace.root)
     workspace.publish(workspace.report)
     assert _snapshot(workspace.root) == before
 
 
-def test_nothing_of_others_is_overwritten_by_publishing(workspace: Workspace, tmp_path: Path) -> None:
+def test_publishing_overwrites_no_other_files(workspace: Workspace, tmp_path: Path) -> None:
     _finished(workspace)
     text, folder = tmp_path / "text.md", tmp_path / "folder.md"
     text.write_text("mine")
     folder.with_suffix("").mkdir()
     (folder.with_suffix("") / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"text\.md is not a report of this command"):
+    with pytest.raises(InputError, match=r"text\.md.*choose another --report"):
         workspace.publish(text)
-    with pytest.raises(InputError, match=r"holds mine\.txt"):
+    with pytest.raises(InputError, match=r"holds mine\.txt.*choose another --report"):
         workspace.publish(folder)
-    with pytest.raises(InputError, match=r"must name a file that ends in \.md"):
+    with pytest.raises(InputError, match=r"--report.*\.md, got .*report\.txt"):
         check_publishable(tmp_path / "report.txt")
     assert text.read_text() == "mine"
     assert not folder.exists()

@@ -1,4 +1,4 @@
-"""Toy parts for tests of the reproductions, in a module of their own: a store wants source files."""
+"""A toy network, attack and target for the tests of ``reproduce``, in a module: the cache hashes source files."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ TENTH = Threat.parse("Linf:0.1")
 
 
 class Compare(nn.Module):
-    """Classes 0 and 1: which of two pixels is the brighter. Linf distance to a change: half their difference."""
+    """Predicts which of two pixels is brighter; the Linf distance to the boundary is half their difference."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
 
 def pairs(differences: list[int], labels: list[int]) -> ImageSet:
-    """Images whose left pixel is twice a difference, in steps of 1/255, above the right one."""
+    """Images of two pixels, the left one brighter than the right by twice a difference, in steps of 1/255."""
     left = torch.tensor([128 + d for d in differences], dtype=torch.uint8)
     right = torch.tensor([128 - d for d in differences], dtype=torch.uint8)
     return ImageSet("toy", "test", torch.stack([left, right], 1).view(-1, 1, 1, 2), torch.tensor(labels), ("l", "r"))
 
 
 @dataclass(frozen=True)
-class Toy:
+class ToySubject:
     """A subject without weights."""
 
     name: str = "toy"
     trainings: tuple[()] = ()
-    given: tuple[str, ...] = ()
+    user_weights: tuple[str, ...] = ()
 
     def load(self, weights: Weights) -> nn.Module:
         return Compare()
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """A source that has one set of images, and training images if it is given some."""
+class FixedImages:
+    """An image source with one fixed test set, and possibly a training set."""
 
     images: ImageSet
     training: ImageSet | None = None
@@ -64,8 +64,8 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """FGSM that writes a line into a file at each call, and fails while another file is there."""
+class LoggedFGSM:
+    """FGSM that logs each call to a file, and fails while another file exists."""
 
     log: str
     broken: str = ""
@@ -81,31 +81,31 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Plan:
-    attack: Counted
+class ToyPlan:
+    attack: LoggedFGSM
 
     def __call__(self, model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
         return (AttackSpec("FGSM", self.attack, attack_all=True),)
 
 
-def protocol(attack: Counted) -> Protocol:
-    return Protocol("toy", "One attack.", (), Plan(attack))
+def protocol(attack: LoggedFGSM) -> Protocol:
+    return Protocol("toy", "One attack.", (), ToyPlan(attack))
 
 
-def part(slug: str, attack: Counted, threat: Threat = TENTH) -> Evaluation:
-    return Evaluation(Toy(), "toy", protocol(attack), threat, slug)
+def part(slug: str, attack: LoggedFGSM, threat: Threat = TENTH) -> Evaluation:
+    return Evaluation(ToySubject(), "toy", protocol(attack), threat, slug)
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Shows the accuracy of every record as a table."""
+class ShowAccuracy:
+    """Shows the accuracy of each record as a table."""
 
     slugs: tuple[str, ...]
 
     def __call__(self, results: Results, folder: Path) -> tuple[Block, ...]:
         rows = tuple((slug, f"{results.record(slug).attacks[0].accuracy:.2f}") for slug in self.slugs)
-        return (Table("Left by FGSM, in %.", ("Part", "Left"), rows),)
+        return (Table("Accuracy under FGSM, in %.", ("Part", "Accuracy"), rows),)
 
 
 def target(*parts: Evaluation, name: str = "toys") -> Target:
-    return Target(name, "Toys", parts, Numbers(tuple(each.slug for each in parts)))
+    return Target(name, "Toys", parts, ShowAccuracy(tuple(each.slug for each in parts)))

@@ -1,4 +1,4 @@
-"""Names for code: what a stored result depends on beside weights, images and settings."""
+"""Hashes of code: what a cached result depends on besides weights, images and settings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from empir_plugin.errors import EvaluationError, InputError
 
 _DEPTH = 12
 _VERSIONED = frozenset({"torch", "torchvision", "numpy", "builtins", "typing", "abc", "collections", "functools"})
-"""Packages whose release is part of the key of a result, or that compute nothing."""
+"""Packages whose version is part of the cache key, or that compute nothing."""
 
 
 @functools.cache
 def sources_sha256(*names: str) -> str:
-    """SHA-256 over what sources of this package do: comments, docstrings and layout may change, statements may not.
+    """SHA-256 over the statements of source files of this package, without comments, docstrings and layout.
 
     Args:
         names: Files and folders inside the package, such as ``"attacks"`` or ``"evaluation/judge.py"``.
@@ -57,12 +57,12 @@ def _statements(path: Path) -> str:
 
 
 def foreign_code_sha256(*values: object) -> str:
-    """SHA-256 over the source files of other packages that define values, what is in them, and the modules of networks.
+    """SHA-256 over the source files of other packages that define values, their attributes, and networks' modules.
 
-    This package's own code has :func:`sources_sha256`; torch and its kin have versions.
+    For this package's own code see :func:`sources_sha256`; torch and other libraries count by their version.
 
     Raises:
-        InputError: If a class or function has no source file: another one of its name could not be told from it.
+        InputError: If a class or function has no source file, so another of the same name could not be distinguished.
 
     Example:
         >>> foreign_code_sha256(nn.ReLU()) == foreign_code_sha256(3)
@@ -116,6 +116,6 @@ def _source(kind: Any) -> Path:
     if not path.is_file():
         raise InputError(
             f"{kind.__module__}.{kind.__qualname__} has no source file, so a stored result could belong to another one "
-            "of that name: put it into a module, or evaluate without a store"
+            "of the same name: define it in a module, or evaluate without a store"
         )
     return path

@@ -26,7 +26,7 @@ from empir_plugin.evaluation.identity import describe, model_fingerprint, settin
 from empir_plugin.evaluation.outcome import Shard
 from empir_plugin.evaluation.record import bits
 
-_DECIDING = ("judge", "queries", "evaluator", "prepare")
+_DECIDING = ("judge", "int8_queries", "evaluator", "prepare")
 _CODE = ("attacks", "models", "data", "_compat", *(f"evaluation/{name}.py" for name in _DECIDING))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import IDENTITY, model_fingerprint
+from empir_plugin.evaluation.int8_queries import integer_queries
 from empir_plugin.evaluation.overhead.count import LayerCost, NetworkCost, baseline_of, count, members_of, packed_bytes
 from empir_plugin.evaluation.overhead.equation6 import (
     Equation6,
@@ -24,7 +25,6 @@ from empir_plugin.evaluation.overhead.equation6 import (
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
 from empir_plugin.evaluation.prepare import prepare
-from empir_plugin.evaluation.queries import integer_queries
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
 IMAGE_SHAPES: Mapping[str, tuple[int, int, int]] = MappingProxyType(

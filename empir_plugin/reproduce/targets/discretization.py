@@ -1,4 +1,4 @@
-"""Tables 2, 3, 5 and 6 of Panda et al., https://arxiv.org/abs/1902.03151, on MNIST: fewer bits per pixel under FGSM."""
+"""Tables 2, 3, 5 and 6 of Panda et al., https://arxiv.org/abs/1902.03151: MNIST at fewer bits per pixel, under FGSM."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from empir_plugin.attacks.threat import Linf, Threat
 from empir_plugin.evaluation.protocols import paper
 from empir_plugin.evaluation.record import Record
-from empir_plugin.reproduce.attacks import TOLD, strong
+from empir_plugin.reproduce.attacks import STRONG_ATTACKS, strong
 from empir_plugin.reproduce.context import Discretize
 from empir_plugin.reproduce.document import Block, Picture, Table, Text, points
-from empir_plugin.reproduce.figures import draw, lines, panels, percent_axis
-from empir_plugin.reproduce.parts import Evaluation, only
-from empir_plugin.reproduce.published import data_table
+from empir_plugin.reproduce.figures import draw_lines, panels, percent_axis, save_figure
+from empir_plugin.reproduce.parts import Evaluation, select_attacks
+from empir_plugin.reproduce.published import data_table, facets_table
 from empir_plugin.reproduce.results import Results, Target, attack_accuracy
-from empir_plugin.reproduce.subjects import Discrete
+from empir_plugin.reproduce.subjects import DiscretizedSubject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 _RECIPE = "discretization-mnist"
 RADII = (0.1, 0.2, 0.3)
 BITS = (2, 4, 8)
-_FGSM = only(paper, "FGSM")
+_FGSM = select_attacks(paper, "FGSM")
 _TRAINED = {"clean": ("", "standard training"), "rfgsm": ("-rfgsm", "R+FGSM training")}
 _NETWORKS = {"full": "full precision", "bnn": "binary"}
 
 
 @dataclass(frozen=True)
-class Case:
+class DiscretizationRow:
     """One network of the tables.
 
     Args:
-        network: ``full`` or ``bnn``.
-        trained: ``clean`` or ``rfgsm``.
-        bits: Of every pixel.
+        network: ``full`` for full precision, ``bnn`` for binary.
+        trained: ``clean`` for standard training, ``rfgsm`` for R+FGSM training.
+        bits: Bits per pixel.
     """
 
     network: str
@@ -45,65 +45,66 @@ class Case:
     bits: int
 
     @property
-    def subject(self) -> Discrete:
-        """The network, behind its discretization."""
-        return Discrete(_RECIPE, f"fcn2-{self.network}{_TRAINED[self.trained][0]}", self.bits)
+    def subject(self) -> DiscretizedSubject:
+        """The network behind its discretization."""
+        return DiscretizedSubject(_RECIPE, f"fcn2-{self.network}{_TRAINED[self.trained][0]}", self.bits)
 
     @property
     def title(self) -> str:
-        """Network and training in words."""
+        """Network and training as the report writes them."""
         return f"{_NETWORKS[self.network]}, {_TRAINED[self.trained][1]}"
 
-    def slug(self, way: str, eps: float) -> str:
-        """Name of a record."""
-        return f"{self.subject.name}-{way}-{eps}"
+    def slug(self, attack: str, eps: float) -> str:
+        """Name of the record of one attack."""
+        return f"{self.subject.name}-{attack}-{eps}"
 
 
-CASES = tuple(Case(network, trained, bits) for trained in _TRAINED for network in _NETWORKS for bits in BITS)
-_WAYS = {
+ROWS = tuple(
+    DiscretizationRow(network, trained, bits) for trained in _TRAINED for network in _NETWORKS for bits in BITS
+)
+_ATTACKS = {
     "inside": "FGSM on the discretized image",
     "raw": "FGSM on the raw image",
     "strong": "strong attacks, raw image",
 }
 
 
-def _parts(case: Case) -> Iterator[Evaluation]:
+def _parts(row: DiscretizationRow) -> Iterator[Evaluation]:
+    subject = row.subject
     for eps in RADII:
-        threat, subject = Threat(Linf(), eps), case.subject
-        inside = Discretize(case.bits)
-        yield Evaluation(subject, "mnist", _FGSM, threat, case.slug("inside", eps), prepare=inside)
-        yield Evaluation(subject, "mnist", _FGSM, threat, case.slug("raw", eps))
-        yield Evaluation(subject, "mnist", strong, threat, case.slug("strong", eps), cascade=True)
+        threat = Threat(Linf(), eps)
+        inside = Discretize(row.bits)
+        yield Evaluation(subject, "mnist", _FGSM, threat, row.slug("inside", eps), preprocess=inside)
+        yield Evaluation(subject, "mnist", _FGSM, threat, row.slug("raw", eps))
+        yield Evaluation(subject, "mnist", strong, threat, row.slug("strong", eps), cascade=True)
 
 
-def _left(record: Record, way: str) -> float:
-    return record.worst_case_accuracy if way == "strong" else attack_accuracy(record, "FGSM")
+def _accuracies(results: Results, row: DiscretizationRow, attack: str) -> tuple[float, ...]:
+    """Clean accuracy, then accuracy under an attack at every radius."""
+    records = [results.record(row.slug(attack, eps)) for eps in RADII]
+    return (records[0].clean_accuracy, *(_accuracy(record, attack) for record in records))
 
 
-def _series(results: Results, case: Case, way: str) -> tuple[float, ...]:
-    """Clean accuracy, and what is left at every radius."""
-    records = [results.record(case.slug(way, eps)) for eps in RADII]
-    return (records[0].clean_accuracy, *(_left(record, way) for record in records))
+def _accuracy(record: Record, attack: str) -> float:
+    return record.worst_case_accuracy if attack == "strong" else attack_accuracy(record, "FGSM")
 
 
 def _show(results: Results, folder: Path) -> tuple[Block, ...]:
-    draw(folder, "discretization", (7.2, 6.4), lambda figure: _paint(figure, results))
-    n = results.record(CASES[0].slug("raw", RADII[0])).data["n"]
+    save_figure(folder, "discretization", (7.2, 6.4), lambda figure: _plot(figure, results))
+    n = results.record(ROWS[0].slug("raw", RADII[0])).data["n"]
     header = ("Network", "Bits per pixel", "Numbers", "Clean", *(f"eps {eps}" for eps in RADII))
-    rows = tuple(row for case in CASES for row in _rows(results, case))
+    rows = tuple(cells for row in ROWS for cells in _rows(results, row))
     table = Table(f"MNIST, accuracy in % without and under attack, {n:,} images.", header, rows, texts=3)
-    told = tuple((row["facet"], row["text"]) for row in data_table("discretization")["differences"])
-    differences = Table("What differs between the published numbers and ours.", ("What", "How"), told, texts=2)
-    return (Text(_READING), _PICTURE, table, differences)
+    return (Text(_TEXT), _PICTURE, table, facets_table("discretization"))
 
 
-_READING = (
-    "The paper finds networks with 2-bit inputs hardly harmed by FGSM. It seems to perturb images that are "
-    "discretized already; the network then discretizes again, and a perturbation smaller than half a level is "
-    "gone. Ours has that way, the attack on the raw image in front of the discretization, which is the only one a "
-    f"defence has to withstand, and for each image the worst of {TOLD} on the raw image. What 2 bits keep at eps 0.1 "
-    "is real, and a property of MNIST: black and white lie 1/6 from the next threshold, so only the few grey pixels "
-    "can change; at eps 0.2 every pixel can."
+_TEXT = (
+    "The paper finds that FGSM hardly harms networks with 2-bit inputs. It seems to perturb images that are already "
+    "discretized; the network then discretizes them again, which removes every perturbation smaller than half a "
+    "level. Shown here are that attack, FGSM on the raw image in front of the discretization, which is the attack a "
+    f"defence must withstand, and the worst case over {STRONG_ATTACKS} on the raw image. The robustness of 2 bits at "
+    "eps 0.1 is real, and a property of MNIST: black and white lie 1/6 from the nearest threshold, so only the few "
+    "grey pixels can change; at eps 0.2 every pixel can."
 )
 _PICTURE = Picture(
     "discretization",
@@ -114,24 +115,27 @@ _PICTURE = Picture(
 )
 
 
-def _rows(results: Results, case: Case) -> Iterator[tuple[str, ...]]:
-    for row in data_table("discretization")["rows"]:
-        if (row["network"], row["trained"], row["bits"]) == (case.network, case.trained, case.bits):
-            yield case.title, str(case.bits), f"paper, Table {row['table']} (FCN1)", *map(points, row["numbers"])
-    for way, told in _WAYS.items():
-        yield case.title, str(case.bits), f"ours, {told}", *map(points, _series(results, case, way))
+def _rows(results: Results, row: DiscretizationRow) -> Iterator[tuple[str, ...]]:
+    for published in data_table("discretization")["rows"]:
+        if (published["network"], published["trained"], published["bits"]) == (row.network, row.trained, row.bits):
+            source = f"paper, Table {published['table']} (FCN1)"
+            yield row.title, str(row.bits), source, *map(points, published["numbers"])
+    for attack, title in _ATTACKS.items():
+        yield row.title, str(row.bits), f"ours, {title}", *map(points, _accuracies(results, row, attack))
 
 
-def _paint(figure: Figure, results: Results) -> None:
+def _plot(figure: Figure, results: Results) -> None:
     places = [(trained, network) for trained in _TRAINED for network in _NETWORKS]
     axes = panels(figure, 2, 2)
     for axis, (trained, network) in zip(axes, places, strict=True):
-        cases = [Case(network, trained, bits) for bits in (BITS[0], BITS[-1])]
+        rows = [DiscretizationRow(network, trained, bits) for bits in (BITS[0], BITS[-1])]
         series = [
-            (f"{case.bits} bits, {told}", _series(results, case, way)) for case in cases for way, told in _WAYS.items()
+            (f"{row.bits} bits, {title}", _accuracies(results, row, attack))
+            for row in rows
+            for attack, title in _ATTACKS.items()
         ]
-        lines(axis, (0.0, *RADII), series)
-        axis.set_title(cases[0].title, loc="left", fontsize=9)
+        draw_lines(axis, (0.0, *RADII), series)
+        axis.set_title(rows[0].title, loc="left", fontsize=9)
         axis.set_xlabel("eps (images in [0, 1])")
         percent_axis(axis, "accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, handlelength=4)
@@ -140,7 +144,7 @@ def _paint(figure: Figure, results: Results) -> None:
 DISCRETIZATION = Target(
     "discretization",
     "Input discretization: fewer bits per pixel",
-    tuple(part for case in CASES for part in _parts(case)),
+    tuple(part for row in ROWS for part in _parts(row)),
     _show,
 )
-"""The tables."""
+"""Tables 2, 3, 5 and 6."""

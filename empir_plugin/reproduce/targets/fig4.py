@@ -1,4 +1,4 @@
-"""Figure 4 of the EMPIR paper: how many members of either kind, what that gives and what it costs."""
+"""Figure 4 of the EMPIR paper: accuracy and cost of ensembles by their number of low- and full-precision members."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import TYPE_CHECKING, Any
 from empir_plugin.evaluation.protocols import Protocol, paper, released
 from empir_plugin.reproduce.attacks import strong
 from empir_plugin.reproduce.document import Block, Picture, Table, Text, points, signed
-from empir_plugin.reproduce.figures import bars, draw, panels, percent_axis
-from empir_plugin.reproduce.parts import Cost, Evaluation, Part, only
+from empir_plugin.reproduce.figures import draw_bars, panels, percent_axis, save_figure
+from empir_plugin.reproduce.parts import Cost, Evaluation, Part, select_attacks
 from empir_plugin.reproduce.published import codes, data_table, legend
 from empir_plugin.reproduce.results import Results, Target, attack_accuracy
-from empir_plugin.reproduce.subjects import THREATS, Trained, Voting, Zoo
+from empir_plugin.reproduce.subjects import THREATS, EnsembleSubject, TrainedSubject, ZooSubject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_EXTRA = "figure4-mnist"
+_RECIPE = "figure4-mnist"
 _CODES = codes(released.name, "mnist", "empir")
-_LOW = (Zoo("mnistconv-w2a4"), Zoo("mnistconv-w2a4-b"), Trained(_EXTRA, "mnist-w2a4-c"))
-_FULL = (Zoo("mnistconv-fp"), Trained(_EXTRA, "mnist-fp-b"), Trained(_EXTRA, "mnist-fp-c"))
-_FGSM = {protocol.name: only(protocol, "FGSM") for protocol in (released, paper)}
+_LOW = (ZooSubject("mnistconv-w2a4"), ZooSubject("mnistconv-w2a4-b"), TrainedSubject(_RECIPE, "mnist-w2a4-c"))
+_FULL = (ZooSubject("mnistconv-fp"), TrainedSubject(_RECIPE, "mnist-fp-b"), TrainedSubject(_RECIPE, "mnist-fp-c"))
+_FGSM = {protocol.name: select_attacks(protocol, "FGSM") for protocol in (released, paper)}
 MIXES = tuple((low, full) for full in range(4) for low in range(4) if low + full)
-"""Numbers of low-precision and of full-precision members."""
+"""Numbers of low-precision and full-precision members."""
 
 
-def ensemble(low: int, full: int) -> Voting:
-    """The vote of the first so many low-precision and full-precision networks.
+def ensemble(low: int, full: int) -> EnsembleSubject:
+    """The ensemble of the first ``low`` low-precision and the first ``full`` full-precision networks.
 
     Example:
         >>> ensemble(2, 1).name
         'mnist-2lp-1fp'
     """
-    return Voting(f"mnist-{low}lp-{full}fp", (*_LOW[:low], *_FULL[:full]))
+    return EnsembleSubject(f"mnist-{low}lp-{full}fp", (*_LOW[:low], *_FULL[:full]))
 
 
 def _parts() -> Iterator[Part]:
@@ -47,7 +47,7 @@ def _parts() -> Iterator[Part]:
         yield Cost(subject, "mnist", f"{subject.name}-cost")
 
 
-def _evaluation(subject: Voting, ending: str, protocol: Protocol) -> Evaluation:
+def _evaluation(subject: EnsembleSubject, ending: str, protocol: Protocol) -> Evaluation:
     slug = f"{subject.name}-{ending}"
     return Evaluation(subject, "mnist", protocol, THREATS["mnist"], slug, cascade=protocol is strong)
 
@@ -59,15 +59,15 @@ def _clean(results: Results, name: str) -> float:
     return results.record(f"{name}-released-fgsm").clean_accuracy
 
 
-def _released(results: Results, name: str) -> float:
+def _fgsm_released(results: Results, name: str) -> float:
     return attack_accuracy(results.record(f"{name}-released-fgsm"), "FGSM")
 
 
-def _paper(results: Results, name: str) -> float:
+def _fgsm_paper(results: Results, name: str) -> float:
     return attack_accuracy(results.record(f"{name}-paper-fgsm"), "FGSM")
 
 
-def _worst(results: Results, name: str) -> float:
+def _worst_case(results: Results, name: str) -> float:
     return results.record(f"{name}-strong").worst_case_accuracy
 
 
@@ -79,32 +79,32 @@ def _storage(results: Results, name: str) -> float:
     return results.table(f"{name}-cost")["eq6"]["storage"]["ideal"]
 
 
-def _file(results: Results, name: str) -> float:
+def _weight_file(results: Results, name: str) -> float:
     return results.table(f"{name}-cost")["storage_ratio"]
 
 
 _PANELS: tuple[tuple[str, str, _Number], ...] = (
     ("(a) clean", "accuracy, %", _clean),
-    ("(b) FGSM, released", "accuracy, %", _released),
-    ("FGSM, paper", "accuracy, %", _paper),
-    ("worst case, strong attacks", "accuracy, %", _worst),
+    ("(b) FGSM, released", "accuracy, %", _fgsm_released),
+    ("FGSM, paper", "accuracy, %", _fgsm_paper),
+    ("worst case, strong attacks", "accuracy, %", _worst_case),
     ("(c) time", "times one fp network", _time),
     ("(d) storage", "times one fp network", _storage),
 )
-_COLUMNS = (*((title, number) for title, _, number in _PANELS), ("weight file", _file))
+_COLUMNS = (*((title, number) for title, _, number in _PANELS), ("weight file", _weight_file))
 
 
 def _show(results: Results, folder: Path) -> tuple[Block, ...]:
-    draw(folder, "fig4", (7.2, 7.6), lambda figure: _paint(figure, results))
-    return (Text(_READING), _PICTURE, _table(results), _published(results), legend([_CODES]))
+    save_figure(folder, "fig4", (7.2, 7.6), lambda figure: _plot(figure, results))
+    return (Text(_TEXT), _PICTURE, _table(results), _published(results), legend([_CODES]))
 
 
-_READING = (
-    "The paper takes for each mix the precisions that do best under FGSM; here every low-precision network has 2-bit "
-    "weights and 4-bit activations, as in the ensemble of Table 2. Time and storage are those of Equation 6 for the "
-    "ideal the paper supposes, in which every layer has the low precision; the last column of the table is the size of "
-    "a real weight file. A vote without full-precision member that is tied goes to the class of the highest mean "
-    "probability."
+_TEXT = (
+    "The paper chooses for each ensemble the precisions that do best under FGSM; here every low-precision network "
+    "has 2-bit weights and 4-bit activations, as in the ensemble of Table 2. Time and storage follow Equation 6, "
+    "for the ideal that the paper assumes, in which every layer has the low precision; the last column of the table "
+    "is the size of the actual weight file. Without a full-precision member, a tied vote goes to the class with the "
+    "highest mean probability."
 )
 _PICTURE = Picture(
     "fig4",
@@ -128,30 +128,30 @@ def _numbers(results: Results, low: int, full: int) -> Iterator[str]:
 
 def _published(results: Results) -> Table:
     header = ("Members", "Number", "Paper", "Ours", "Ours minus paper", "Differs in")
-    rows = tuple(row for told in data_table("empir")["figure4"] for row in _compared(results, told))
-    return Table("What Section 5.4 of the paper says in words, beside ours (FGSM as released).", header, rows, texts=2)
+    rows = tuple(row for published in data_table("empir")["figure4"] for row in _comparison(results, published))
+    return Table("Numbers in the text of Section 5.4, beside ours (FGSM as released).", header, rows, texts=2)
 
 
-def _compared(results: Results, told: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    name = ensemble(told["low"], told["full"]).name
-    numbers: dict[str, _Number] = {"clean": _clean, "fgsm": _released, "time": _time, "storage": _storage}
+def _comparison(results: Results, published: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    name = ensemble(published["low"], published["full"]).name
+    numbers: dict[str, _Number] = {"clean": _clean, "fgsm": _fgsm_released, "time": _time, "storage": _storage}
     for key, number in numbers.items():
         ours = number(results, name)
-        members = f"{told['low']} low, {told['full']} full"
-        yield members, key, points(told[key]), points(ours), signed(ours - told[key]), _CODES
+        members = f"{published['low']} low, {published['full']} full"
+        yield members, key, points(published[key]), points(ours), signed(ours - published[key]), _CODES
 
 
-def _paint(figure: Figure, results: Results) -> None:
+def _plot(figure: Figure, results: Results) -> None:
     axes = panels(figure, 3, 2)
     for axis, (title, unit, number) in zip(axes, _PANELS, strict=True):
-        _bars(axis, results, number)
+        _plot_mixes(axis, results, number)
         axis.set_title(title, loc="left", fontsize=9)
         percent_axis(axis, unit, room=0) if unit.endswith("%") else axis.set_ylabel(unit)
         axis.set_xlabel("full-precision members")
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
 
 
-def _bars(axis: Axes, results: Results, number: _Number) -> None:
+def _plot_mixes(axis: Axes, results: Results, number: _Number) -> None:
     series = [
         (
             f"{low} low-precision",
@@ -159,8 +159,8 @@ def _bars(axis: Axes, results: Results, number: _Number) -> None:
         )
         for low in range(4)
     ]
-    bars(axis, [str(full) for full in range(4)], series)
+    draw_bars(axis, [str(full) for full in range(4)], series)
 
 
 FIG4 = Target("fig4", "Figure 4: how many members of either kind", tuple(_parts()), _show)
-"""The figure."""
+"""Figure 4."""

@@ -1,4 +1,4 @@
-"""Figure 5 of the EMPIR paper: FGSM of growing radius, CW with more and more iterations."""
+"""Figure 5 of the EMPIR paper: accuracy against the radius of FGSM, and against the iterations of CW."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from empir_plugin.attacks.transfer import OnMember
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.protocols import Protocol, paper, released
-from empir_plugin.reproduce.attacks import TOLD, strong
+from empir_plugin.reproduce.attacks import STRONG_ATTACKS, strong
 from empir_plugin.reproduce.document import Block, Picture, Table, Text, points
-from empir_plugin.reproduce.figures import draw, lines, panels, percent_axis
-from empir_plugin.reproduce.parts import Evaluation, only
+from empir_plugin.reproduce.figures import draw_lines, panels, percent_axis, save_figure
+from empir_plugin.reproduce.parts import Evaluation, select_attacks
 from empir_plugin.reproduce.results import Results, Target, attack_accuracy
 from empir_plugin.reproduce.subjects import SUBJECTS
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 EPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 ITERATIONS = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 _MODELS = "baseline", "empir"
-_CW = Threat(Linf(), 0.3)
-"""CW itself has no budget; a run needs one all the same."""
+_CW_THREAT = Threat(Linf(), 0.3)
+"""CW is unbounded, but an evaluation needs a threat."""
 
 
 def _iterations(protocol: Protocol, counts: Sequence[int], model: nn.Module, dataset: str) -> tuple[AttackSpec, ...]:
-    """CW of a protocol, once for every number of iterations."""
+    """The CW attack of a protocol, once for each number of iterations."""
     (spec,) = (each for each in protocol.attacks(model, dataset) if each.name == "CW")
-    return tuple(replace(spec, name=f"CW-{count}", attack=_with(spec.attack, count)) for count in counts)
+    return tuple(replace(spec, name=f"CW-{count}", attack=_set_iterations(spec.attack, count)) for count in counts)
 
 
-def _with(attack: object, iterations: int) -> CarliniWagner | OnMember:
+def _set_iterations(attack: object, iterations: int) -> CarliniWagner | OnMember:
     if isinstance(attack, OnMember):
-        return replace(attack, attack=_with(attack.attack, iterations))
+        return replace(attack, attack=_set_iterations(attack.attack, iterations))
     if isinstance(attack, CarliniWagner):
         return replace(attack, iterations=iterations)
-    raise InputError(f"iterations can be set of CarliniWagner only, got {type(attack).__name__}")
+    raise InputError(f"attack must be CarliniWagner, the only one with iterations to set, got {type(attack).__name__}")
 
 
 def sweep(protocol: Protocol) -> Protocol:
-    """A protocol's CW with 10 to 90 iterations, in place of its attacks.
+    """Replace the attacks of a protocol by its CW attack with 10, 20, ... 90 iterations.
 
     Example:
         >>> [spec.name for spec in sweep(paper).attacks(nn.Flatten())][:2]
@@ -58,7 +58,7 @@ def sweep(protocol: Protocol) -> Protocol:
     return replace(protocol, name=name, plan=partial(_iterations, protocol, ITERATIONS))
 
 
-_FGSM = {protocol.name: only(protocol, "FGSM") for protocol in (released, paper)}
+_FGSM = {protocol.name: select_attacks(protocol, "FGSM") for protocol in (released, paper)}
 _SWEEPS = {protocol.name: sweep(protocol) for protocol in (released, paper)}
 
 
@@ -66,20 +66,20 @@ def _slug(defence: str, protocol: str, attack: str) -> str:
     return f"mnist-{defence}-{protocol}-{attack}"
 
 
-def _radii(defence: str, eps: float) -> tuple[Evaluation, ...]:
+def _fgsm_parts(defence: str, eps: float) -> tuple[Evaluation, ...]:
     subject, threat = SUBJECTS["mnist", defence], Threat(Linf(), eps)
-    weak = (
+    fgsm = (
         Evaluation(subject, "mnist", protocol, threat, _slug(defence, name, f"fgsm-{eps}"))
         for name, protocol in _FGSM.items()
     )
-    hard = Evaluation(subject, "mnist", strong, threat, _slug(defence, strong.name, str(eps)), cascade=True)
-    return (*weak, hard)
+    worst = Evaluation(subject, "mnist", strong, threat, _slug(defence, strong.name, str(eps)), cascade=True)
+    return (*fgsm, worst)
 
 
 def _parts() -> tuple[Evaluation, ...]:
-    radii = (part for defence in _MODELS for eps in EPS for part in _radii(defence, eps))
+    radii = (part for defence in _MODELS for eps in EPS for part in _fgsm_parts(defence, eps))
     iterations = (
-        Evaluation(SUBJECTS["mnist", defence], "mnist", protocol, _CW, _slug(defence, name, "cw-iterations"))
+        Evaluation(SUBJECTS["mnist", defence], "mnist", protocol, _CW_THREAT, _slug(defence, name, "cw-iterations"))
         for defence in _MODELS
         for name, protocol in _SWEEPS.items()
     )
@@ -90,16 +90,16 @@ _Series = tuple[tuple[str, tuple[float, ...]], ...]
 
 
 def _by_radius(results: Results) -> _Series:
-    found = [
-        (f"{_short(defence)}, FGSM {name}", tuple(_fgsm(results, defence, name, eps) for eps in EPS))
+    fgsm = [
+        (f"{_short(defence)}, FGSM {name}", tuple(_fgsm_accuracy(results, defence, name, eps) for eps in EPS))
         for defence in _MODELS
         for name in _FGSM
     ]
-    hard = [
-        (f"{_short(defence)}, strong attacks", tuple(_worst(results, defence, eps) for eps in EPS))
+    worst = [
+        (f"{_short(defence)}, strong attacks", tuple(_worst_case(results, defence, eps) for eps in EPS))
         for defence in _MODELS
     ]
-    return (*found, *hard)
+    return (*fgsm, *worst)
 
 
 def _by_iterations(results: Results) -> _Series:
@@ -114,11 +114,11 @@ def _by_iterations(results: Results) -> _Series:
     )
 
 
-def _fgsm(results: Results, defence: str, name: str, eps: float) -> float:
+def _fgsm_accuracy(results: Results, defence: str, name: str, eps: float) -> float:
     return attack_accuracy(results.record(_slug(defence, name, f"fgsm-{eps}")), "FGSM")
 
 
-def _worst(results: Results, defence: str, eps: float) -> float:
+def _worst_case(results: Results, defence: str, eps: float) -> float:
     return results.record(_slug(defence, strong.name, str(eps))).worst_case_accuracy
 
 
@@ -128,21 +128,21 @@ def _short(defence: str) -> str:
 
 def _show(results: Results, folder: Path) -> tuple[Block, ...]:
     radius, iterations = _by_radius(results), _by_iterations(results)
-    draw(folder, "fig5", (7.2, 4.4), lambda figure: _paint(figure, radius, iterations))
+    save_figure(folder, "fig5", (7.2, 4.4), lambda figure: _plot(figure, radius, iterations))
     n = results.record(_slug("empir", "released", "cw-iterations")).data["n"]
     return (
-        Text(_READING),
+        Text(_TEXT),
         _PICTURE,
         _table(f"MNIST, accuracy in % against eps of FGSM, {n:,} images.", "eps", EPS, radius),
         _table(f"MNIST, accuracy in % against iterations of CW, {n:,} images.", "iterations", ITERATIONS, iterations),
     )
 
 
-_READING = (
-    "The paper draws the full-precision baseline and EMPIR, and publishes no numbers with the figure; its claim "
-    "is that EMPIR keeps more throughout. 'released' is its own code, 'paper' has true labels and attacks the "
-    f"vote, and under 'strong attacks' every image counts with the worst of {TOLD} "
-    "within the same eps. Accuracy has to fall as eps grows: where it rises, the attack fails."
+_TEXT = (
+    "The paper plots the full-precision baseline and EMPIR, and publishes no numbers with the figure; its claim is "
+    "that EMPIR is the more accurate of the two throughout. 'released' is the published code; 'paper' uses true "
+    f"labels and attacks the vote; 'strong attacks' is the worst case over {STRONG_ATTACKS} within the same eps. "
+    "Accuracy must fall as eps grows: where it rises, the attack fails."
 )
 _PICTURE = Picture(
     "fig5",
@@ -154,15 +154,15 @@ _PICTURE = Picture(
 
 
 def _table(caption: str, name: str, columns: Sequence[float], series: _Series) -> Table:
-    rows = tuple((told, *map(points, numbers)) for told, numbers in series)
+    rows = tuple((title, *map(points, numbers)) for title, numbers in series)
     return Table(caption, (f"Network, attack / {name}", *(f"{value:g}" for value in columns)), rows)
 
 
-def _paint(figure: Figure, radius: _Series, iterations: _Series) -> None:
+def _plot(figure: Figure, radius: _Series, iterations: _Series) -> None:
     left, right = panels(figure, 1, 2)
-    lines(left, EPS, radius)
+    draw_lines(left, EPS, radius)
     left.set_xlabel("eps of FGSM (images in [0, 1])")
-    lines(right, ITERATIONS, iterations)
+    draw_lines(right, ITERATIONS, iterations)
     right.set_xlabel("iterations of CW")
     for axis in (left, right):
         percent_axis(axis, "accuracy, %")
@@ -170,4 +170,4 @@ def _paint(figure: Figure, radius: _Series, iterations: _Series) -> None:
 
 
 FIG5 = Target("fig5", "Figure 5: attacks of growing strength", _parts(), _show)
-"""The figure."""
+"""Figure 5."""

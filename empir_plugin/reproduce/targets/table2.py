@@ -1,4 +1,4 @@
-"""Table 2 of the EMPIR paper: defences under CW, FGSM, BIM and PGD, and what a strong attack leaves of them."""
+"""Table 2 of the EMPIR paper: accuracy of defences under CW, FGSM, BIM and PGD, and in the worst case."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.evaluation.protocols import Protocol, adaptive, paper, released
 from empir_plugin.evaluation.record import Record
 from empir_plugin.reproduce.document import Block, Cell, Picture, Table, Text, points, signed
-from empir_plugin.reproduce.figures import bars, draw, panels, percent_axis
+from empir_plugin.reproduce.figures import draw_bars, panels, percent_axis, save_figure
 from empir_plugin.reproduce.parts import Cost, Evaluation, Part
 from empir_plugin.reproduce.published import COLUMNS, codes, legend, table2
 from empir_plugin.reproduce.results import Results, Target, attack_accuracy, mean_accuracy
-from empir_plugin.reproduce.subjects import DATASETS, DEFENCES, EIGHT, SUBJECTS, THREATS
+from empir_plugin.reproduce.subjects import DATASETS, DEFENCES, ROBUSTBENCH_THREAT, SUBJECTS, THREATS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ATTACKS = COLUMNS[1:5]
 PROTOCOLS = (released, paper, adaptive)
-_TRAINED_ON = "mnist", "cifar10"
+_MEASURED = "mnist", "cifar10"
+"""Data sets whose networks are trained here; the weights for ImageNet must come from the user."""
 
 
 def slug_of(dataset: str, defence: str, protocol: str, threat: Threat | None = None) -> str:
-    """Name of the record of one row under one protocol.
+    """Name of the record of a row under a protocol; ``threat`` is None for the paper's own.
 
     Example:
         >>> slug_of("mnist", "empir", "paper")
@@ -38,7 +39,7 @@ def slug_of(dataset: str, defence: str, protocol: str, threat: Threat | None = N
 
 
 def evaluation(dataset: str, defence: str, protocol: Protocol, threat: Threat | None = None) -> Evaluation:
-    """One row under one protocol, within the paper's eps or another."""
+    """The evaluation of a row under a protocol, within the paper's eps unless ``threat`` is given."""
     budget = threat or protocol.threat(dataset) or THREATS[dataset]
     slug = slug_of(dataset, defence, protocol.name, threat)
     return Evaluation(SUBJECTS[dataset, defence], dataset, protocol, budget, slug, cascade=protocol is adaptive)
@@ -52,60 +53,61 @@ def _parts(*datasets: str) -> Iterator[Part]:
     yield from (evaluation(*row, protocol) for row in _rows(*datasets) for protocol in PROTOCOLS)
 
 
-def _beside() -> Iterator[Part]:
-    """What the claims ledger asks for beyond the table: RobustBench's radius, and Equation 6."""
-    yield evaluation("cifar10", "empir", adaptive, EIGHT)
-    yield from (Cost(SUBJECTS[name, "empir"], name, f"{name}-empir-cost") for name in _TRAINED_ON)
+def _claim_parts() -> Iterator[Part]:
+    """Further measurements that published claims are checked against: at RobustBench's eps, and of costs."""
+    yield evaluation("cifar10", "empir", adaptive, ROBUSTBENCH_THREAT)
+    yield from (Cost(SUBJECTS[name, "empir"], name, f"{name}-empir-cost") for name in _MEASURED)
 
 
 def _show(results: Results, folder: Path) -> tuple[Block, ...]:
-    draw(folder, "table2", (7.2, 5.6), lambda figure: _paint(figure, results))
+    save_figure(folder, "table2", (7.2, 5.6), lambda figure: _plot(figure, results))
     tables = [_table(results, dataset) for dataset in DATASETS]
-    gaps = [_gaps(results, dataset) for dataset in _TRAINED_ON]
+    gaps = [_gaps(results, dataset) for dataset in _MEASURED]
     letters = [str(row[-1]) for table in gaps for row in table.rows]
-    return (Text(_READING), *tables, _PICTURE, Text(_GAPS), *gaps, legend(letters))
+    return (Text(_TEXT), *tables, _PICTURE, Text(_GAPS_TEXT), *gaps, legend(letters))
 
 
-_READING = (
+_TEXT = (
     "Percent of the test images classified correctly. 'paper' is the review version, 'repository' the authors' "
-    "table of the published version. 'ours, released' repeats the released code with its slips, 'ours, paper' the "
-    "attacks as the paper words them with true labels, 'ours, adaptive' gives for each image the worst of all "
-    "attacks known here within the eps above the table, so it has no column for one attack. The average is that of CW, "
-    "FGSM, BIM and PGD."
+    "table of the published version. 'ours, released' repeats the released code, slips included; 'ours, paper' runs "
+    "the attacks as the paper describes them, with true labels; 'ours, adaptive' takes the worst case over all "
+    "attacks known here, image by image, within the eps above the table, so it has no columns for single attacks. "
+    "The average is that of CW, FGSM, BIM and PGD."
 )
 _WHERE = {"paper": "review version, Table 2", "repository": "README of the repository"}
-_GAPS = (
-    "A gap is ours minus the repository's number, or the paper's where the repository has none, in points. The letters "
-    "say what is not the same in the two; several can act at once, and none was switched off to measure it alone."
+_GAPS_TEXT = (
+    "A gap is our number minus the repository's, or minus the paper's where the repository has none, in points. The "
+    "letters name the differences between the two measurements; several can act at once, and none was measured "
+    "alone."
 )
 _PICTURE = Picture(
     "table2",
     "Average accuracy under CW, FGSM, BIM and PGD as published and by two protocols of ours, and the worst case by the "
-    "protocol adaptive, in percent of the test images. Without a bar or a number, nothing was published.",
+    "protocol adaptive, in percent of the test images. A missing bar or number means that nothing was published.",
     "Two panels of grouped bars, for MNIST and CIFAR-10. Each group is a defence, each bar a source of the number; the "
     "numbers are those of the tables.",
 )
 
 
 def _table(results: Results, dataset: str) -> Table:
-    rows = tuple(row for _, defence in _rows(dataset) for row in _lines(results, dataset, defence))
+    rows = tuple(row for _, defence in _rows(dataset) for row in _defence_rows(results, dataset, defence))
     header = ("Defence", "Numbers", "Clean", *ATTACKS, "Average", "Worst case", "n", "Record")
     return Table(f"{DATASETS[dataset]}, {_budgets(dataset)}; accuracy in %.", header, rows, texts=2)
 
 
 def _budgets(dataset: str) -> str:
-    """The radius, and which protocols have another: the paper and its code disagree on ImageNet."""
+    """The eps, and that of protocols with another: on ImageNet, the paper and the released code disagree."""
     threats = {protocol.name: evaluation(dataset, "empir", protocol).threat for protocol in PROTOCOLS}
     others = [f"{name}: {threat}" for name, threat in threats.items() if not _same(threat, THREATS[dataset])]
     return ", ".join([str(THREATS[dataset]), *others])
 
 
 def _same(threat: Threat, other: Threat) -> bool:
-    """Whether two budgets are one; the release's is a product, and ends in another bit."""
+    """Whether two threats are equal up to rounding: the eps of the release is computed as a product."""
     return threat.norm == other.norm and math.isclose(threat.eps, other.eps)
 
 
-def _lines(results: Results, dataset: str, defence: str) -> Iterator[tuple[Cell, ...]]:
+def _defence_rows(results: Results, dataset: str, defence: str) -> Iterator[tuple[Cell, ...]]:
     known = table2().get((dataset, defence))
     sources = {} if known is None else {"paper": known.paper, "repository": known.repository}
     for source, numbers in sources.items():
@@ -114,10 +116,10 @@ def _lines(results: Results, dataset: str, defence: str) -> Iterator[tuple[Cell,
             yield DEFENCES[defence], source, *map(points, numbers), "-", size, _WHERE[source]
     for protocol in PROTOCOLS:
         slug = slug_of(dataset, defence, protocol.name)
-        yield DEFENCES[defence], f"ours, {protocol.name}", *_measured(results, slug, protocol)
+        yield DEFENCES[defence], f"ours, {protocol.name}", *_measured_cells(results, slug, protocol)
 
 
-def _measured(results: Results, slug: str, protocol: Protocol) -> Iterator[Cell]:
+def _measured_cells(results: Results, slug: str, protocol: Protocol) -> Iterator[Cell]:
     if not results.has(slug):
         yield from ("not run", *("-",) * 8)
         return
@@ -130,7 +132,7 @@ def _measured(results: Results, slug: str, protocol: Protocol) -> Iterator[Cell]
 
 
 def attack_columns(record: Record, protocol: Protocol) -> tuple[float | None, ...]:
-    """What each attack of Table 2 left, and their mean; nothing for a protocol that is a worst case."""
+    """Accuracy under each attack of Table 2, and the mean; all None for ``adaptive``, which is a worst case."""
     if protocol is adaptive:
         return (None,) * (len(ATTACKS) + 1)
     return (*(attack_accuracy(record, name) for name in ATTACKS), mean_accuracy(record, ATTACKS))
@@ -139,11 +141,15 @@ def attack_columns(record: Record, protocol: Protocol) -> tuple[float | None, ..
 def _gaps(results: Results, dataset: str) -> Table:
     header = ("Defence", "Ours by", "Clean", *ATTACKS, "Average", "Differs in")
     rows = (
-        (DEFENCES[defence], protocol.name, *_gap(results, dataset, defence, protocol), codes(*named))
+        (
+            DEFENCES[defence],
+            protocol.name,
+            *_gap(results, dataset, defence, protocol),
+            codes(protocol.name, dataset, defence),
+        )
         for _, defence in _rows(dataset)
         if (dataset, defence) in table2()
         for protocol in PROTOCOLS
-        for named in [(protocol.name, dataset, defence)]
     )
     return Table(f"{DATASETS[dataset]}: ours minus the published number, in points.", header, tuple(rows), texts=2)
 
@@ -157,12 +163,12 @@ def _gap(results: Results, dataset: str, defence: str, protocol: Protocol) -> It
     yield from (signed(None if our is None else our - their) for our, their in zip(ours, known, strict=True))
 
 
-def _paint(figure: Figure, results: Results) -> None:
+def _plot(figure: Figure, results: Results) -> None:
     axes = panels(figure, 2, 1)
-    for axis, dataset in zip(axes, _TRAINED_ON, strict=True):
+    for axis, dataset in zip(axes, _MEASURED, strict=True):
         defences = [defence for _, defence in _rows(dataset)]
         names = [textwrap.fill(DEFENCES[defence], 15) for defence in defences]
-        bars(axis, names, list(_series(results, dataset, defences)))
+        draw_bars(axis, names, list(_series(results, dataset, defences)))
         percent_axis(axis, "accuracy, %", room=0)
         axis.set_title(f"{DATASETS[dataset]}, {THREATS[dataset]}", loc="left", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
@@ -181,8 +187,8 @@ def _series(results: Results, dataset: str, defences: list[str]) -> Iterator[tup
 TABLE2 = Target(
     "table2",
     "Table 2: defences under four attacks",
-    (*_parts(*_TRAINED_ON), *_beside()),
+    (*_parts(*_MEASURED), *_claim_parts()),
     _show,
     extras=(*_parts("imagenet"), evaluation("imagenet", "empir", adaptive, Threat.parse("Linf:4/255"))),
 )
-"""The table."""
+"""Table 2."""

@@ -1,4 +1,4 @@
-"""``empir reproduce``, as a user types it."""
+"""``empir reproduce`` on the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(*arguments: str | Path) -> Result:
 
 def test_figure_3b_from_the_bundled_sample(tmp_path: Path) -> None:
     out, docs = tmp_path / "out", tmp_path / "docs" / "reproduction.md"
-    done = run("fig3b", "--out", out, "--n-examples", "2", "--html", "--report", docs)
+    done = run("fig3b", "--out", out, "--n-examples", "2", "--report", docs)
     assert done.exit_code == 0, done.output
     assert f"Report: {docs}" in done.output
     text = docs.read_text()
@@ -37,7 +37,7 @@ def test_figure_3b_from_the_bundled_sample(tmp_path: Path) -> None:
     assert (docs.parent / "reproduction" / "figures" / "fig3b.svg").is_file()
     record = docs.parent / "reproduction" / "records" / "mnist-empir-confusion-released.json"
     assert json.loads(record.read_text())["data"]["n"] == 2
-    assert "Confusion matrices" in (out / "reproduction.html").read_text()
+    assert not list(out.glob("*.html"))
 
 
 REFUSED = {
@@ -51,24 +51,25 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_refusals_are_one_sentence_and_leave_nothing(case: str, tmp_path: Path) -> None:
-    arguments, told = REFUSED[case]
+def test_wrong_arguments_give_one_error_and_no_files(case: str, tmp_path: Path) -> None:
+    arguments, message = REFUSED[case]
     done = run(*arguments, "--out", tmp_path / "out")
     assert done.exit_code == 2
-    assert told in done.output
+    assert message in done.output
     assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     done = run("fig3b", "--out", tmp_path, "--n-examples", "2")
     assert done.exit_code == 2
-    assert "holds thesis.tex, which is not of a reproduction: choose another --out" in done.output
+    assert "holds thesis.tex" in done.output
+    assert "choose another --out" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_cache_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "reproduction.json").write_text(json.dumps({"format": 1, "empir-plugin": "0.0.1"}))
     done = run("fig3b", "--out", tmp_path, "--n-examples", "2")
     assert done.exit_code == 2
@@ -76,7 +77,7 @@ def test_a_cache_of_another_version_is_refused(tmp_path: Path) -> None:
     assert "choose another --out, or delete that folder" in done.output
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = run("fig3b", "--out", tmp_path / "out", "--n-examples", "2")
     assert done.exit_code == 2

@@ -1,4 +1,4 @@
-"""Measurements on networks whose slopes are known exactly."""
+"""Measurements on networks whose gradients are known exactly."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import Threat, mean_probability, plain
-from empir_plugin.evaluation.audit.measurements import (
-    Bench,
-    Probe,
+from empir_plugin.data.image_set import ImageSet
+from empir_plugin.evaluation.audit.attacks import (
+    AuditAttack,
+    audit_attacks,
     flag_suite,
     gives_gradient,
-    probes,
     reference,
     surrogates_of,
-    whole_box,
 )
+from empir_plugin.evaluation.audit.measurements import Auditor, whole_box
+from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.precision import Precision
@@ -26,15 +27,14 @@ from empir_plugin.models.precision import Precision
 THREAT = Threat.parse("Linf:8/255")
 
 
-def bench(model: nn.Module, x: Tensor, y: Tensor, threat: Threat = THREAT, batch_size: int = 250) -> Bench:
-    return Bench(model, x, y, 3, threat, 0, batch_size)
+def auditor(model: nn.Module, data: ImageSet, batch_size: int = 250) -> Auditor:
+    return Auditor(Evaluator(model, data, THREAT, Settings(batch_size=batch_size)))
 
 
-def grey(n: int = 8) -> Bench:
-    """Two grey pixels per image, the left one hardly the brighter."""
-    x = torch.full((n, 1, 1, 2), 0.5)
-    x[:, 0, 0, 0] += 0.01
-    return bench(nn.Identity(), x, torch.zeros(n, dtype=torch.int64))
+def grey(n: int = 8, *, contrast: int = 3) -> ImageSet:
+    """Two grey pixels per image, the left one slightly brighter."""
+    pixels = torch.tensor([127 + contrast, 127], dtype=torch.uint8).view(1, 1, 1, 2)
+    return ImageSet("toy", "test", pixels.repeat(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), ("a", "b", "c"))
 
 
 class Scaled(nn.Module):
@@ -57,9 +57,8 @@ class Vote(nn.Module):
         return nn.functional.one_hot(x.flatten(1).argmax(1), 3).float()
 
 
-def on_grey(model: nn.Module, n: int = 8) -> Bench:
-    found = grey(n)
-    return bench(model, found.x, found.y)
+def on_grey(model: nn.Module, n: int = 8, *, contrast: int = 3) -> Auditor:
+    return auditor(model, grey(n, contrast=contrast))
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0, 0.5])
@@ -69,25 +68,23 @@ def test_what_is_kept_of_a_promise(factor: float) -> None:
     assert kept == pytest.approx(torch.full((8,), 1 / factor, dtype=torch.float64), rel=1e-4)
 
 
-def test_a_flat_network_promises_nothing() -> None:
+def test_a_network_without_gradient_promises_nothing() -> None:
     assert torch.equal(on_grey(Scaled(0.0))._kept(THREAT), torch.zeros(8, dtype=torch.float64))
 
 
 def test_which_gradients_are_zero() -> None:
-    images, pixels = on_grey(Scaled(0.0))._flatness()
+    images, pixels = on_grey(Scaled(0.0))._zero_gradients()
     assert images.all()
     assert (pixels == 1).all()
-    images, pixels = on_grey(Scaled(1.0))._flatness()
+    images, pixels = on_grey(Scaled(1.0))._zero_gradients()
     assert not images.any()
     assert (pixels == 0).all()
 
 
 def test_saturation_is_zero_for_cross_entropy_and_not_for_the_margin() -> None:
-    """Logits 200 apart: float32 knows no probability but 0 and 1."""
+    """Logits thousands apart: in float32 every probability is 0 or 1."""
     steep = nn.Sequential(Scaled(1.0), _Times(20_000.0))
-    found = on_grey(steep)
-    x = found.x + torch.tensor([0.1, 0.0])
-    images, pixels = bench(steep, x, found.y)._flatness()
+    images, pixels = on_grey(steep, contrast=28)._zero_gradients()
     assert images.all()
     assert (pixels == 0).all()
 
@@ -102,40 +99,38 @@ class _Times(nn.Module):
 
 
 @pytest.mark.parametrize(("differences", "expected"), [([20] * 6, 8), ([1] * 3 + [20] * 3, 8), ([3] * 5 + [7] * 1, 2)])
-def test_attacks_are_compared_at_the_largest_half_under_which_enough_is_left(
+def test_attacks_are_compared_at_the_largest_half_that_leaves_enough_robust_images(
     toys: ModuleType, differences: list[int], expected: int
 ) -> None:
     data = toys.pairs(differences, [0] * len(differences))
-    found = bench(toys.Compare(), data.as_float(), data.labels)
-    assert found.comparable().eps == pytest.approx(expected / 255)
+    assert auditor(toys.Compare(), data).comparable_threat().eps == pytest.approx(expected / 255)
 
 
 def test_halving_ends(toys: ModuleType) -> None:
-    """Images on the boundary itself fall under any budget."""
+    """Images on the boundary itself are broken under any budget."""
     data = toys.pairs([0] * 6, [0] * 6)
-    assert bench(toys.Compare(), data.as_float(), data.labels).comparable().eps == pytest.approx(8 / 255 / 32)
+    assert auditor(toys.Compare(), data).comparable_threat().eps == pytest.approx(8 / 255 / 32)
 
 
 def test_batches_change_nothing(toys: ModuleType) -> None:
     data = toys.pairs([*range(1, 12)], [0] * 11)
-    whole = bench(toys.Compare(), data.as_float(), data.labels)
-    cut = bench(toys.Compare(), data.as_float(), data.labels, batch_size=4)
+    whole, cut = auditor(toys.Compare(), data), auditor(toys.Compare(), data, batch_size=4)
     assert torch.equal(whole.broken(reference(), THREAT), cut.broken(reference(), THREAT))
     assert torch.equal(whole._kept(THREAT), cut._kept(THREAT))
 
 
 def test_without_a_gradient_only_black_boxes_break_anything() -> None:
-    evidence = on_grey(Vote()).gather()
-    assert not evidence.has_gradient
-    assert not any(column.any() for column in evidence.broken["losses"].values())
-    assert evidence.the("noise").all()
-    assert evidence.broken["black box"]["Square with 300 queries"].any()
-    assert (evidence.kept == 0).all()
+    measured = on_grey(Vote()).measure()
+    assert not measured.has_gradient
+    assert not any(column.any() for column in measured.broken["losses"].values())
+    assert measured.only("noise").all()
+    assert measured.broken["black box"]["Square with 300 queries"].any()
+    assert (measured.kept == 0).all()
 
 
 def test_progress_counts_to_the_end() -> None:
     seen: list[tuple[str, int, int]] = []
-    on_grey(Scaled(1.0), n=2).gather(lambda *step: seen.append(step))
+    on_grey(Scaled(1.0), n=2).measure(lambda *step: seen.append(step))
     total = seen[0][2]
     assert [done for _, done, _ in seen] == list(range(total + 1))
     assert seen[1][0] == "FGSM"
@@ -143,13 +138,13 @@ def test_progress_counts_to_the_end() -> None:
 
 def test_an_ensemble_gets_its_surrogates_and_transfer_from_its_members() -> None:
     model = Ensemble([Scaled(1.0), Vote()])
-    assert not gives_gradient(plain, Ensemble([Vote()]), grey().x[:1])
-    assert gives_gradient(mean_probability, model, grey().x[:1])
-    groups = {probe.name: probe for probe in probes(model, 3)}
-    assert {"PGD on mean_probability", "transfer from member 0", "transfer from member 1"} <= set(groups)
+    assert not gives_gradient(plain, Ensemble([Vote()]), grey().batch(0, 1)[0])
+    assert gives_gradient(mean_probability, model, grey().batch(0, 1)[0])
+    attacks = {attack.name: attack for attack in audit_attacks(model, 3)}
+    assert {"PGD on mean_probability", "transfer from member 0", "transfer from member 1"} <= set(attacks)
     found = on_grey(model)
-    assert found.broken(groups["transfer from member 0"], THREAT).all()
-    assert not found.broken(groups["transfer from member 1"], THREAT).any()
+    assert found.broken(attacks["transfer from member 0"], THREAT).all()
+    assert not found.broken(attacks["transfer from member 1"], THREAT).any()
 
 
 def test_surrogates_fit_the_model() -> None:
@@ -165,7 +160,7 @@ def test_surrogates_fit_the_model() -> None:
 
 
 def test_two_classes_do_without_dlr() -> None:
-    assert not [probe for probe in probes(nn.Flatten(), 2) if "DLR" in probe.name]
+    assert not [attack for attack in audit_attacks(nn.Flatten(), 2) if "DLR" in attack.name]
     assert flag_suite(2, has_gradient=True, batch_size=8).parts == ("apgd-ce", "square")
     assert flag_suite(3, has_gradient=True, batch_size=8).parts == ("apgd-ce", "apgd-dlr", "square")
     assert flag_suite(3, has_gradient=False, batch_size=8).parts == ("square",)
@@ -178,6 +173,6 @@ def test_the_whole_box() -> None:
 
 
 def test_only_one_attack_per_name_and_group() -> None:
-    names = [(probe.group, probe.name) for probe in probes(Ensemble([nn.Flatten(), nn.Flatten()]), 10)]
+    names = [(attack.group, attack.name) for attack in audit_attacks(Ensemble([nn.Flatten(), nn.Flatten()]), 10)]
     assert len(set(names)) == len(names)
-    assert isinstance(next(probes(nn.Flatten(), 10)), Probe)
+    assert isinstance(next(audit_attacks(nn.Flatten(), 10)), AuditAttack)

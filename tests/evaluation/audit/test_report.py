@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.audit.report import AuditReport, Finding, found, tail
+from empir_plugin.evaluation.audit.report import AuditReport, Finding
 
-GOOD = found("one step beats many", "FGSM breaks 3.", (0.0, 0.02, 1.0), "PGD goes wherever FGSM goes", images=64)
-BAD = found("eps to 1", "9 of 64 images survive.", (9 / 64, 0.01, 1e-9), "an unbounded attacker wins", survivors=9)
+ROOT = Path(__file__).parents[3]
+GOOD = Finding(
+    "one step beats many", "FGSM breaks 3.", 0.0, 0.02, 1.0, "PGD goes wherever FGSM goes", True, {"images": 64}
+)
+BAD = Finding("eps to 1", "9 of 64 survive.", 9 / 64, 0.01, 1e-9, "an unbounded attacker wins", False, {"survivors": 9})
 
 
 def report(*checks: Finding, verdict: str = "passed") -> AuditReport:
@@ -46,7 +47,7 @@ def test_the_json_holds_every_field_of_every_check() -> None:
     assert table["verdict"] == "masked"
     assert table["model"]["sha256"] == "a" * 64
     assert set(table["checks"][1]) == {
-        "name", "measured", "value", "threshold", "chance", "reason", "passed", "evidence",
+        "name", "measured", "value", "threshold", "p_value", "reason", "passed", "evidence",
     }  # fmt: skip
     assert table["checks"][1]["evidence"] == {"survivors": 9}
 
@@ -93,7 +94,7 @@ def _no_name(table: dict[str, Any]) -> None:
 
 
 def _other_format(table: dict[str, Any]) -> None:
-    table["schema"] = 2
+    table["schema"] = 3
 
 
 def _threat(table: dict[str, Any]) -> None:
@@ -142,16 +143,20 @@ def test_two_reports_are_compared_without_the_time_of_day() -> None:
     assert report() != replace(report(), images=63)
 
 
-def test_the_binomial_tail_by_hand() -> None:
-    """Three throws of a coin: 1, 7, 4, 1 eighths. One survivor in 64 at 1 %: 1 - 0.99**64."""
-    assert [tail(k, 3, 0.5) for k in range(4)] == pytest.approx([1, 7 / 8, 4 / 8, 1 / 8])
-    assert tail(1, 64, 0.01) == pytest.approx(1 - 0.99**64)
-    assert tail(4, 3, 0.5) == 0
+def test_reports_of_schema_1_are_read(tmp_path: Path) -> None:
+    """They called the p-value chance; every committed report is one."""
+    table = report(GOOD, BAD, verdict="masked").to_table()
+    checks = [{"chance" if key == "p_value" else key: item for key, item in row.items()} for row in table["checks"]]
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps({**table, "checks": checks, "schema": 1}))
+    assert AuditReport.read(path) == report(GOOD, BAD, verdict="masked")
+    assert json.loads(AuditReport.read(path).to_json())["schema"] == 2
 
 
-@settings(deadline=None)
-@given(st.integers(1, 500), st.data(), st.floats(0.01, 0.99))
-def test_the_binomial_tail_falls_with_the_count(trials: int, data: st.DataObject, probability: float) -> None:
-    count = data.draw(st.integers(0, trials))
-    more, fewer = tail(count + 1, trials, probability), tail(count, trials, probability)
-    assert 0 <= more <= fewer + 1e-9 <= 1 + 1e-9
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "leaderboard" / "runs" / "audits").glob("*.json")), ids=lambda p: p.stem
+)
+def test_committed_reports_are_read(path: Path) -> None:
+    found, table = AuditReport.read(path), json.loads(path.read_text())
+    assert [check.p_value for check in found.checks] == [row["chance"] for row in table["checks"]]
+    assert found.verdict == table["verdict"]

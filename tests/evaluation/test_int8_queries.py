@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import Transfer, bim, fgsm, gaussian_noise, pgd, uniform_noise
 from empir_plugin.errors import InputError
+from empir_plugin.evaluation.int8_queries import (
+    Queries,
+    agree_on_backend,
+    attack_copy_first,
+    integer_queries,
+    never_differentiates,
+)
 from empir_plugin.evaluation.prepare import prepare
-from empir_plugin.evaluation.queries import Queries, confirmed, integer_queries, never_differentiates, shared
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer_module
 from empir_plugin.models.integer.kernels import IntMM, Program, Work
@@ -105,8 +111,8 @@ def test_all_processes_or_none() -> None:
     mine = Queries("int8 (onednn)", nn.Flatten())
     alike: Any = SimpleNamespace(gather=lambda text: [text, text])
     unlike: Any = SimpleNamespace(gather=lambda text: [text, "float32"])
-    assert shared(mine, alike) is mine
-    found = shared(mine, unlike)
+    assert agree_on_backend(mine, alike) is mine
+    found = agree_on_backend(mine, unlike)
     assert (found.backend, found.copy) == ("float32", None)
     assert found.reason == "the processes differ in what they can run: float32, int8 (onednn)"
 
@@ -146,7 +152,7 @@ def test_what_falls_on_the_copy_alone_is_attacked_again_on_the_model(toys: Modul
         fell = on(brighter).argmax(1).bool().view(-1, 1, 1, 1)
         return torch.where(fell, brighter, x[rows])
 
-    made = confirmed(run, model, copy, torch.arange(4), labels)
+    made = attack_copy_first(run, model, copy, torch.arange(4), labels)
     # On the copy 0.35, 0.4 and 0.55 fall, on the model only 0.55; its own attack then ends at 0.47 and at 0.52.
     assert asked == [(copy, [0, 1, 2, 3]), (model, [0, 1])]
     assert made.flatten().tolist() == pytest.approx([0.15, 0.52, 0.55, 0.0])
@@ -159,5 +165,5 @@ def test_where_the_two_agree_nothing_is_attacked_twice(toys: ModuleType) -> None
         calls.append(on)
         return torch.full((len(rows), 1, 1, 1), 0.9)
 
-    confirmed(run, model, Shifted(0.5), torch.arange(3), torch.tensor([0, 1, 0]))
+    attack_copy_first(run, model, Shifted(0.5), torch.arange(3), torch.tensor([0, 1, 0]))
     assert len(calls) == 1
