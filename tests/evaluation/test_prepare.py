@@ -13,7 +13,7 @@ from empir_plugin.attacks import fgsm
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.cache.code_hash import foreign_code_sha256, sources_sha256
-from empir_plugin.evaluation.cache.keys import subject_of
+from empir_plugin.evaluation.cache.keys import subject_key
 from empir_plugin.evaluation.prepare import exact_float32, parse_device, prepare, require_weights
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.precision import Precision
@@ -89,8 +89,8 @@ def test_a_network_with_a_nameless_setting_has_no_place_in_a_store() -> None:
     model.shift = lambda x: x  # type: ignore[assignment]
     images, labels = torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     data = ImageSet("toy", "test", images, labels, ("a", "b"))
-    with pytest.raises(InputError, match=r"cannot be told from others in a store .* or evaluate without"):
-        subject_of(model, data)
+    with pytest.raises(InputError, match=r"cannot be stored.*or evaluate without a store"):
+        subject_key(model, data)
 
 
 def test_the_code_of_a_method_is_that_of_its_object(toys: ModuleType) -> None:
@@ -110,7 +110,7 @@ def test_foreign_code_is_known_by_its_source(toys: ModuleType) -> None:
 
 
 def test_sources_count_by_their_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from empir_plugin.evaluation.cache import code_hash as code
+    from empir_plugin.evaluation.cache import code_hash
 
     def named(text: str) -> str:
         folder = tmp_path / "evaluation"
@@ -119,7 +119,7 @@ def test_sources_count_by_their_statements(tmp_path: Path, monkeypatch: pytest.M
         sources_sha256.cache_clear()
         return sources_sha256("evaluation")
 
-    monkeypatch.setattr(code, "__file__", str(tmp_path / "evaluation" / "code.py"))
+    monkeypatch.setattr(code_hash, "__file__", str(tmp_path / "evaluation" / "cache" / "code_hash.py"))
     one = named('"""Doc."""\ndef f(x):\n    """Says."""\n    return x + 1\n')
     assert named("def f(x):  # other words\n    return (x + 1)\n") == one
     assert named("def f(x):\n    return x + 2\n") != one

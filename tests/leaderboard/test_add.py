@@ -182,8 +182,8 @@ REFUSED = {
     "no audit": "is no audit report",
     "same names": "aa.json, aa.json.*rename",
     "no records": "pass --record",
-    "NaN": "there is no NaN",
-    "infinite": "1e999 is no finite number",
+    "NaN": "NaN is not",
+    "infinite": "1e999 is not",
 }
 
 
