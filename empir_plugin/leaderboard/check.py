@@ -100,7 +100,7 @@ def _stray_files(tree: Tree, places: list[Place]) -> Iterator[Problem]:
     known = {path for place in places for path in (place.entry, place.evidence)}
     for folder, reason in (
         (tree.model_info, "no board has a file here: entries are <dataset>/<norm>/<Stem>.json"),
-        (tree.evidence, "the entry that it is the evidence of is missing"),
+        (tree.evidence, "there is no entry that this is the evidence of"),
     ):
         for path in sorted(path for path in folder.rglob("*") if _is_stray(path, known)):
             yield Problem(path, reason)

@@ -130,7 +130,7 @@ DAMAGED: dict[str, tuple[Callable[[Place, Tree], None], str]] = {
     "beside the boards": (add_stray("Sen2020EMPIR.json"), "no board has a file here"),
     "too deep": (add_stray("cifar10/Linf/old/Sen2020EMPIR.json"), "no board has a file here"),
     "no sources": (remove("evidence"), "cannot be read as the sources of an entry"),
-    "no entry": (remove("entry"), "the entry that it is the evidence of is missing"),
+    "no entry": (remove("entry"), "there is no entry that this is the evidence of"),
     "record missing": (remove("aa.json"), "aa.json is missing from"),
     "record altered": (replace_text('"seed": 0', '"seed": 1', "aa.json"), "aa.json was altered since"),
     "audit missing": (remove("audit.json"), "audit.json is missing from"),

@@ -154,7 +154,7 @@ def overhead(
     stored, reference_bytes = packed_bytes(subject), packed_bytes(reference.network)
     norms = [quantization_error_norms(member, image) if errors else {} for member in members]
     return Overhead(
-        model_sha256=model_fingerprint(subject),
+        model_sha256=model_fingerprint(model),
         model_identity=IDENTITY,
         image_shape=tuple(image_shape),
         baseline=reference.description,
