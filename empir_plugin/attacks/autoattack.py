@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyautoattack
 import torch
@@ -27,6 +27,7 @@ from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 
+_STANDARD_QUERIES = 5000
 _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -87,11 +88,13 @@ class AutoAttackSuite:
         1.0
     """
 
+    algorithm_version: ClassVar[int] = 1
+
     version: str = "standard"
     attacks: tuple[str, ...] = ()
     surrogate: Surrogate = plain
     batch_size: int = 250
-    queries: int = 5000
+    queries: int = _STANDARD_QUERIES
 
     def __post_init__(self) -> None:
         if self.version not in _PARTS:
@@ -106,6 +109,21 @@ class AutoAttackSuite:
     def parts(self) -> tuple[str, ...]:
         """The parts that run, in order."""
         return self.attacks or _PARTS[self.version]
+
+    @property
+    def kind(self) -> str:
+        """What a run record calls this kind of attack.
+
+        ``"autoattack-standard"`` is AutoAttack as on the RobustBench leaderboard: the version ``"standard"`` with all
+        its parts and 5,000 queries, on the model's own output; in batches of any size, which changes the random numbers
+        only. Everything else is ``"autoattack"``.
+
+        Example:
+            >>> AutoAttackSuite().kind, AutoAttackSuite(queries=100).kind
+            ('autoattack-standard', 'autoattack')
+        """
+        whole = self.version == "standard" and self.parts == _PARTS["standard"] and self.queries == _STANDARD_QUERIES
+        return "autoattack-standard" if whole and self.surrogate == plain else "autoattack"
 
     def __call__(
         self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, indices: Tensor | None = None

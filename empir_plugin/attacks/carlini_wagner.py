@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,9 @@ class CarliniWagner:
         >>> round(float((adv - x).norm()), 2)
         0.14
     """
+
+    kind: ClassVar[str] = "carlini-wagner"
+    algorithm_version: ClassVar[int] = 1
 
     search_steps: int = 9
     iterations: int = 1000

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ class GradientAttack:
         >>> weak(lambda x: x.flatten(1), x, y, Threat.parse("Linf:0.1"))
         tensor([[[[0.4750, 0.5250]]]])
     """
+
+    kind: ClassVar[str] = "gradient"
+    algorithm_version: ClassVar[int] = 1
 
     steps: int
     step_size: StepSize

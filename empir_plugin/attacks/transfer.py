@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ class Transfer:
         >>> attack(lambda x: x.flatten(1), x, y, Threat.parse("Linf:0.1"))
         tensor([[[[0.4000, 0.6000]]]])
     """
+
+    kind: ClassVar[str] = "transfer"
+    algorithm_version: ClassVar[int] = 1
 
     source: Model
     attack: Attack
@@ -84,6 +88,9 @@ class OnMember:
         >>> attack(Ensemble([nn.Flatten(), nn.Flatten()]), x, y, Threat.parse("Linf:0.1"))
         tensor([[[[0.4000, 0.6000]]]])
     """
+
+    kind: ClassVar[str] = "on-member"
+    algorithm_version: ClassVar[int] = 1
 
     index: int
     attack: Attack

@@ -1,4 +1,7 @@
-"""Names for values and networks: the same in every process, and another one for whatever computes something else."""
+"""Identity of what a result depends on: hashes of networks, texts of settings, and versions of code, packages and data.
+
+Names are the same in every process, and differ for whatever computes something else.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import hashlib
 import platform
 import re
 import types
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from functools import cache
@@ -24,31 +27,31 @@ from torch.fx import GraphModule
 
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
-from empir_plugin.models.layers import quantized_layers
+from empir_plugin.evaluation.model_description import add_tensors, describe_array, describe_model, describe_tensor
+from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 
 _DEPTH = 12
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _IRRELEVANT = frozenset({"training", "weights_loaded", "default_cfg", "pretrained_cfg", "baked_weight"})
-"""Attributes and buffers of networks that tell of their origin or their mode, not of what they compute."""
+"""Attributes and buffers of networks that belong to their origin or their mode, and do not decide what they compute."""
 
 _INFRASTRUCTURE = frozenset(vars(nn.Module()))
-"""Attributes every network has: its weights and parts, which are named elsewhere, and torch's own bookkeeping."""
+"""Attributes every network has: weights and submodules, which are covered elsewhere, and torch's own bookkeeping."""
 
 _HOOKS = "_forward_pre_hooks", "_forward_hooks"
-"""Of these, what can change an output."""
+"""Those among them that can change an output."""
 
-_NUMPY_TYPES: Mapping[torch.dtype, str] = MappingProxyType(
-    {torch.float32: "<f4", torch.float64: "<f8", torch.int64: "<i8", torch.uint8: "|u1", torch.bool: "|b1"}
-)
+IDENTITY = 2
+"""Current version of the identity of models; results that state none have version 1."""
 
 
 def describe(value: object, depth: int = _DEPTH) -> str:
-    """Text that names a value by all that decides what it does: type, settings, and content of tensors and networks.
+    """A value as text, with everything that decides what it does: type, settings, tensors and networks.
 
-    Unlike ``repr`` it never shows a memory address and never leaves weights out.
+    Unlike ``repr`` it never shows a memory address and never leaves out weights.
 
     Raises:
-        InputError: If something in it has no name that means the same in another process, as a lambda has none.
+        InputError: If a part of it has no name that is valid in another process, such as a lambda.
 
     Example:
         >>> from empir_plugin.attacks.gradient import fgsm
@@ -56,19 +59,17 @@ def describe(value: object, depth: int = _DEPTH) -> str:
         'StepOfEps(ratio=1.0)'
     """
     if depth == 0:
-        raise InputError(f"a {type(value).__name__} lies too deep to be described, or holds itself: flatten it")
+        raise InputError(f"a {type(value).__name__} is nested too deep to be described, or contains itself: flatten it")
     if value is None or isinstance(value, (bool, int, float, str, bytes, np.generic)):
         return repr(value)
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return f"ndarray({value.dtype.str}, {value.shape}, sha256:{hashlib.sha256(value.tobytes()).hexdigest()})"
+        return describe_array(value)
     if isinstance(value, (torch.device, torch.dtype, Path)):
         return str(value)
     if isinstance(value, Enum):
         return f"{type(value).__qualname__}.{value.name}"
     if isinstance(value, Tensor):
-        digest = hashlib.sha256()
-        _add_tensors(digest, {"": value})
-        return f"Tensor(sha256:{digest.hexdigest()})"
+        return describe_tensor(value)
     if isinstance(value, nn.Module):
         hashes = f"sha256:{model_fingerprint(value)}, settings:{settings_fingerprint(value)[:16]}"
         return f"{type(value).__qualname__}({hashes})"
@@ -78,28 +79,28 @@ def describe(value: object, depth: int = _DEPTH) -> str:
 def _describe_compound(value: object, depth: int) -> str:
     name = type(value).__qualname__
     if isinstance(value, Mapping):
-        return _joined(name, (f"{describe(k, depth)}: {describe(v, depth)}" for k, v in value.items()))
+        return _join(name, (f"{describe(k, depth)}: {describe(v, depth)}" for k, v in value.items()))
     if isinstance(value, (tuple, list)):
-        return _joined("" if type(value) is tuple else name, (describe(item, depth) for item in value))
+        return _join("" if type(value) is tuple else name, (describe(item, depth) for item in value))
     if isinstance(value, (set, frozenset)):
-        return _joined(name, sorted(describe(item, depth) for item in value))
+        return _join(name, sorted(describe(item, depth) for item in value))
     if isinstance(value, functools.partial):
-        return _joined(name, (describe(part, depth) for part in (value.func, value.args, value.keywords)))
+        return _join(name, (describe(part, depth) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, types.MethodType):
-        return _joined(name, (describe(part, depth) for part in (value.__func__, value.__self__)))
+        return _join(name, (describe(part, depth) for part in (value.__func__, value.__self__)))
     if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
         return _describe_code(value)
-    return _joined(name, (f"{key}={describe(item, depth)}" for key, item in _attributes(value)))
+    return _join(name, (f"{key}={describe(item, depth)}" for key, item in _attributes(value)))
 
 
-def _joined(name: str, parts: Iterable[str]) -> str:
+def _join(name: str, parts: Iterable[str]) -> str:
     return f"{name}({', '.join(parts)})"
 
 
 def _describe_code(value: Any) -> str:
     if "<" in value.__qualname__ or getattr(value, "__closure__", None):
         raise InputError(
-            f"{value.__qualname__} has no name that means the same in another process: "
+            f"{value.__qualname__} has no name that is valid in another process: "
             "use a function of a module, or a frozen dataclass with __call__"
         )
     return f"{value.__module__}.{value.__qualname__}"
@@ -113,31 +114,120 @@ def _attributes(value: object) -> list[tuple[str, object]]:
     return sorted(vars(value).items())
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the text and the weights of a network, as hexadecimal text: its name in records.
+def model_fingerprint(model: nn.Module, version: int = IDENTITY) -> str:
+    """SHA-256 of what a network computes, as hexadecimal text: its identity in records, audits and overhead files.
 
-    Quantized layers count with their quantized weights: what they compute with, whatever latent weights lie behind.
-    Buffers outside of the state, such as a normalisation's, count as well.
+    Version 2 covers a description of every module (see :mod:`empir_plugin.evaluation.model_description`, which also
+    says what it cannot see) and all parameters and buffers. Version 1 covers the text ``repr`` gives in place of the
+    description; it serves only to check files that state no version. In both, quantized layers count with their
+    quantized weights, whatever latent weights are behind them, and buffers count whether they are in the state dict or
+    not.
+
+    Args:
+        model: The network; its device, mode and memory layout do not matter.
+        version: Of the identity, 1 or 2.
+
+    Raises:
+        InputError: If the version is unknown.
 
     Example:
-        >>> len(model_fingerprint(nn.Linear(2, 2)))
-        64
+        >>> model_fingerprint(nn.Flatten(1)) == model_fingerprint(nn.Flatten(2))
+        False
     """
+    if type(version) is not int or version not in _FINGERPRINTS:
+        known = " or ".join(map(str, _FINGERPRINTS))
+        raise InputError(f"the identity of a model has version {known}, got {version!r}: use the release that wrote it")
+    return _FINGERPRINTS[version](model)
+
+
+def _fingerprint_v1(model: nn.Module) -> str:
     quantized = {f"{name}.weight".lstrip("."): layer.quantized_weight() for name, layer in quantized_layers(model)}
     state = {name: item for name, item in model.state_dict().items() if isinstance(item, Tensor)}
     digest = hashlib.sha256(_ADDRESS.sub("", repr(model)).encode())
-    _add_tensors(digest, {**_relevant(dict(model.named_buffers())), **state, **quantized})
+    add_tensors(digest, {**_relevant(dict(model.named_buffers())), **state, **quantized})
     return digest.hexdigest()
 
 
-def settings_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over what a network's text does not show: attributes and hooks of its modules, the code of traced ones.
+def _fingerprint_v2(model: nn.Module) -> str:
+    buffers = _relevant(dict(model.named_buffers(remove_duplicate=False)))
+    state = {name: item for name, item in model.state_dict().items() if isinstance(item, Tensor)}
+    digest = hashlib.sha256(f"model identity 2|{describe_model(model)}|".encode())
+    add_tensors(digest, {**buffers, **state, **_quantized_weights(model)})
+    return digest.hexdigest()
 
-    The rule of an ensemble is one, or a temperature. It changes with the names inside a library, so it decides whether
-    a stored result may be used again, and is no part of a published name.
+
+@torch.no_grad()
+def _quantized_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}.weight".lstrip("."): _quantized_weight(layer)
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, QuantizedLayer) and hasattr(layer, "weight_quantizer")  # An IntegerLayer has integers.
+    }
+
+
+def _quantized_weight(layer: QuantizedLayer) -> Tensor:
+    if layer.baked_weight is not None:
+        return layer.baked_weight
+    # A mean over the weights rounds in another way on another device or in another memory layout.
+    return layer.weight_quantizer(layer.weight.detach().cpu().contiguous())
+
+
+_FINGERPRINTS: Mapping[int, Callable[[nn.Module], str]] = MappingProxyType({1: _fingerprint_v1, 2: _fingerprint_v2})
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The hash of a model in a file, and the version of the identity it is of.
+
+    Args:
+        sha256: Of the model.
+        version: Of the identity; 1 in files that state none.
+
+    Example:
+        >>> model = nn.Flatten()
+        >>> old, new = (ModelIdentity(model_fingerprint(model, version), version) for version in (1, 2))
+        >>> old == new, old.is_same(new, lambda version: model_fingerprint(model, version))
+        (False, True)
+    """
+
+    sha256: object
+    version: object = 1
+
+    @classmethod
+    def of_table(cls, table: Mapping[str, Any]) -> ModelIdentity:
+        """The identity in the ``model`` of a record or an audit."""
+        return cls(table.get("sha256"), table.get("identity", 1))
+
+    def is_same(self, other: ModelIdentity, fingerprint: Callable[[Any], str]) -> bool:
+        """Whether both are of one model.
+
+        Args:
+            other: Another identity.
+            fingerprint: Hash of the model that both should be of, in a given version; used where the versions differ.
+        """
+        if self.version == other.version:
+            return self.sha256 == other.sha256
+        return all(identity.sha256 == fingerprint(identity.version) for identity in (self, other))
+
+
+def model_table(model: nn.Module, name: str) -> dict[str, object]:
+    """What a record or an audit states of the model: ``name``, ``sha256`` and ``identity``.
+
+    Example:
+        >>> model_table(nn.Flatten(), "toy")["identity"]
+        2
+    """
+    return {"name": name, "sha256": model_fingerprint(model), "identity": IDENTITY}
+
+
+def settings_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over all attributes and hooks of a network's modules, private ones included, and the code of traced ones.
+
+    It changes with private names inside a library. So it decides whether a cached result may be used again, and is not
+    part of a published identity.
 
     Raises:
-        InputError: If one of them has no name that means the same in another process.
+        InputError: If one of them has no name that is valid in another process.
 
     Example:
         >>> settings_fingerprint(nn.Flatten(1)) == settings_fingerprint(nn.Flatten(2))
@@ -151,7 +241,7 @@ def settings_fingerprint(model: nn.Module) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    if isinstance(module, GraphModule):  # its attributes are torch's, and all that it does is in its code
+    if isinstance(module, GraphModule):  # Its attributes are torch's own; what it computes is in its code.
         return {"code": module.code}
     hooks = {key: list(vars(module)[key].values()) for key in _HOOKS if vars(module)[key]}
     own = {key: item for key, item in vars(module).items() if key not in _INFRASTRUCTURE}
@@ -166,7 +256,7 @@ def _relevant(attributes: Mapping[str, T]) -> dict[str, T]:
 
 
 def state_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over what a network may not change while it is evaluated: parameters, buffers and mode.
+    """SHA-256 over what must not change during an evaluation: parameters, buffers and mode.
 
     Example:
         >>> state_fingerprint(nn.ReLU()) == state_fingerprint(nn.ReLU().eval())
@@ -174,15 +264,8 @@ def state_fingerprint(model: nn.Module) -> str:
     """
     modes = "".join("1" if module.training else "0" for module in model.modules())
     digest = hashlib.sha256(modes.encode())
-    _add_tensors(digest, {**dict(model.named_buffers()), **dict(model.named_parameters())})
+    add_tensors(digest, {**dict(model.named_buffers()), **dict(model.named_parameters())})
     return digest.hexdigest()
-
-
-def _add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{_NUMPY_TYPES.get(flat.dtype, flat.dtype)}|{tuple(flat.shape)}|".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
 
 
 _PACKAGES = ("empir-plugin", "torch", "torchvision", "timm", "robustbench", "pyautoattack", "autoattack", "numpy")
@@ -194,7 +277,7 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on; those not installed are left out."""
+    """Versions of Python and of the installed packages that a result depends on."""
     installed = {package: number for package in _PACKAGES if (number := _version(package))}
     return {"python": platform.python_version(), **installed}
 
@@ -208,7 +291,7 @@ def _version(package: str) -> str:
 
 @cache
 def code_sha256() -> str:
-    """SHA-256 over the sources of this package: which code made a result, also between releases."""
+    """SHA-256 over the source files of this package: which code computed a result, also between releases."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
@@ -217,7 +300,7 @@ def code_sha256() -> str:
 
 
 def data_table(data: ImageSet) -> dict[str, object]:
-    """What a result says of the images it is about.
+    """What a record states of its images: ``name``, ``split``, ``source``, ``n`` and ``sha256``.
 
     Example:
         >>> from empir_plugin.data.image_set import load_images

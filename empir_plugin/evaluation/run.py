@@ -162,5 +162,10 @@ def _write_images(
         if spec.counts_under(sharded.evaluator.threat)
         for shard, outcome in zip(sharded.shards, outcomes[spec.name], strict=True)
     )
-    about = {"model_sha256": record.model["sha256"], "data_sha256": record.data["sha256"], "threat": record.threat}
+    about = {
+        "model_sha256": record.model["sha256"],
+        "model_identity": str(record.model["identity"]),
+        "data_sha256": record.data["sha256"],
+        "threat": record.threat,
+    }
     write_images(path, worst_images(data, record.clean, broken), data.labels, about)

@@ -1,4 +1,4 @@
-"""From the outcomes of shards to a run record."""
+"""Make a run record from the outcomes of all shards."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from empir_plugin.attacks.autoattack import square_flags
+from empir_plugin.attacks.batch import Attack
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator
-from empir_plugin.evaluation.identity import code_sha256, data_table, describe, model_fingerprint, now, versions
+from empir_plugin.evaluation.identity import code_sha256, data_table, describe, model_table, now, versions
 from empir_plugin.evaluation.outcome import Outcome
 from empir_plugin.evaluation.protocols import Headline, Protocol
-from empir_plugin.evaluation.record import AttackRecord, PartRecord, Record, percent, worst_case
+from empir_plugin.evaluation.record import CUSTOM, AttackRecord, PartRecord, Record, percent, worst_case
 from empir_plugin.evaluation.shards import CLEAN
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -34,13 +35,13 @@ def make_record(
     """The record of an evaluation.
 
     Args:
-        model: The model as it was given.
-        name: What the record calls it.
+        model: The model as the caller passed it.
+        name: Its name in the record.
         evaluator: Data, threat and settings.
         specs: The attacks, in order.
-        protocol: Whose attacks they are; None if the caller chose them.
+        protocol: The protocol the attacks are from; None if the caller chose them.
         outcomes: Of all shards in order, for the clean images and for each attack by name.
-        processes: How many shared the work.
+        processes: Number of processes that shared the work.
     """
     threat, data = evaluator.threat, evaluator.data
     attacks = tuple(attack_record(spec, threat, outcomes[spec.name], data.labels) for spec in specs)
@@ -48,7 +49,7 @@ def make_record(
     worst = worst_case(clean, attacks)
     loaded = bool(getattr(model, "weights_loaded", True))
     return Record(
-        model={"name": name, "sha256": model_fingerprint(model), "weights_loaded": loaded},
+        model={**model_table(model, name), "weights_loaded": loaded},
         data={**data_table(data), "full_official": data.is_full_official},
         threat=str(threat),
         clean=clean,
@@ -85,7 +86,7 @@ def _run_table(evaluator: Evaluator, outcomes: Mapping[str, Sequence[Outcome]], 
 
 
 def verdicts(outcomes: Sequence[Outcome], labels: Tensor) -> str:
-    """One character per image: 1 where the decision is the label.
+    """One character per image: 1 if the decision is the label.
 
     Args:
         outcomes: Of all shards, in order.
@@ -96,16 +97,20 @@ def verdicts(outcomes: Sequence[Outcome], labels: Tensor) -> str:
         >>> verdicts([Outcome((3, 1), 0.0, 1), Outcome((-1,), 0.0, 1)], torch.tensor([3, 2, 0]))
         '100'
     """
-    decided = [decision for outcome in outcomes for decision in outcome.decisions]
-    return "".join("1" if decision == label else "0" for decision, label in zip(decided, labels.tolist(), strict=True))
+    decisions = [decision for outcome in outcomes for decision in outcome.decisions]
+    pairs = zip(decisions, labels.tolist(), strict=True)
+    return "".join("1" if decision == label else "0" for decision, label in pairs)
 
 
 def attack_record(spec: AttackSpec, threat: Threat, outcomes: Sequence[Outcome], labels: Tensor) -> AttackRecord:
     """The record of one attack, from its outcomes on all shards in order."""
     robust, parts = verdicts(outcomes, labels), _parts(outcomes)
+    kind, version = attack_kind(spec.attack)
     accuracy = {part.name: part.robust.count("1") / len(part.robust) for part in parts}
     return AttackRecord(
         name=spec.name,
+        kind=kind,
+        version=version,
         settings=_settings(spec),
         robust=robust,
         accuracy=percent(robust),
@@ -116,6 +121,27 @@ def attack_record(spec: AttackSpec, threat: Threat, outcomes: Sequence[Outcome],
         in_worst_case=spec.counts_under(threat),
         parts=parts,
     )
+
+
+_RESERVED = frozenset({"autoattack-standard", "autoattack", "gradient", "carlini-wagner", "transfer", "on-member"})
+
+
+def attack_kind(attack: Attack) -> tuple[str, int]:
+    """Kind of an attack and version of its algorithm: its attributes ``kind`` and ``algorithm_version``.
+
+    An attack without them is ``"custom"``. So is an attack of other code, a subclass included, that states a kind of
+    this package: leaderboard entries rest on ``"autoattack-standard"``.
+
+    Example:
+        >>> from empir_plugin.attacks.autoattack import AutoAttackSuite
+        >>> attack_kind(AutoAttackSuite()), attack_kind(lambda *args, **settings: args[1])
+        (('autoattack-standard', 1), ('custom', 1))
+    """
+    kind, version = getattr(attack, "kind", None), getattr(attack, "algorithm_version", 1)
+    if not (isinstance(kind, str) and kind and type(version) is int and version >= 1):
+        return CUSTOM, 1
+    is_own = type(attack).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return (kind, version) if is_own or kind not in _RESERVED else (CUSTOM, 1)
 
 
 def _settings(spec: AttackSpec) -> str:
@@ -132,12 +158,12 @@ def _parts(outcomes: Sequence[Outcome]) -> tuple[PartRecord, ...]:
 
 
 def _flags(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """Each warning once, however many shards gave it with numbers of their own."""
-    found: dict[str, list[str]] = {}
+    """Each warning once, even if several shards gave it with different numbers."""
+    by_text: dict[str, list[str]] = {}
     for outcome in outcomes:
-        for kind, flag in {_NUMBER.sub("#", flag): flag for flag in outcome.flags}.items():
-            found.setdefault(kind, []).append(flag)
+        for text, flag in {_NUMBER.sub("#", flag): flag for flag in outcome.flags}.items():
+            by_text.setdefault(text, []).append(flag)
     return tuple(
         flags[0] if len(flags) == 1 else f"{flags[0]} (and likewise in {len(flags) - 1} more of {len(outcomes)} shards)"
-        for flags in found.values()
+        for flags in by_text.values()
     )

@@ -1,1 +1,1 @@
-"""How is it published? Entries in RobustBench's format, what they rest on, and what to send to RobustBench."""
+"""Leaderboard: entries in RobustBench's format, the evidence they follow from, and submissions to RobustBench."""

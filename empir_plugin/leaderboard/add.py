@@ -1,4 +1,4 @@
-"""Add an entry to a tree: from the files of experiments to the files of a leaderboard."""
+"""Add an entry to a leaderboard: compose it from run records, an audit and an overhead, and publish it in a tree."""
 
 from __future__ import annotations
 
@@ -10,55 +10,62 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.audit.report import AuditReport
 from empir_plugin.evaluation.record import Record
-from empir_plugin.leaderboard.eligibility import Measured, covers, in_percent, left_out, measure, require_overhead
-from empir_plugin.leaderboard.entry import Entry, escaped
-from empir_plugin.leaderboard.evidence import OVERHEAD, Evidence, Findings, Source
+from empir_plugin.leaderboard.eligibility import (
+    Numbers,
+    covers_test_set,
+    find_missing_records,
+    format_percent,
+    measure,
+    require_same_overhead_subject,
+)
+from empir_plugin.leaderboard.entry import Entry, escape_html
+from empir_plugin.leaderboard.evidence import OVERHEAD, Evidence, Findings, SourceFile
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
-from empir_plugin.leaderboard.tree import Board, Place, Tree, board_of, filed, publish, source
+from empir_plugin.leaderboard.tree import Board, Place, Tree, board_of, copy_to_runs, publish, source_file
 
 
 def compose(findings: Findings, board: Board) -> Entry:
     """The entry of a model on a board.
 
     Args:
-        findings: Paper, run records, audit and costs.
-        board: Of the model's data set.
+        findings: Paper, run records, audit and overhead.
+        board: Of the entry.
 
     Raises:
-        EvaluationError: If the records do not carry an entry: see :func:`empir_plugin.leaderboard.eligibility.measure`.
-        InputError: If a fact has no place in an entry.
+        EvaluationError: If the findings are not eligible: see :func:`empir_plugin.leaderboard.eligibility.measure`.
+        InputError: If a fact cannot be a field of an entry.
     """
     facts, overhead = findings.facts, findings.overhead
-    measured = measure(facts.model, board, findings.records, findings.audit)
+    numbers = measure(facts.model, board, findings.records, findings.audit)
     if overhead is not None:
-        overhead = require_overhead(overhead, findings.records[0].model["sha256"])
+        overhead = require_same_overhead_subject(overhead, findings.records[0])
     return Entry(
         **facts.fields(),
         eps=board.threat.eps_text,
-        clean_acc=in_percent(measured.clean),
-        reported=facts.reported(board.threat),
-        autoattack_acc=in_percent(measured.autoattack),
-        external=None if measured.external is None else in_percent(measured.external),
-        footnote=" ".join(_footnote(facts, measured, board)) or None,
-        unreliable=measured.unreliable,
+        clean_acc=format_percent(numbers.clean),
+        reported=facts.reported_accuracy(board.threat),
+        autoattack_acc=format_percent(numbers.autoattack),
+        external=None if numbers.external is None else format_percent(numbers.external),
+        footnote=" ".join(_footnote(facts, numbers, board)) or None,
+        unreliable=numbers.unreliable,
         overhead=overhead,
     )
 
 
-def _footnote(facts: Facts, measured: Measured, board: Board) -> Iterator[str]:
+def _footnote(facts: Facts, numbers: Numbers, board: Board) -> Iterator[str]:
     if facts.note:
         yield facts.note
-    if facts.claims and not facts.reported(board.threat):
-        told = ", ".join(f"{claim.accuracy}% under {claim.attack} at {_text(claim.threat)}" for claim in facts.claims)
-        yield f"The paper attacks at another eps ({told}), so nothing is reported for eps = {board.threat.eps_text}."
-    if measured.external is not None:
-        count = measured.attacks - 1
+    if facts.claims and not facts.reported_accuracy(board.threat):
+        claims = ", ".join(f"{claim.accuracy}% under {claim.attack} at {_text(claim.threat)}" for claim in facts.claims)
+        yield f"The paper attacks at another eps ({claims}), so nothing is reported for eps = {board.threat.eps_text}."
+    if numbers.external is not None:
+        count = numbers.attacks - 1
         others = f"AutoAttack and {count} other attack{'s' if count > 1 else ''} of empir-plugin"
-        yield f"{in_percent(measured.external)}% robust accuracy is the worst case per image over {others}."
-    if measured.flags:
+        yield f"{format_percent(numbers.external)}% robust accuracy is the worst case per image over {others}."
+    if numbers.flags:
         yield "AutoAttack warns that its own evaluation may be unreliable."
-    if measured.masked:
-        yield f"An audit finds masked gradients ({escaped(', '.join(measured.masked))})."
+    if numbers.masked:
+        yield f"An audit finds masked gradients ({escape_html(', '.join(numbers.masked))})."
 
 
 def _text(threat: object) -> str:
@@ -68,13 +75,13 @@ def _text(threat: object) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """What an entry is to be made of.
+    """The files an entry is composed from.
 
     Args:
         records: Run records.
         audit: An audit for gradient masking.
-        overhead: What the model costs.
-        paper: What is to be said of the model (TOML), where this package does not know it.
+        overhead: Overhead of the model, as ``empir overhead --json`` writes it.
+        paper: Facts about a model that this package does not know (TOML).
     """
 
     records: tuple[Path, ...]
@@ -86,7 +93,15 @@ class Files:
         return (path for path in (*self.records, self.audit, self.overhead, self.paper) if path is not None)
 
     def findings(self, model: str) -> Findings:
-        """What they say."""
+        """Read the files.
+
+        Args:
+            model: Name for ``load_model``.
+
+        Raises:
+            EvaluationError: If a record or the audit cannot be read.
+            InputError: If another file cannot be read.
+        """
         return Findings(
             facts=read_facts(self.paper, model) if self.paper else facts_of(model),
             records=tuple(Record.read(path) for path in self.records),
@@ -94,74 +109,67 @@ class Files:
             overhead=OVERHEAD.load(self.overhead) if self.overhead else None,
         )
 
-    def evidence(self, model: str, sources: Mapping[Path, Source]) -> Evidence:
-        """Their names in a tree."""
+    def evidence(self, model: str, sources: Mapping[Path, SourceFile]) -> Evidence:
+        """The evidence of an entry, which names these files in a tree.
+
+        Args:
+            model: Name for ``load_model``.
+            sources: The source file of each file.
+        """
         single = {"audit": self.audit, "overhead": self.overhead, "paper": self.paper}
-        named = {key: sources[path] for key, path in single.items() if path is not None}
-        return Evidence(model, tuple(sources[path] for path in self.records), **named)
+        present = {key: sources[path] for key, path in single.items() if path is not None}
+        return Evidence(model, tuple(sources[path] for path in self.records), **present)
 
 
 def add(tree: Tree, model: str, files: Files) -> Place:
-    """Make the entry of a model and put it, with all it rests on, into a tree.
+    """Compose the entry of a model and publish it, with all its sources, in a tree.
 
-    Records that cover a part of the test set make no entry, and are filed among the runs instead.
+    Records that cover a part of the test set make no entry, and are kept in the tree's runs.
 
     Args:
         tree: The leaderboard.
         model: Name for ``load_model``.
-        files: Of its experiments; those that lie elsewhere are copied into the tree's runs.
+        files: The sources; those outside of the tree's runs are copied there.
 
     Returns:
         Where the entry is.
 
     Raises:
-        EvaluationError: If the files do not carry an entry, have names that are taken, or are not all the records the
-            tree has of this model.
-        InputError: If a file is of another form, or something cannot be written. No entry is changed then.
+        EvaluationError: If the files are not eligible, two files have the same name, or the tree has more eligible
+            records of this model.
+        InputError: If a file cannot be read, or something cannot be written. No entry is changed then.
     """
     if not files.records:
         raise InputError("an entry needs one run record at least, got none: pass --record")
     files = replace(files, records=tuple(dict.fromkeys(files.records)))
-    sources = _named(tree, files)
+    sources = _source_files(tree, files)
     findings = files.findings(model)
     board = board_of(findings.facts.dataset, str(Threat.parse(findings.records[0].threat).norm))
-    _file_small(tree, board, files, findings, sources)
+    for path, record in zip(files.records, findings.records, strict=True):
+        if _is_partial(board, findings.facts, record):
+            copy_to_runs(tree, path, sources[path])
     entry = compose(findings, board)
-    forgotten = list(left_out(tree, model, board, [named.path for named in sources.values()]))
-    if forgotten:
+    if missing := list(find_missing_records(tree, model, board, [source.path for source in sources.values()])):
         raise EvaluationError(
-            f"{tree.runs} has more records of {model} on {board}, and an entry rests on all: "
-            f"pass {', '.join(forgotten)} as --record, too"
+            f"{tree.runs} has more records of {model} on {board}, and an entry needs all of them: "
+            f"pass {', '.join(missing)} as --record, too"
         )
-    for path, named in sources.items():
-        filed(tree, path, named)
+    for path, source in sources.items():
+        copy_to_runs(tree, path, source)
     place = tree.place(board, findings.facts.stem)
     publish(place, entry, files.evidence(model, sources))
     return place
 
 
-def _named(tree: Tree, files: Files) -> dict[Path, Source]:
-    sources = {path: source(tree, path) for path in files}
-    names = [named.path for named in sources.values()]
+def _source_files(tree: Tree, files: Files) -> dict[Path, SourceFile]:
+    sources = {path: source_file(tree, path) for path in files}
+    names = [source.path for source in sources.values()]
     if len(set(names)) < len(names):
         raise EvaluationError(f"files of an entry need different names, got {', '.join(names)}: rename one")
     return sources
 
 
-def _file_small(tree: Tree, board: Board, files: Files, findings: Findings, sources: Mapping[Path, Source]) -> None:
-    """Keep the records of the entry's model and data set that are too small for it; those of others are no business."""
-    subject = findings.facts.model, board.dataset
-    small = [
-        (path, record)
-        for path, record in zip(files.records, findings.records, strict=True)
-        if (record.model.get("name"), record.data.get("name")) == subject and not covers(board, record)
-    ]
-    for path, _ in small:
-        filed(tree, path, sources[path])
-    if small:
-        path, record = small[0]
-        raise EvaluationError(
-            f"{path.name} covers {record.data['n']:,} images of {record.data.get('name')} "
-            f"({record.data.get('split')}, {record.data.get('source')}), an entry on {board} needs the official "
-            f"{board.n:,} test images: it is kept in {tree.runs}, evaluate on all of them (--data-dir) for an entry"
-        )
+def _is_partial(board: Board, facts: Facts, record: Record) -> bool:
+    """Whether a record is of the entry's model and data set, and not of the full test set."""
+    is_of_entry = (record.model.get("name"), record.data.get("name")) == (facts.model, board.dataset)
+    return is_of_entry and not covers_test_set(board, record)

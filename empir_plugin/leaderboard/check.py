@@ -1,4 +1,4 @@
-"""Does a tree hold what it claims? Every entry is made again from its sources and compared."""
+"""Check a leaderboard: compose every entry again from its sources and compare."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from empir_plugin._files.atomic import PARTIAL
 from empir_plugin.errors import EmpirError, InputError
 from empir_plugin.leaderboard.add import compose
-from empir_plugin.leaderboard.eligibility import left_out
+from empir_plugin.leaderboard.eligibility import find_missing_records
 from empir_plugin.leaderboard.entry import KEYS, Entry
 from empir_plugin.leaderboard.evidence import Evidence
 from empir_plugin.leaderboard.papers import Facts, require_stem
@@ -34,10 +34,10 @@ class Problem:
 
 
 def check(tree: Tree) -> list[Problem]:
-    """Everything that is wrong with a tree; nothing if all its entries follow from their sources.
+    """Find everything that is wrong with a tree; nothing if all its entries follow from their sources.
 
     Raises:
-        InputError: If there is no such folder.
+        InputError: If the folder does not exist.
 
     Example:
         >>> import tempfile
@@ -49,45 +49,45 @@ def check(tree: Tree) -> list[Problem]:
     """
     tree.require()
     places = list(tree.places())
-    found = [Problem(place.entry, reason) for place in places for reason in check_entry(tree, place)]
-    return [*found, *_strays(tree, places)]
+    problems = [Problem(place.entry, reason) for place in places for reason in check_entry(tree, place)]
+    return [*problems, *_stray_files(tree, places)]
 
 
 def check_entry(tree: Tree, place: Place) -> list[str]:
-    """Everything that is wrong with one entry, in sentences."""
+    """Find everything that is wrong with one entry, in sentences."""
     try:
         require_stem(place.stem)
         entry = Entry.read(place.entry)
     except InputError as error:
         return [str(error).removeprefix(f"{place.entry} is no leaderboard entry: ")]
-    return [*_against_folder(entry, place), *_against_sources(entry, tree, place)]
+    return [*_compare_with_folder(entry, place), *_compare_with_sources(entry, tree, place)]
 
 
-def _against_folder(entry: Entry, place: Place) -> Iterator[str]:
+def _compare_with_folder(entry: Entry, place: Place) -> Iterator[str]:
     if entry.dataset != place.board.dataset:
         yield f"its dataset is {entry.dataset}, its folder is that of {place.board.dataset}"
     if entry.eps != place.board.threat.eps_text:
         yield f"its eps is {entry.eps}, entries on {place.board} have {place.board.threat.eps_text}"
 
 
-def _against_sources(entry: Entry, tree: Tree, place: Place) -> Iterator[str]:
+def _compare_with_sources(entry: Entry, tree: Tree, place: Place) -> Iterator[str]:
     try:
         evidence = Evidence.read(place.evidence)
         findings = evidence.findings(tree.runs)
-        yield from _against_facts(findings.facts, place)
-        made = compose(findings, place.board).table()
+        yield from _compare_with_facts(findings.facts, place)
+        expected = compose(findings, place.board).table()
     except EmpirError as error:
         yield str(error)
         return
-    for name in left_out(tree, evidence.model, place.board, [source.path for source in evidence.records]):
+    for name in find_missing_records(tree, evidence.model, place.board, [source.path for source in evidence.records]):
         yield f"{name} is a record of {evidence.model} on {place.board}, too: add the entry anew, with it"
-    shown = entry.table()
+    table = entry.table()
     for key in KEYS:
-        if shown.get(key) != made.get(key):
-            yield f"{key} is {_text(shown.get(key))}, its sources make it {_text(made.get(key))}"
+        if table.get(key) != expected.get(key):
+            yield f"{key} is {_text(table.get(key))}, its sources make it {_text(expected.get(key))}"
 
 
-def _against_facts(facts: Facts, place: Place) -> Iterator[str]:
+def _compare_with_facts(facts: Facts, place: Place) -> Iterator[str]:
     if (facts.stem, facts.dataset) != (place.stem, place.board.dataset):
         yield f"entries of {facts.model} are named {facts.stem} on {facts.dataset}, not {place}"
 
@@ -96,16 +96,16 @@ def _text(value: object) -> str:
     return "left out" if value is None else json.dumps(value)
 
 
-def _strays(tree: Tree, places: list[Place]) -> Iterator[Problem]:
+def _stray_files(tree: Tree, places: list[Place]) -> Iterator[Problem]:
     known = {path for place in places for path in (place.entry, place.evidence)}
     for folder, reason in (
         (tree.model_info, "no board has a file here: entries are <dataset>/<norm>/<Stem>.json"),
-        (tree.evidence, "the entry it names the sources of is missing"),
+        (tree.evidence, "there is no entry that this is the evidence of"),
     ):
         for path in sorted(path for path in folder.rglob("*") if _is_stray(path, known)):
             yield Problem(path, reason)
 
 
 def _is_stray(path: Path, known: Set[Path]) -> bool:
-    """Whether nobody knows a file; what a killed `add` had begun to write is no file yet."""
+    """Whether a file belongs to no entry; the partial file of a killed `add` does not count."""
     return path.is_file() and path not in known and not path.name.endswith(PARTIAL)

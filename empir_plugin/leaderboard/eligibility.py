@@ -1,11 +1,14 @@
-"""Records that an entry should rest on and does not: a worst case is one over all attacks known."""
+"""Which results may become an entry of a leaderboard, and which numbers follow from them.
+
+An entry is the worst case over all attacks known. So it rests on all records of its model that are eligible, and on
+nothing else: every rule, with the reason for a refusal, is here.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +16,28 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import OFFICIAL_FINGERPRINTS
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.audit.report import AuditReport
-from empir_plugin.evaluation.identity import model_fingerprint
+from empir_plugin.evaluation.identity import IDENTITY, ModelIdentity, model_fingerprint
 from empir_plugin.evaluation.record import AttackRecord, Record, common_worst_case, percent
 from empir_plugin.leaderboard.tree import Board, Tree
 from empir_plugin.zoo.builders import build_model
 from empir_plugin.zoo.card import cards
 
-# AutoAttack as RobustBench runs it, on the model's own output: other batch sizes are other random numbers, no more.
-_STANDARD = re.compile(
-    r"AutoAttackSuite\(version='standard', attacks=\(\), surrogate=Plain\(\), batch_size=\d+, queries=5000\)"
-)
+_STANDARD = "autoattack-standard"
+_AGAIN = "with this release of empir-plugin"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What experiments say of a model.
+class Numbers:
+    """The numbers of an entry, and what makes them doubtful.
 
     Args:
-        clean: Percent of the test set it classifies correctly.
-        autoattack: Percent that withstands standard AutoAttack.
-        external: Percent that withstands every attack in the records, per image, if that is less; None if not.
-        attacks: How many different attacks in the records count.
+        clean: Percent of the test set that the model classifies correctly.
+        autoattack: Robust accuracy under standard AutoAttack, in percent.
+        external: Robust accuracy over all attacks of the records, worst case per image, in percent, if that is lower;
+            else None.
+        attacks: Number of different attacks in the worst case.
         flags: AutoAttack's warnings about its own number.
-        masked: The checks of an audit that found masked gradients.
+        masked: Names of the checks of an audit that found gradient masking.
     """
 
     clean: float
@@ -51,72 +53,83 @@ class Measured:
         return bool(self.flags or self.masked)
 
 
-def measure(model: str, board: Board, records: Sequence[Record], audit: AuditReport | None = None) -> Measured:
-    """The numbers of an entry, from records of one model on one board.
+def measure(model: str, board: Board, records: Sequence[Record], audit: AuditReport | None = None) -> Numbers:
+    """The numbers of an entry, from the records of one model on one board.
 
     Args:
         model: Name for ``load_model``.
-        board: Where the entry is to stand.
-        records: One at least has standard AutoAttack; of several the lowest counts.
+        board: Of the entry.
+        records: At least one has standard AutoAttack; if several have, the lowest accuracy counts.
         audit: For gradient masking.
 
     Raises:
-        EvaluationError: If a record may not become an entry: its weights were not loaded, or are of another model; it
-            covers a part of the test set; its radius is not the board's; no record has standard AutoAttack.
+        EvaluationError: If a record is not eligible (see :func:`require_eligible`), if the records or the audit are of
+            different models, or if no record has standard AutoAttack.
     """
     for record in records:
-        require_publishable(model, board, record)
-    _require_one_subject(records)
+        require_eligible(model, board, record)
+    _require_one_subject(model, records)
     if audit is not None:
-        _require_audit_of(records[0], board, audit)
+        _require_same_audit_subject(model, records[0], board, audit)
     runs = [(record, attack) for record in records for attack in record.attacks if _is_standard(record, attack)]
     if not runs:
         raise EvaluationError(
-            f"no record of {model} has standard AutoAttack, alone or first in a cascade, which an entry rests on: "
+            f"no record of {model} has standard AutoAttack, alone or first in a cascade, which every entry needs: "
             "run `empir evaluate --protocol standard`"
         )
     record, lowest = min(runs, key=lambda run: run[1].robust.count("1"))
-    withstood = common_worst_case(records)
-    return Measured(
+    worst = percent(common_worst_case(records))
+    counted = (attack for record in records for attack in record.attacks if attack.in_worst_case)
+    return Numbers(
         clean=record.clean_accuracy,
         autoattack=lowest.accuracy,
-        external=percent(withstood) if percent(withstood) < lowest.accuracy else None,
-        attacks=len({(attack.settings, attack.threat) for attack in _counting(records)}),
+        external=worst if worst < lowest.accuracy else None,
+        attacks=len({(attack.settings, attack.threat) for attack in counted}),
         flags=tuple(dict.fromkeys(flag for _, attack in runs for flag in attack.flags)),
         masked=tuple(finding.name for finding in audit.failed) if audit else (),
     )
 
 
-def require_publishable(model: str, board: Board, record: Record) -> None:
-    """Check that a record may be part of an entry of that model on that board.
+def _is_standard(record: Record, attack: AttackRecord) -> bool:
+    # Later in a cascade it attacks only the images that survived the attacks before it.
+    attacks_all = not record.run.get("cascade") or attack is record.attacks[0]
+    return attacks_all and attack.in_worst_case and attack.kind == _STANDARD
+
+
+def require_eligible(model: str, board: Board, record: Record) -> None:
+    """Check that a record may be part of an entry.
+
+    Args:
+        model: Name for ``load_model``.
+        board: Of the entry.
+        record: Of an evaluation.
 
     Raises:
-        EvaluationError: If it may not; the sentence says why.
+        EvaluationError: If the record is of another model, its weights were not loaded, it does not cover the full
+            official test set, int8 kernels answered queries, or its threat is not the board's.
     """
     if record.model.get("name") != model:
-        raise EvaluationError(f"the record is of {record.model.get('name')!r}, the entry of {model!r}: take its own")
+        raise EvaluationError(f"the record is of {record.model.get('name')!r}, the entry of {model!r}: use its own")
     if record.model.get("weights_loaded") is not True:
-        raise EvaluationError(f"the record of {model} was made without its weights: load them and run it again")
-    shipped = shipped_fingerprint(model)
-    if shipped and record.model.get("sha256") != shipped:
-        raise EvaluationError(f"the record is of another network than the {model} of this release: run it again")
-    if not covers(board, record):
+        raise EvaluationError(f"the record of {model} was made without its weights: load them and evaluate again")
+    _require_shipped_model(model, record)
+    if not covers_test_set(board, record):
         raise EvaluationError(
             f"the record covers {record.data['n']:,} images of {record.data.get('name')} "
             f"({record.data.get('split')}, {record.data.get('source')}), an entry on {board} needs the official "
-            f"{board.n:,} test images: keep it in leaderboard/runs"
+            f"{board.n:,} test images: evaluate on all of them (--data-dir); other records are kept in the tree's runs"
         )
     queries = (record.run.get("backend") or {}).get("queries", "float32")
     if queries != "float32":
         raise EvaluationError(
-            f"in the record {queries} answered clean images and queries, and an entry rests on the model itself alone: "
+            f"in the record, {queries} answered clean images and queries, and an entry is about the model itself: "
             "evaluate without --int8"
         )
     _require_threat(board, record)
 
 
-def covers(board: Board, record: Record) -> bool:
-    """Whether a record is of the whole official test set."""
+def covers_test_set(board: Board, record: Record) -> bool:
+    """Whether a record is of the full official test set."""
     data = record.data
     official = OFFICIAL_FINGERPRINTS.get((board.dataset, "test"), data.get("sha256"))
     expected = {"name": board.dataset, "split": "test", "n": board.n, "sha256": official, "full_official": True}
@@ -124,101 +137,143 @@ def covers(board: Board, record: Record) -> bool:
 
 
 def _require_threat(board: Board, record: Record) -> None:
-    """Radii as numbers: 0.5 and 127.5/255 are the same."""
-    texts = [record.threat, *(attack.threat or record.threat for attack in record.attacks if attack.in_worst_case)]
-    for text in texts:
-        if not _same(text, board.threat):
+    """Radii are compared as numbers: 0.5 and 127.5/255 are the same."""
+    threats = [record.threat, *(attack.threat or record.threat for attack in record.attacks if attack.in_worst_case)]
+    for threat in threats:
+        if not _is_threat(threat, board.threat):
             raise EvaluationError(
-                f"the record has attacks under {text}, entries on {board} are under {board.threat}: "
-                "keep it in leaderboard/runs, and attack under the board's radius for an entry"
+                f"the record has attacks under {threat}, entries on {board} are under {board.threat}: "
+                "keep it in the tree's runs, and attack under the board's threat for an entry"
             )
 
 
-def _same(text: str, threat: Threat) -> bool:
+def _is_threat(text: str, threat: Threat) -> bool:
     try:
         return Threat.parse(text) == threat
     except InputError:
         return False
 
 
-def _require_one_subject(records: Sequence[Record]) -> None:
-    subjects = [(record.model.get("sha256"), record.data.get("sha256")) for record in records]
-    for what, hashes in zip(("weights", "images"), zip(*subjects, strict=True), strict=True):
-        if len(set(hashes)) > 1:
-            raise EvaluationError(f"the records are of different {what}: an entry takes those of one model")
-
-
-def _require_audit_of(record: Record, board: Board, audit: AuditReport) -> None:
-    """Its images are fewer: some two hundred show masking, so that only their data set has to agree."""
-    if audit.model["sha256"] != record.model.get("sha256"):
-        raise EvaluationError("the audit is of other weights than the records: audit this model")
-    images = audit.data["name"], audit.data.get("split")
-    if images != (board.dataset, "test") or not _same(audit.threat, board.threat):
-        found = f"{' '.join(map(str, images))} under {audit.threat}"
-        raise EvaluationError(f"the audit is on {found}, not on {board.dataset} test under {board.threat}: audit there")
-
-
-def _is_standard(record: Record, attack: AttackRecord) -> bool:
-    # Later in a cascade it would have met only what the attacks before it left.
-    whole = not record.run.get("cascade") or attack is record.attacks[0]
-    return whole and attack.in_worst_case and bool(_STANDARD.fullmatch(attack.settings))
-
-
-def _counting(records: Sequence[Record]) -> Iterator[AttackRecord]:
-    return (attack for record in records for attack in record.attacks if attack.in_worst_case)
-
-
 @cache
-def shipped_fingerprint(model: str) -> str:
-    """Fingerprint of the weights that travel with this package under a model's name; empty if none do."""
-    card = cards().get(model)
-    return model_fingerprint(build_model(card)) if card is not None and card.has_weights else ""
+def shipped_fingerprint(model: str, version: int = IDENTITY) -> str:
+    """Hash of the model that this package ships under a name; empty if it ships no weights.
 
+    Args:
+        model: Name for ``load_model``.
+        version: Of the identity: see :func:`empir_plugin.evaluation.identity.model_fingerprint`.
 
-def in_percent(accuracy: float) -> str:
-    """An accuracy in percent as RobustBench writes it.
-
-    Example:
-        >>> in_percent(1.4), in_percent(100.0)
-        ('1.40', '100.00')
+    Raises:
+        InputError: If the version is unknown.
     """
-    return f"{accuracy:.2f}"
+    card = cards().get(model)
+    return model_fingerprint(build_model(card), version) if card is not None and card.has_weights else ""
 
 
-def require_overhead(overhead: Any, model_sha256: str) -> Mapping[str, Any]:
-    """Check that what a model costs was measured on the weights an entry is of.
+def _require_shipped_model(model: str, record: Record) -> None:
+    identity = ModelIdentity.of_table(record.model)
+    try:
+        shipped = shipped_fingerprint(model, identity.version)
+    except (InputError, TypeError) as error:
+        raise EvaluationError(f"the record of {model} has an unknown identity ({error}): evaluate {_AGAIN}") from error
+    if shipped and identity.sha256 != shipped:
+        raise EvaluationError(f"the record is of another network than the {model} of this release: evaluate it again")
+
+
+def _require_one_subject(model: str, records: Sequence[Record]) -> None:
+    first = records[0]
+    for record in records:
+        if not is_same_model(model, _identity(first), _identity(record)):
+            raise EvaluationError(
+                f"the records are of different weights, or state them in different ways, but an entry of {model} is "
+                f"about one model: evaluate it {_AGAIN}"
+            )
+        if record.data.get("sha256") != first.data.get("sha256"):
+            raise EvaluationError("the records are of different images, but an entry is about one test set: drop some")
+
+
+def _identity(result: Record | AuditReport) -> ModelIdentity:
+    return ModelIdentity.of_table(result.model)
+
+
+def is_same_model(model: str, one: ModelIdentity, other: ModelIdentity) -> bool:
+    """Whether two results are of the same model.
+
+    Hashes of different versions say so only if each is the shipped model's hash of its own version.
+
+    Args:
+        model: Name for ``load_model``.
+        one: Identity in a result.
+        other: Identity in another result.
+    """
+    try:
+        return one.is_same(other, partial(shipped_fingerprint, model))
+    except (InputError, TypeError):  # A version of a later release, or no number at all.
+        return False
+
+
+def _require_same_audit_subject(model: str, record: Record, board: Board, audit: AuditReport) -> None:
+    """An audit needs few images, so that only its data set has to agree."""
+    if not is_same_model(model, _identity(record), _identity(audit)):
+        raise EvaluationError(f"the audit is of other weights than the records: audit {model} {_AGAIN}")
+    images = audit.data["name"], audit.data.get("split")
+    if images != (board.dataset, "test") or not _is_threat(audit.threat, board.threat):
+        got = f"{' '.join(map(str, images))} under {audit.threat}"
+        raise EvaluationError(f"the audit is on {got}, not on {board.dataset} test under {board.threat}: audit there")
+
+
+def require_same_overhead_subject(overhead: Any, record: Record) -> Mapping[str, Any]:
+    """Check that an overhead was measured on the model of a record.
+
+    Args:
+        overhead: What an overhead file holds.
+        record: Of the entry.
 
     Raises:
         EvaluationError: If it is of other weights, or does not say of which.
-        InputError: If it is no table.
+        InputError: If it is not a table.
     """
     if not isinstance(overhead, Mapping) or not overhead:
-        raise InputError(f"overhead is a JSON object with keys, got a {type(overhead).__name__}: measure it first")
+        raise InputError(f"overhead must be a JSON object with keys, got a {type(overhead).__name__}: measure it first")
     if "model_sha256" not in overhead:
         raise EvaluationError("the overhead does not say of which weights it is (model_sha256): measure it again")
-    if overhead["model_sha256"] != model_sha256:
-        raise EvaluationError("the overhead is of other weights than the records: measure this model")
+    identity = ModelIdentity(overhead["model_sha256"], overhead.get("model_identity", 1))
+    model = str(record.model.get("name"))
+    if not is_same_model(model, _identity(record), identity):
+        raise EvaluationError(f"the overhead is of other weights than the records: measure {model} {_AGAIN}")
     return overhead
 
 
-def left_out(tree: Tree, model: str, board: Board, named: Collection[str]) -> Iterator[str]:
-    """Records among the runs that may be part of an entry and are not among its sources.
+def find_missing_records(tree: Tree, model: str, board: Board, sources: Collection[str]) -> Iterator[str]:
+    """Eligible records of a tree that are not among the sources of an entry.
 
     Args:
         tree: The leaderboard.
         model: Name for ``load_model``.
-        board: The entry stands on.
-        named: Its sources, as paths below the folder of runs.
+        board: Of the entry.
+        sources: Of the entry, as paths below the folder of runs.
+
+    Returns:
+        Paths below the folder of runs.
     """
     for path in sorted(tree.runs.rglob("*.json")):
         name = path.relative_to(tree.runs).as_posix()
-        if name not in named and not path.is_relative_to(tree.evidence) and _publishable(path, model, board):
+        if name not in sources and not path.is_relative_to(tree.evidence) and _is_eligible(path, model, board):
             yield name
 
 
-def _publishable(path: Path, model: str, board: Board) -> bool:
+def _is_eligible(path: Path, model: str, board: Board) -> bool:
     try:
-        require_publishable(model, board, Record.read(path))
-    except EvaluationError:  # another experiment, or no record at all
+        require_eligible(model, board, Record.read(path))
+    except EvaluationError:  # Another experiment, or not a record at all.
         return False
     return True
+
+
+def format_percent(accuracy: float) -> str:
+    """An accuracy in percent as RobustBench writes it.
+
+    Example:
+        >>> format_percent(1.4), format_percent(100.0)
+        ('1.40', '100.00')
+    """
+    return f"{accuracy:.2f}"

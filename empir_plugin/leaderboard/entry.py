@@ -1,8 +1,8 @@
-"""One entry of a leaderboard: RobustBench's keys in RobustBench's format, and one key more.
+"""One entry of a leaderboard: RobustBench's keys in RobustBench's format, and one additional key.
 
 The keys, their order and their types are those of the files in RobustBench's ``model_info``
-(https://github.com/RobustBench/robustbench): accuracies are texts in percent with two decimals, the radius is a text
-such as ``"8/255"``, and what does not apply is left out. Ours is ``overhead``, what the model costs.
+(https://github.com/RobustBench/robustbench): accuracies are texts in percent with two decimals, eps is a text such as
+``"8/255"``, and what does not apply is left out. The additional key is ``overhead``.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from jsonschema.validators import extend
 from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import InputError
 
-# Tags a footnote may have; a link goes to the web and nowhere else.
+# Tags a footnote may have; a link must lead to the web.
 _NAMES = "b|i|em|strong|sub|sup|code"
 _TAG = re.compile(rf'<(?:({_NAMES})|/({_NAMES})|br ?/?|(a) href="https?://[^\s"<>]+"|/(a))>')
-_REMAINS = re.compile(r"<[^<>]*>?|>")
+_MARKUP = re.compile(r"<[^<>]*>?|>")
 
 
-def escaped(text: str) -> str:
+def escape_html(text: str) -> str:
     """Plain text as HTML.
 
     Example:
-        >>> escaped("a <b> & c")
+        >>> escape_html("a <b> & c")
         'a &lt;b&gt; &amp; c'
     """
     return html.escape(text, quote=False)
 
 
-def plain(text: str) -> str:
-    """The plain text of an entry's field: the reverse of :func:`escaped`.
+def unescape_html(text: str) -> str:
+    """The plain text of an entry's field: the reverse of :func:`escape_html`.
 
     Example:
-        >>> plain("R&amp;D")
+        >>> unescape_html("R&amp;D")
         'R&D'
     """
     return html.unescape(text)
 
 
 def footnote_problem(footnote: str) -> str:
-    """What in a footnote's markup is not allowed, or nothing if all of it is.
+    """The first part of a footnote's markup that is not allowed; empty if all of it is.
 
     Allowed are ``b``, ``i``, ``em``, ``strong``, ``sub``, ``sup``, ``code`` and ``a`` (with an ``href`` to the web, and
-    no other attribute), each closed in its turn, and ``br``.
+    no other attribute), properly nested and closed, and ``br``.
 
     Example:
         >>> footnote_problem('see <a href="https://arxiv.org/abs/2002.08347">Section 12</a>')
@@ -63,11 +63,12 @@ def footnote_problem(footnote: str) -> str:
         >>> footnote_problem("a <script>alert(1)</script>")
         '<script>'
     """
-    remains = _REMAINS.search(_TAG.sub("", footnote))
-    return remains[0] if remains else _unclosed(footnote)
+    other = _MARKUP.search(_TAG.sub("", footnote))
+    return other[0] if other else _first_unclosed_tag(footnote)
 
 
-def _unclosed(footnote: str) -> str:
+def _first_unclosed_tag(footnote: str) -> str:
+    """The first tag that is not closed, or not opened; empty if there is none."""
     opened: list[str] = []
     for name, closed, link, link_closed in _TAG.findall(footnote):
         if name or link:
@@ -88,15 +89,15 @@ def schema() -> Mapping[str, Any]:
 
 @cache
 def _validator() -> Any:
-    # JSON schema takes 3.0 for an integer; RobustBench's entries have 3.
+    # JSON schema accepts 3.0 as an integer; RobustBench's entries have 3.
     strict = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     return extend(Draft202012Validator, type_checker=strict)(schema())
 
 
 def problems(table: object) -> tuple[str, ...]:
-    """Everything that keeps a parsed JSON value from being an entry; nothing if it is one.
+    """Everything that is wrong with a parsed JSON value as an entry; empty if it is one.
 
-    Beyond the schema: accuracies that cannot be, numbers that are not finite, markup a footnote may not have.
+    Beyond the schema it finds contradictory accuracies, numbers that are not finite, and markup that is not allowed.
 
     Example:
         >>> problems({"link": "https://arxiv.org/abs/2002.08347"})[0]
@@ -120,11 +121,11 @@ def _short(value: object) -> str:
 
 
 def _beyond_the_schema(table: Mapping[str, Any]) -> Iterator[str]:
-    clean, left = float(table["clean_acc"]), float(table["autoattack_acc"])
-    if left > clean:
+    clean, robust = float(table["clean_acc"]), float(table["autoattack_acc"])
+    if robust > clean:
         yield f"autoattack_acc {table['autoattack_acc']} is above clean_acc {table['clean_acc']}"
-    if "external" in table and float(table["external"]) >= left:
-        # RobustBench ranks by it wherever it is there, so a higher one would lift the model.
+    if "external" in table and float(table["external"]) >= robust:
+        # RobustBench ranks by it if it is present, so a higher value would lift the model.
         yield f"external {table['external']} must be below autoattack_acc {table['autoattack_acc']}: leave it out"
     if bad := footnote_problem(table.get("footnote", "")):
         yield f"footnote has markup that is not allowed: {_short(bad)}"
@@ -133,7 +134,7 @@ def _beyond_the_schema(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def is_finite(value: object) -> bool:
-    """Whether a JSON value holds finite numbers only."""
+    """Whether all numbers in a JSON value are finite."""
     if isinstance(value, Mapping):
         return all(is_finite(item) for item in value.values())
     if isinstance(value, (list, tuple)):
@@ -146,30 +147,30 @@ _KIND = JsonKind("a leaderboard entry", InputError)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a leaderboard shows of one model. Texts are HTML: ``&``, ``<`` and ``>`` are written as entities.
+    """One model on a leaderboard. Texts are HTML: ``&``, ``<`` and ``>`` are written as entities.
 
     Args:
         link: Address of the paper.
         name: Title of the paper.
         authors: Names, separated by commas.
-        additional_data: Whether it was trained on more than the data set.
-        number_forward_passes: Networks that run for one decision.
+        additional_data: Whether it was trained on additional data.
+        number_forward_passes: Forward passes for one decision.
         dataset: Name of the data set.
         venue: Where and when the paper appeared.
         architecture: Of the model.
         eps: Radius, in units of the image, as text.
-        clean_acc: Percent of the test set it classifies correctly.
-        reported: Percent the paper claims under attacks of the same radius; empty if it claims none.
-        autoattack_acc: Percent that withstands standard AutoAttack.
-        external: Percent that withstands every attack known, per image, where that is fewer.
-        footnote: What a reader must know, with simple markup.
+        clean_acc: Clean accuracy in percent.
+        reported: Robust accuracy that the paper reports at the same eps, in percent; empty if it reports none.
+        autoattack_acc: Robust accuracy under standard AutoAttack, in percent.
+        external: Robust accuracy over all known attacks, worst case per image, in percent, if that is lower.
+        footnote: For readers, with simple markup.
         unreliable: Whether AutoAttack's number is likely to be too high.
-        overhead: What the model costs.
-        others: Keys this package does not know; they are kept.
-        order: Of the keys in the file it came from.
+        overhead: Overhead of the model.
+        others: Keys that are unknown to this package; they are kept.
+        order: Of the keys in the file it was read from.
 
     Raises:
-        InputError: If something is not so; the sentence names all of it.
+        InputError: If a value has another form; the message names everything that is wrong.
     """
 
     link: str
@@ -192,18 +193,18 @@ class Entry:
     order: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        _require_none(problems(self.table()))
+        _refuse(problems(self.table()))
 
     @property
     def lowest_acc(self) -> str:
-        """Percent left by the strongest attack known: what RobustBench ranks by."""
+        """The lowest robust accuracy known, in percent; RobustBench ranks by it."""
         return self.external or self.autoattack_acc
 
     def table(self) -> dict[str, Any]:
-        """Keys and values as they stand in a file, in order; unknown keys where they were."""
+        """Keys and values in the order of the file; unknown keys keep their positions."""
         known = {key: getattr(self, key) for key in KEYS}
         present = {key: value for key, value in known.items() if value is not None} | dict(self.others)
-        return {key: present[key] for key in _placed(list(present), [key for key in self.order if key in present])}
+        return {key: present[key] for key in _order_keys(list(present), [key for key in self.order if key in present])}
 
     def to_json(self) -> str:
         """The text of its file, in ASCII.
@@ -219,11 +220,11 @@ class Entry:
         return _KIND.text(self.table())
 
     def in_place_of(self, old: Entry) -> Entry:
-        """This entry with the order, and the unknown keys, of the one it replaces."""
+        """This entry with the order and the unknown keys of the one it replaces."""
         return replace(self, others={**old.others, **self.others}, order=old.order)
 
     def write(self, path: Path) -> None:
-        """Write the entry; a kill leaves what was there, or all of the new one.
+        """Write the entry atomically.
 
         Raises:
             InputError: If it cannot be written.
@@ -232,21 +233,21 @@ class Entry:
 
     @classmethod
     def read(cls, path: Path) -> Entry:
-        """Read an entry back; one that is written again has the same keys in the same places.
+        """Read an entry back; if it is written again, its keys keep their order.
 
         Raises:
-            InputError: If the file is missing or no entry; the sentence says all that is wrong with it.
+            InputError: If the file is missing or not an entry; the message names everything that is wrong.
         """
         return _KIND.read(path, cls.of)
 
     @classmethod
     def of(cls, table: object) -> Entry:
-        """The entry of a parsed file.
+        """The entry of a parsed JSON value.
 
         Raises:
-            InputError: If it is none.
+            InputError: If it is not an entry.
         """
-        _require_none(problems(table))
+        _refuse(problems(table))
         items = dict(cast("Mapping[str, Any]", table))
         order = tuple(items)
         known = {key: items.pop(key) for key in KEYS if key in items}
@@ -257,13 +258,13 @@ KEYS = tuple(item.name for item in fields(Entry) if item.name not in ("others", 
 """RobustBench's keys in its most frequent order, and ``overhead``."""
 
 
-def _require_none(found: Sequence[str]) -> None:
+def _refuse(found: Sequence[str]) -> None:
     if found:
         raise InputError("; ".join(found))
 
 
-def _placed(present: Sequence[str], order: list[str]) -> list[str]:
-    """All keys: those with a place in ``order`` there, each new one behind the known key it follows."""
+def _order_keys(present: Sequence[str], order: list[str]) -> list[str]:
+    """All keys: those of ``order`` in that order, and each new one after the known key that precedes it."""
     for key in present:
         if key not in order:
             before = [other for other in KEYS[: KEYS.index(key)] if other in order] if key in KEYS else order[-1:]

@@ -1,8 +1,7 @@
-"""What an entry rests on: which files, by their SHA-256, so that its numbers can be computed again from them.
+"""Evidence of an entry: the files its numbers follow from, each with its SHA-256.
 
-RobustBench's format has no place for this, and our one key in it, ``overhead``, says what a model costs, and goes to
-RobustBench with the entry, where paths into our runs mean nothing. So it lies beside the entries, in a file of its own
-for each: ``runs/entries/<dataset>/<norm>/<Stem>.json`` for ``model_info/<dataset>/<norm>/<Stem>.json``.
+RobustBench's format has no field for it, and paths into the runs mean nothing at RobustBench. So each entry
+``model_info/<dataset>/<norm>/<Stem>.json`` has a second file, ``runs/entries/<dataset>/<norm>/<Stem>.json``.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from empir_plugin.evaluation.record import Record
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
 
 OVERHEAD = JsonKind("an overhead", InputError)
-"""Files that say what a model costs."""
+"""Overhead files, as ``empir overhead --json`` writes them."""
 
 _SOURCES = JsonKind("the sources of an entry", InputError)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One file.
+class SourceFile:
+    """A file that an entry follows from.
 
     Args:
         path: Below the folder of runs, with ``/`` between its parts.
         sha256: Of its bytes.
 
     Raises:
-        InputError: If the path leads elsewhere, or the hash is none.
+        InputError: If the path leads out of the folder, or the hash is not a SHA-256.
     """
 
     path: str
@@ -49,25 +48,35 @@ class Source:
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
             raise InputError(f"the SHA-256 of {self.path} must be 64 hexadecimal digits, got {self.sha256!r}")
 
-    def opened(self, runs: Path) -> Path:
-        """Its path, once its bytes are found to be those that were named.
+    def verify(self, runs: Path) -> Path:
+        """Check the SHA-256 of the file and return its path.
+
+        Args:
+            runs: The folder of runs.
 
         Raises:
-            EvaluationError: If it is missing or altered.
+            EvaluationError: If the file is missing, or its bytes have changed.
         """
         path = runs / self.path
         try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise EvaluationError(f"{self.path} is missing from {runs} ({error.strerror}): restore it") from error
-        if found != self.sha256:
+        if digest != self.sha256:
             raise EvaluationError(f"{self.path} was altered since the entry was made: restore it or add the entry anew")
         return path
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the files of an entry say."""
+    """What the files of an entry say.
+
+    Args:
+        facts: About the model and its paper.
+        records: Run records.
+        audit: An audit for gradient masking.
+        overhead: What the overhead file holds.
+    """
 
     facts: Facts
     records: tuple[Record, ...]
@@ -77,61 +86,64 @@ class Findings:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The files of an entry.
+    """The source files of an entry.
 
     Args:
         model: Name for ``load_model``.
         records: Run records.
         audit: An audit for gradient masking.
-        overhead: What the model costs.
-        paper: What is to be said of the model, where this package does not know it.
+        overhead: Overhead of the model.
+        paper: Facts about a model that this package does not know.
 
     Raises:
         InputError: If there is no record.
 
     Example:
-        >>> Evidence("empir-cifar", (Source("aa.json", "0" * 64),)).to_json().splitlines()[1]
+        >>> Evidence("empir-cifar", (SourceFile("aa.json", "0" * 64),)).to_json().splitlines()[1]
         '  "model": "empir-cifar",'
     """
 
     model: str
-    records: tuple[Source, ...]
-    audit: Source | None = None
-    overhead: Source | None = None
-    paper: Source | None = None
+    records: tuple[SourceFile, ...]
+    audit: SourceFile | None = None
+    overhead: SourceFile | None = None
+    paper: SourceFile | None = None
 
     def __post_init__(self) -> None:
         if not self.records:
             raise InputError("an entry needs one run record at least, got none")
 
     def to_json(self) -> str:
-        """The text of its file; what there is none of is left out."""
+        """The text of the evidence file; files that an entry does not have are left out."""
         return _SOURCES.text({key: item for key, item in asdict(self).items() if item is not None})
 
     @classmethod
     def read(cls, path: Path) -> Evidence:
-        """Read it back.
+        """Read an evidence file back.
 
         Raises:
-            InputError: If the file is missing or of another form.
+            InputError: If the file is missing or has another form.
         """
         table = _SOURCES.load(path)
         try:
-            single = {key: Source(**table[key]) for key in ("audit", "overhead", "paper") if key in table}
-            return cls(**{**table, **single, "records": tuple(Source(**row) for row in table["records"])})
+            single = {key: SourceFile(**table[key]) for key in ("audit", "overhead", "paper") if key in table}
+            return cls(**{**table, **single, "records": tuple(SourceFile(**row) for row in table["records"])})
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{path} does not name the sources of an entry ({error}): add the entry anew") from error
 
     def findings(self, runs: Path) -> Findings:
-        """What the files say.
+        """Verify and read the source files.
+
+        Args:
+            runs: The folder of runs.
 
         Raises:
-            EvaluationError: If one is missing, altered, or no record.
-            InputError: If another is of another form.
+            EvaluationError: If a file is missing or altered, or a record or the audit cannot be read.
+            InputError: If another file cannot be read.
         """
         return Findings(
-            facts=read_facts(self.paper.opened(runs), self.model) if self.paper else facts_of(self.model),
-            records=tuple(Record.read(source.opened(runs)) for source in self.records),
-            audit=AuditReport.read(self.audit.opened(runs)) if self.audit else None,
-            overhead=OVERHEAD.load(self.overhead.opened(runs)) if self.overhead else None,
+            facts=read_facts(self.paper.verify(runs), self.model) if self.paper else facts_of(self.model),
+            records=tuple(Record.read(source.verify(runs)) for source in self.records),
+            audit=AuditReport.read(self.audit.verify(runs)) if self.audit else None,
+            overhead=OVERHEAD.load(self.overhead.verify(runs)) if self.overhead else None,
         )

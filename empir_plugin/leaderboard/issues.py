@@ -1,6 +1,6 @@
-"""The texts of the two issues RobustBench has forms for: a new model, and a new evaluation of a model.
+"""The texts of RobustBench's two issue forms, a new model and a new evaluation of one, and a row for its model zoo.
 
-The headings and fields are those of RobustBench's forms
+Headings and fields are those of RobustBench's forms
 (https://github.com/RobustBench/robustbench/tree/master/.github/ISSUE_TEMPLATE).
 """
 
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 
 from empir_plugin.evaluation.record import Record
-from empir_plugin.leaderboard.entry import Entry, plain
+from empir_plugin.leaderboard.adversarial_images import ExportedImages
+from empir_plugin.leaderboard.entry import Entry, unescape_html
 from empir_plugin.leaderboard.evidence import Findings
 from empir_plugin.leaderboard.papers import Facts
-from empir_plugin.leaderboard.tensor import Left
 from empir_plugin.leaderboard.tree import Board
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.registry import timm_name
@@ -46,20 +46,20 @@ def zoo_row(stem: str, facts: Facts, board: Board) -> str:
 
 
 CODE_URL = "(fill in: address of the code)"
-"""Stands where an address was not given."""
+"""Placeholder for an address that was not given."""
 
 TENSOR_URL = "(fill in: address of the uploaded file)"
 
 
 def new_model(stem: str, entry: Entry, findings: Findings, board: Board, code_url: str = CODE_URL) -> str:
-    """The text of a "New Model(s)" issue; where RobustBench has no such board, it says first that it proposes one.
+    """The text of a "New Model(s)" issue; for a board that RobustBench does not have, it proposes the board first.
 
     Args:
         stem: The model's name on the leaderboard.
         entry: Its entry.
-        findings: What the entry was made of.
-        board: It stands on.
-        code_url: Where the code can be found.
+        findings: What the entry was composed from.
+        board: Of the entry.
+        code_url: Address of the code.
     """
     lines = [
         "---",
@@ -75,17 +75,17 @@ def new_model(stem: str, entry: Entry, findings: Findings, board: Board, code_ur
     return "\n".join(lines) + "\n"
 
 
-def external_evaluation(stem: str, entry: Entry, norm: str, left: Left, tensor: str) -> str:
+def external_evaluation(stem: str, entry: Entry, norm: str, images: ExportedImages, tensor: str) -> str:
     """The text of a "New external evaluation(s)" issue.
 
     Args:
         stem: The model's name on the leaderboard.
         entry: Its entry.
         norm: Of the board's threat.
-        left: What the adversarial images leave.
+        images: The adversarial images.
         tensor: Name of the file that holds them.
     """
-    checked = "; the norm of each measured against the official images" if left.checked else ""
+    checked = "; the norm of each measured against the official images" if images.checked else ""
     lines = [
         "---",
         f'title: "[New evaluation] {stem}"',
@@ -98,9 +98,9 @@ def external_evaluation(stem: str, entry: Entry, norm: str, left: Left, tensor: 
         "",
         "## New evaluation",
         "",
-        f"- **Link to adversarial images:** {TENSOR_URL}: `{tensor}`, one float32 tensor, {left.n:,} images in the "
+        f"- **Link to adversarial images:** {TENSOR_URL}: `{tensor}`, one float32 tensor, {images.n:,} images in the "
         "order of the test set",
-        f"- **Robust accuracy:** {left.accuracy:.2f}% (AutoAttack leaves {entry.autoattack_acc}%)",
+        f"- **Robust accuracy:** {images.accuracy:.2f}% ({entry.autoattack_acc}% under AutoAttack)",
         "- **Author(s):** the empir-plugin developers",
         "- **Description of the method used:** for each image, the first of the attacks of empir-plugin that broke the "
         f"model's own decision; true labels{checked}.",
@@ -119,15 +119,15 @@ def _proposal(stem: str, board: Board) -> Iterator[str]:
 
 def _paper(entry: Entry) -> Iterator[str]:
     yield from ("# Paper Information", "")
-    yield f"- **Paper Title**: {plain(entry.name)}"
+    yield f"- **Paper Title**: {unescape_html(entry.name)}"
     yield f"- **Paper URL**: {entry.link}"
-    yield f"- **Paper authors**: {plain(entry.authors)}"
+    yield f"- **Paper authors**: {unescape_html(entry.authors)}"
     yield ""
 
 
 def _claim(entry: Entry, findings: Findings, board: Board, code_url: str) -> Iterator[str]:
     yield from ("# Leaderboard Claim(s)", "", "## Model 1", "")
-    yield f"- **Architecture**: {plain(entry.architecture)}"
+    yield f"- **Architecture**: {unescape_html(entry.architecture)}"
     yield f"- **Threat Model**: {board.threat.norm}"
     yield f"- **eps**: {entry.eps}"
     yield f"- **Clean accuracy**: {entry.clean_acc}%"
@@ -170,8 +170,8 @@ def _methods(entry: Entry, findings: Findings) -> Iterator[str]:
 
 def _method(record: Record) -> str:
     versions, names = record.run.get("versions", {}), [attack.name for attack in record.attacks]
-    told = ", ".join(f"{package} {versions[package]}" for package in _PACKAGES if package in versions)
-    return f"{', '.join(names)} (seed {record.run.get('seed')}, {told}), on all {record.data['n']:,} test images."
+    releases = ", ".join(f"{package} {versions[package]}" for package in _PACKAGES if package in versions)
+    return f"{', '.join(names)} (seed {record.run.get('seed')}, {releases}), on all {record.data['n']:,} test images."
 
 
 _PACKAGES = ("empir-plugin", "pyautoattack", "torch")
@@ -182,5 +182,5 @@ def _code(findings: Findings, code_url: str) -> Iterator[str]:
     yield f'{code_url}; `empir_plugin.load_model("{model}")`.'
     card = cards().get(model)
     if card is not None and card.has_weights:
-        told = ", ".join(f"`{network.weights}` ({network.sha256})" for network in card.networks)
-        yield f"The weights travel with the package (safetensors, SHA-256): {told}."
+        weights = ", ".join(f"`{network.weights}` ({network.sha256})" for network in card.networks)
+        yield f"The weights travel with the package (safetensors, SHA-256): {weights}."

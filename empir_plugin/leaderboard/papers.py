@@ -1,4 +1,4 @@
-"""What an entry says of a model that no experiment tells: paper, architecture, claims; and how boards call it."""
+"""Facts about models that no experiment measures: paper, architecture, reported accuracies, and name on a board."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from empir_plugin._files import tables
 from empir_plugin._files.tables import build, check_keys, tables_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.entry import escaped
+from empir_plugin.leaderboard.entry import escape_html
 
 _STEM = re.compile(r"[A-Z][A-Za-z-]*(?:19|20)\d\d[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*")
 _PERCENT = re.compile(r"\d+(?:\.\d+)?")
@@ -24,12 +24,12 @@ _PAPER = "title", "link", "authors", "venue"
 
 @dataclass(frozen=True)
 class Claim:
-    """A robust accuracy that a paper publishes.
+    """A robust accuracy that a paper reports.
 
     Args:
-        threat: Under which it was measured.
-        accuracy: Percent left by the strongest attack the paper ran under that threat, as text with two decimals.
-        attack: Which that is.
+        threat: Of the paper's evaluation.
+        accuracy: Robust accuracy under the paper's strongest attack, in percent, as text with two decimals.
+        attack: Name of that attack.
     """
 
     threat: Threat
@@ -43,21 +43,21 @@ class Claim:
 
 @dataclass(frozen=True)
 class Facts:
-    """One model on a leaderboard, but for the numbers. Texts are plain.
+    """What an entry says about a model, except for measured numbers. Texts are plain, without markup.
 
     Args:
         model: Name for ``load_model``.
         stem: Of its file: first author, year, first word of the title, and a variant, as RobustBench names models.
-        dataset: What it classifies.
+        dataset: That the model classifies.
         title: Of the paper.
         link: Address of the paper.
         authors: Names, separated by commas.
-        venue: Where and when it appeared.
+        venue: Where and when the paper appeared.
         architecture: Of the model.
-        number_forward_passes: Networks that run for one decision.
-        additional_data: Whether it was trained on more than the data set.
-        note: For the footnote, in its markup.
-        claims: Of the paper about this model.
+        number_forward_passes: Forward passes for one decision.
+        additional_data: Whether it was trained on additional data.
+        note: For the footnote, with its markup.
+        claims: Robust accuracies that the paper reports for this model.
 
     Raises:
         InputError: If the stem is none that RobustBench would use.
@@ -80,26 +80,26 @@ class Facts:
         require_stem(self.stem)
 
     def fields(self) -> dict[str, Any]:
-        """Their part of an entry's table."""
+        """The fields of an entry that follow from the facts."""
         texts = {"name": self.title, "authors": self.authors, "venue": self.venue, "architecture": self.architecture}
         return {
             "link": self.link,
-            **{key: escaped(text) for key, text in texts.items()},
+            **{key: escape_html(text) for key, text in texts.items()},
             "additional_data": self.additional_data,
             "number_forward_passes": self.number_forward_passes,
             "dataset": self.dataset,
         }
 
-    def reported(self, threat: Threat) -> str:
-        """Percent the paper claims under exactly this threat; empty if it claims none."""
+    def reported_accuracy(self, threat: Threat) -> str:
+        """Robust accuracy that the paper reports for exactly this threat, in percent; empty if it reports none."""
         return next((claim.accuracy for claim in self.claims if claim.threat == threat), "")
 
 
 def require_stem(stem: str) -> None:
-    """Check that a file's stem is one RobustBench would use.
+    """Check that the stem of a file follows RobustBench's convention.
 
     Raises:
-        InputError: If it is not.
+        InputError: If it does not.
 
     Example:
         >>> require_stem("Sen2020EMPIR_w2a2")
@@ -111,7 +111,7 @@ def require_stem(stem: str) -> None:
 
 @cache
 def all_facts() -> Mapping[str, Facts]:
-    """What this package knows of its models, by model name.
+    """The facts about this package's models, by model name.
 
     Example:
         >>> all_facts()["empir-cifar"].stem
@@ -123,10 +123,10 @@ def all_facts() -> Mapping[str, Facts]:
 
 
 def facts_of(model: str) -> Facts:
-    """What this package knows of a model.
+    """The facts about a model of this package.
 
     Raises:
-        InputError: If that is nothing.
+        InputError: If this package knows no paper of the model.
     """
     if model not in all_facts():
         raise InputError(f"no paper is known for {model!r}, only for {', '.join(all_facts())}: write one for --paper")
@@ -134,10 +134,10 @@ def facts_of(model: str) -> Facts:
 
 
 def model_of(stem: str, dataset: str) -> str:
-    """Name for ``load_model`` of the model whose entries have that stem.
+    """Name for ``load_model`` of the model whose entries have this stem.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is no such model.
 
     Example:
         >>> model_of("Sen2020EMPIR", "mnist"), model_of("Sen2020EMPIR_fp", "cifar10")
@@ -150,19 +150,19 @@ def model_of(stem: str, dataset: str) -> str:
 
 
 def read_facts(path: Path, model: str) -> Facts:
-    """What a TOML file of the form of this package's ``leaderboard/papers`` says of a model.
+    """The facts about a model in a TOML file, which has the form of those in this package's ``leaderboard/papers``.
 
     Raises:
-        InputError: If the file is missing, of another form, or does not speak of the model.
+        InputError: If the file is missing, has another form, or does not contain the model.
     """
     try:
-        found = {facts.model: facts for facts in _parse(path.read_text(encoding="utf-8"))}
+        by_model = {facts.model: facts for facts in _parse(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError) as error:
         form = f"{', '.join(_PAPER)}, and a table [[models]] for each model"
         raise InputError(f"{path} describes no paper ({type(error).__name__}: {error}): it must have {form}") from error
-    if model not in found:
-        raise InputError(f"{path} speaks of {', '.join(found) or 'no model'}, not of {model!r}: add it there")
-    return found[model]
+    if model not in by_model:
+        raise InputError(f"{path} contains {', '.join(by_model) or 'no model'}, not {model!r}: add it there")
+    return by_model[model]
 
 
 def _parse(text: str) -> Iterator[Facts]:

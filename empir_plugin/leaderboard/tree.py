@@ -1,9 +1,9 @@
-"""The folder of a leaderboard: entries as RobustBench lays them out, and beside them what they rest on."""
+"""Boards, and the folder of a leaderboard: entries as RobustBench lays them out, their sources, and their tables."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,18 +13,18 @@ from empir_plugin._files.atomic import replacing, write_atomically
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.leaderboard.entry import Entry
-from empir_plugin.leaderboard.evidence import Evidence, Source
+from empir_plugin.leaderboard.evidence import Evidence, SourceFile
 
 
 @dataclass(frozen=True)
 class Board:
-    """One leaderboard.
+    """The ranking of models on one data set under one threat.
 
     Args:
         dataset: Name of the data set.
-        threat: Norm and radius of all its entries.
-        n: Images of the test set it asks for.
-        in_robustbench: Whether RobustBench (https://robustbench.github.io) keeps it; otherwise it is ours alone.
+        threat: Of all its entries.
+        n: Number of test images that an entry must cover.
+        in_robustbench: Whether RobustBench (https://robustbench.github.io) has this board.
     """
 
     dataset: str
@@ -34,7 +34,7 @@ class Board:
 
     @property
     def folder(self) -> PurePosixPath:
-        """Where RobustBench's layout keeps its entries, below ``model_info``."""
+        """Folder of its entries below ``model_info``, as in RobustBench."""
         return PurePosixPath(self.dataset, str(self.threat.norm))
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ def board_of(dataset: str, norm: str) -> Board:
     """The board of a data set and a norm.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is no such board.
 
     Example:
         >>> str(board_of("cifar10", "Linf").threat)
@@ -69,7 +69,7 @@ def board_of(dataset: str, norm: str) -> Board:
     """
     folder = f"{dataset}/{norm}"
     if folder not in BOARDS:
-        raise InputError(f"a board is one of {', '.join(BOARDS)}, got {folder!r}: entries stand on no other")
+        raise InputError(f"a board is one of {', '.join(BOARDS)}, got {folder!r}: choose one of them")
     return BOARDS[folder]
 
 
@@ -78,10 +78,10 @@ class Place:
     """Where the files of one entry are.
 
     Args:
-        board: It stands on.
+        board: Of the entry.
         stem: Of its file.
-        entry: The entry, as RobustBench has it.
-        evidence: The names of the files it rests on.
+        entry: Path of the entry.
+        evidence: Path of the evidence file, which names its sources.
     """
 
     board: Board
@@ -95,13 +95,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Tree:
-    """A leaderboard's folder.
+    """The folder of a leaderboard.
 
     Args:
-        root: Holds ``model_info`` (entries) and ``runs`` (records and other files of experiments).
+        root: Contains ``model_info`` (entries) and ``runs`` (records and other files of experiments).
 
     Example:
-        >>> from empir_plugin.leaderboard.tree import board_of
         >>> Tree(Path("board")).place(board_of("cifar10", "Linf"), "Sen2020EMPIR").entry.as_posix()
         'board/model_info/cifar10/Linf/Sen2020EMPIR.json'
     """
@@ -110,7 +109,7 @@ class Tree:
 
     @property
     def model_info(self) -> Path:
-        """The folder RobustBench's ``generate_leaderboard`` takes."""
+        """The folder of entries, for RobustBench's ``generate_leaderboard``."""
         return self.root / "model_info"
 
     @property
@@ -119,36 +118,40 @@ class Tree:
         return self.root / "runs"
 
     def require(self) -> None:
-        """Refuse a folder that is not there.
+        """Check that the folder exists.
 
         Raises:
-            InputError: If it is not.
+            InputError: If it does not.
         """
         if not self.root.is_dir():
             raise InputError(f"there is no leaderboard at {self.root}: pass its folder as --tree")
 
     @property
     def evidence(self) -> Path:
-        """The folder that names the sources of each entry."""
+        """The folder of evidence files."""
         return self.runs / "entries"
 
     def place(self, board: Board, stem: str) -> Place:
-        """Where an entry of that stem is, or would be."""
+        """Where an entry with this stem is, or would be."""
         file = f"{stem}.json"
         return Place(board, stem, self.model_info / board.folder / file, self.evidence / board.folder / file)
 
     def places(self) -> Iterator[Place]:
-        """Of the entries that are there, board by board."""
+        """Places of all entries, board by board."""
         for board in BOARDS.values():
             for path in sorted((self.model_info / board.folder).glob("*.json")):
                 yield self.place(board, path.stem)
 
 
-def source(tree: Tree, path: Path) -> Source:
-    """A file as a source: where it is if it lies in the folder of runs, else where :func:`filed` puts it.
+def source_file(tree: Tree, path: Path) -> SourceFile:
+    """A file as a source of an entry.
+
+    Args:
+        tree: The leaderboard.
+        path: In its folder of runs; or elsewhere, from where :func:`copy_to_runs` copies it to the top of that folder.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If the file cannot be read.
     """
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -156,20 +159,25 @@ def source(tree: Tree, path: Path) -> Source:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
     inside = path.resolve().is_relative_to(tree.runs.resolve())
     name = path.resolve().relative_to(tree.runs.resolve()).as_posix() if inside else path.name
-    return Source(name, digest)
+    return SourceFile(name, digest)
 
 
-def filed(tree: Tree, path: Path, named: Source) -> None:
-    """Copy a file of an experiment into the folder of runs, unless it is there.
+def copy_to_runs(tree: Tree, path: Path, source: SourceFile) -> None:
+    """Copy a file into the folder of runs, unless it is there already.
+
+    Args:
+        tree: The leaderboard.
+        path: Of the file.
+        source: The file as a source: see :func:`source_file`.
 
     Raises:
-        EvaluationError: If another file has its name there.
-        InputError: If it cannot be written.
+        EvaluationError: If the folder has another file of this name.
+        InputError: If the file cannot be written.
     """
-    target = tree.runs / named.path
+    target = tree.runs / source.path
     try:
         if target.exists():
-            if hashlib.sha256(target.read_bytes()).hexdigest() != named.sha256:
+            if hashlib.sha256(target.read_bytes()).hexdigest() != source.sha256:
                 raise EvaluationError(f"{target} holds something else: rename {path}")
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,19 +188,19 @@ def filed(tree: Tree, path: Path, named: Source) -> None:
 
 
 def publish(place: Place, entry: Entry, evidence: Evidence) -> None:
-    """Write an entry and the names of its sources: both or neither.
+    """Write an entry and its evidence file: both or neither.
 
-    An entry that is there keeps its unknown keys, and the order of its keys.
+    If the entry exists, its unknown keys and the order of its keys are kept.
 
     Raises:
-        InputError: If they cannot be written, or what stands there is no entry.
+        InputError: If the files cannot be written, or the existing file is not an entry.
     """
     if place.entry.exists():
         entry = entry.in_place_of(Entry.read(place.entry))
     try:
-        with _replacing(place.evidence) as sources, _replacing(place.entry) as shown:
-            sources.write_bytes(evidence.to_json().encode())
-            shown.write_bytes(entry.to_json().encode())
+        with _replacing(place.evidence) as evidence_file, _replacing(place.entry) as entry_file:
+            evidence_file.write_bytes(evidence.to_json().encode())
+            entry_file.write_bytes(entry.to_json().encode())
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"the entry cannot be written to {place.entry} ({reason}): choose another tree") from error
@@ -203,3 +211,44 @@ def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         yield partial
+
+
+_HEAD = ("#", "model", "paper", "clean", "AutoAttack", "lowest known", "unreliable", "architecture", "venue")
+_ALIGNMENT = ("---:", "---", "---", "---:", "---:", "---:", "---", "---", "---")
+
+
+def markdown_tables(tree: Tree) -> str:
+    """A Markdown table for each board with entries, ranked as in RobustBench: by the lowest robust accuracy known.
+
+    Raises:
+        InputError: If the folder does not exist, or a file is not an entry.
+    """
+    tree.require()
+    entries: dict[str, list[tuple[str, Entry]]] = {}
+    for place in tree.places():
+        entries.setdefault(str(place.board), []).append((place.stem, Entry.read(place.entry)))
+    return "\n\n".join(_table(BOARDS[board], rows) for board, rows in entries.items()) + "\n" if entries else ""
+
+
+def _table(board: Board, rows: Iterable[tuple[str, Entry]]) -> str:
+    ranked = sorted(rows, key=lambda row: -float(row[1].lowest_acc))
+    title = f"### {board.dataset}, {board.threat.norm}, eps = {board.threat.eps_text}"
+    lines = [_line(_HEAD), _line(_ALIGNMENT), *(_line(_cells(rank, *row)) for rank, row in enumerate(ranked, 1))]
+    return "\n".join([title, "", *lines])
+
+
+def _cells(rank: int, stem: str, entry: Entry) -> Iterator[str]:
+    link = entry.link.replace("(", "%28").replace(")", "%29")
+    yield from (str(rank), _escape_markdown(stem), f"[{_escape_markdown(entry.name)}]({link})")
+    yield from (f"{accuracy} %" for accuracy in (entry.clean_acc, entry.autoattack_acc, entry.lowest_acc))
+    yield "yes" if entry.unreliable else "no"
+    yield from (_escape_markdown(text) for text in (entry.architecture, entry.venue))
+
+
+def _escape_markdown(text: str) -> str:
+    """Text of an entry without anything that would end a cell or a link; its HTML entities are valid Markdown."""
+    return "".join(f"\\{letter}" if letter in "|[]*_`\\" else letter for letter in text)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

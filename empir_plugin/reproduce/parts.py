@@ -18,7 +18,7 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import DataError, EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
-from empir_plugin.evaluation.identity import code_sha256, data_table, model_fingerprint, now, versions
+from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
 from empir_plugin.evaluation.overhead.report import image_shape_of, overhead
 from empir_plugin.evaluation.prepare import exact_float32, prepare
 from empir_plugin.evaluation.protocols import Protocol
@@ -152,7 +152,7 @@ class ConfusionMatrix:
     """Decisions of a network by true class, under one attack.
 
     Args:
-        model: ``name`` and ``sha256``.
+        model: ``name``, ``sha256`` and ``identity``, the version of that hash.
         data: ``name``, ``n``, ``sha256`` and more about the images.
         attack: Name and rules of the attack, as a sentence.
         threat: Norm and budget, as text.
@@ -236,13 +236,14 @@ class Confusion:
         """
         path = context.workspace.records / f"{self.slug}.json"
         model, data = context.load(self.subject), context.test(self.dataset)
-        hashes = {"model": model_fingerprint(model), "data": data.fingerprint, "code": code_sha256()}
+        about = model_table(model, self.subject.name)
+        hashes = {"model": str(about["sha256"]), "data": data.fingerprint, "code": code_sha256()}
         if _is_up_to_date(path, hashes):
             return
         spec = self._attack_spec(model)
         counts = _count_decisions(prepare(model, context.settings.device), data, spec, self.threat, context)
         ConfusionMatrix(
-            model={"name": self.subject.name, "sha256": hashes["model"]},
+            model=about,
             data=data_table(data),
             attack=f"Protocol {self.protocol.name}. {spec.describe()}",
             threat=str(self.threat),

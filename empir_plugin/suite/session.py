@@ -11,7 +11,7 @@ from torch import nn
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import model_fingerprint, now, settings_fingerprint
-from empir_plugin.evaluation.record import Record, gathered, merged, record_of
+from empir_plugin.evaluation.record import Record, merge_compatible, merge_records, parse_record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.suite.case import Case, named_attacks
 
@@ -82,7 +82,9 @@ class EvaluationSession:
             self._finished_on = model, data
             self._finished.clear()
         state = _model_state(model)
-        return merged([self._record_once(replace(case, attack=(name,)), model, data, state) for name in case.attack])
+        return merge_records(
+            [self._record_once(replace(case, attack=(name,)), model, data, state) for name in case.attack]
+        )
 
     def _record_once(self, case: Case, model: nn.Module, data: ImageSet, state: Hashable) -> Record:
         key = state, case.model, case.attack, str(case.budget), case.seed, case.batch_size, case.device
@@ -133,13 +135,13 @@ def session_report(rows: Sequence[Mapping[str, Any]], exit_status: int) -> dict[
         for each model, data set and threat. A record covers all attacks of the session, and so does its per-image
         worst case.
     """
-    records = [record_of(row["record"]) for row in rows if "record" in row]
+    records = [parse_record(row["record"]) for row in rows if "record" in row]
     return {
         "schema": SCHEMA,
         "finished": now(),
         "exit_status": exit_status,
         "cases": [_case_row(row) for row in rows],
-        "records": [asdict(record) for record in gathered(records)],
+        "records": [asdict(record) for record in merge_compatible(records)],
     }
 
 

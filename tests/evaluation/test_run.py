@@ -296,7 +296,9 @@ def test_progress_counts_every_image_once(toys: ModuleType) -> None:
 
 def test_a_record_names_model_data_and_how_it_was_run(toys: ModuleType) -> None:
     record = run(toys, {"FGSM": fgsm()}, name="toy")
-    assert record.model == {"name": "toy", "sha256": model_fingerprint(toys.Compare()), "weights_loaded": True}
+    assert record.model == {
+        "name": "toy", "sha256": model_fingerprint(toys.Compare()), "identity": 2, "weights_loaded": True
+    }  # fmt: skip
     assert record.data["n"] == 10
     assert record.run["threads"] == [1]
     assert record.run["processes"] == 1

@@ -1,4 +1,4 @@
-"""Records of whole test sets, without attacking one: verdicts whose accuracies are known."""
+"""Records of full test sets with known accuracies, made without running an attack."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from empir_plugin.data.image_set import OFFICIAL_FINGERPRINTS
 from empir_plugin.evaluation.audit.report import AuditReport, Finding, verdict_on
-from empir_plugin.evaluation.record import AttackRecord, Record, percent
-from empir_plugin.evaluation.summary import worst_case
+from empir_plugin.evaluation.identity import IDENTITY
+from empir_plugin.evaluation.record import AttackRecord, Record, percent, worst_case
 from empir_plugin.leaderboard.add import Files, add
 from empir_plugin.leaderboard.eligibility import shipped_fingerprint
 from empir_plugin.leaderboard.tree import Place, Tree
@@ -23,13 +23,17 @@ AUTOATTACK = "AutoAttackSuite(version='standard', attacks=(), surrogate=Plain(),
 THREATS = {"cifar10": "Linf:8/255", "mnist": "Linf:0.3"}
 
 
-def standing(start: int, stop: int, n: int = N) -> str:
-    """Verdicts: images ``start`` to ``stop - 1`` withstood."""
+def robust(start: int, stop: int, n: int = N) -> str:
+    """Verdicts: only images ``start`` to ``stop - 1`` are robust."""
     return "0" * start + "1" * (stop - start) + "0" * (n - stop)
 
 
-def attack(name: str, robust: str, settings: str = "pgd()", **more: Any) -> AttackRecord:
-    return AttackRecord(name, settings, robust, percent(robust), 1.0, **{"threat": "Linf:8/255", **more})
+def attack(name: str, verdicts: str, settings: str = "pgd()", **more: Any) -> AttackRecord:
+    return AttackRecord(name, settings, verdicts, percent(verdicts), 1.0, **{"threat": "Linf:8/255", **more})
+
+
+def model_table(model: str) -> dict[str, Any]:
+    return {"name": model, "sha256": shipped_fingerprint(model), "identity": IDENTITY}
 
 
 def record_of(
@@ -37,11 +41,11 @@ def record_of(
 ) -> Record:
     """A record of the whole official test set, of which the first ``clean`` images are classified correctly."""
     threat = more.pop("threat", THREATS[dataset])
-    verdicts = standing(0, clean)
+    verdicts = robust(0, clean)
     worst = worst_case(verdicts, attacks)
     data = {"name": dataset, "split": "test", "source": "official", "n": N, "full_official": True}
     return Record(
-        model={"name": model, "sha256": shipped_fingerprint(model), "weights_loaded": True} | more.pop("model_", {}),
+        model=model_table(model) | {"weights_loaded": True} | more.pop("model_", {}),
         data=data | {"sha256": OFFICIAL_FINGERPRINTS[dataset, "test"]} | more.pop("data", {}),
         threat=threat,
         clean=verdicts,
@@ -55,23 +59,23 @@ def record_of(
 
 
 def autoattack(start: int = 0, stop: int = 140, **more: Any) -> AttackRecord:
-    return attack("AutoAttack", standing(start, stop), AUTOATTACK, **more)
+    return attack("AutoAttack", robust(start, stop), AUTOATTACK, **{"kind": "autoattack-standard", **more})
 
 
 def audit_of(record: Record, *, masked: bool = False, **more: Any) -> AuditReport:
     value = 0.5 if masked else 0.0
     checks = (Finding("zero gradients", "Some.", value, 0.02, 1e-6 if masked else 1.0, "few are", not masked),)
     data = {"name": record.data["name"], "split": "test", "source": "official", "n": 200, "sha256": "ab"}
-    model = {"name": record.model["name"], "sha256": record.model["sha256"]}
-    made = AuditReport(model, data, record.threat, record.threat, 150, checks, (), verdict_on(checks))
-    return replace(made, **more)
+    model = {key: record.model[key] for key in ("name", "sha256", "identity")}
+    report = AuditReport(model, data, record.threat, record.threat, 150, checks, (), verdict_on(checks))
+    return replace(report, **more)
 
 
 @dataclass(frozen=True)
-class Made:
-    """What tests call: ``tests`` is no package, so that they cannot import it."""
+class Make:
+    """The functions above, for tests: ``tests`` is not a package, so they cannot import them."""
 
-    standing: Callable[..., str] = standing
+    robust: Callable[..., str] = robust
     attack: Callable[..., AttackRecord] = attack
     autoattack: Callable[..., AttackRecord] = autoattack
     record: Callable[..., Record] = record_of
@@ -79,30 +83,31 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def made() -> Made:
-    return Made()
+def make() -> Make:
+    return Make()
 
 
 @pytest.fixture
 def standard() -> Record:
-    """AutoAttack leaves images 0 to 139: 1.40 %."""
+    """Robust to AutoAttack are images 0 to 139: 1.40 %."""
     return record_of(autoattack())
 
 
 @pytest.fixture
 def adaptive() -> Record:
-    """An adaptive attack leaves images 50 to 199: 1.50 %, and with AutoAttack 0.90 %."""
-    return record_of(attack("PGD-100 mean_probability", standing(50, 200)))
+    """Robust to an adaptive attack are images 50 to 199: 1.50 %, and to both attacks 0.90 %."""
+    return record_of(attack("PGD-100 mean_probability", robust(50, 200)))
 
 
 @pytest.fixture
 def files(tmp_path: Path, standard: Record, adaptive: Record) -> Files:
-    """Two records, a passed audit and costs, outside of any tree."""
+    """Two records, a passed audit and an overhead, outside of any tree."""
     folder = tmp_path / "experiments"
     standard.write(folder / "aa.json")
     adaptive.write(folder / "adaptive.json")
     audit_of(standard).write(folder / "audit.json")
-    costs = {"model_sha256": standard.model["sha256"], "storage_ratio": 1.77, "eq6": {"storage": 0.1875}}
+    identity = {"model_sha256": standard.model["sha256"], "model_identity": IDENTITY}
+    costs = {**identity, "storage_ratio": 1.77, "eq6": {"storage": 0.1875}}
     (folder / "overhead.json").write_text(json.dumps(costs))
     return Files((folder / "aa.json", folder / "adaptive.json"), folder / "audit.json", folder / "overhead.json")
 

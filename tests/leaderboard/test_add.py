@@ -1,4 +1,4 @@
-"""Entries made from files: facts and numbers together, and a tree that is changed whole or not at all."""
+"""Entries are composed from files, and a refused one leaves the tree unchanged."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_entry_of_empir(place: Place, tree: Tree) -> None:
     assert place.entry.read_text().endswith("}\n")
 
 
-def test_all_it_rests_on_is_in_the_tree(place: Place, tree: Tree, files: Files) -> None:
+def test_all_sources_are_copied_to_the_tree(place: Place, tree: Tree, files: Files) -> None:
     evidence = Evidence.read(place.evidence)
     assert [source.path for source in evidence.records] == ["aa.json", "adaptive.json"]
     assert {path.name for path in tree.runs.glob("*.json")} == {path.name for path in files}
@@ -77,13 +77,13 @@ def test_records_in_the_tree_stay_where_they_are(tree: Tree, standard: Record) -
     standard.write(path)
     place = add(tree, "empir-cifar", Files((path,)))
     assert [source.path for source in Evidence.read(place.evidence).records] == ["deep/aa.json"]
-    assert [found.name for found in tree.runs.rglob("aa.json")] == ["aa.json"]
+    assert [copy.name for copy in tree.runs.rglob("aa.json")] == ["aa.json"]
     assert check(tree) == []
 
 
-def test_the_number_is_reported_where_the_paper_attacks_at_the_same_eps(tree: Tree, tmp_path: Path, made: Any) -> None:
+def test_the_paper_s_accuracy_is_reported_if_it_is_at_the_same_eps(tree: Tree, tmp_path: Path, make: Any) -> None:
     about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
-    record = made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about)
+    record = make.record(make.autoattack(0, 3, threat="Linf:0.3"), **about)
     record.write(tmp_path / "aa.json")
     entry = Entry.read(add(tree, "empir-mnist", Files((tmp_path / "aa.json",))).entry)
     assert (entry.eps, entry.clean_acc, entry.autoattack_acc, entry.reported) == ("0.3", "99.01", "0.03", "17.51")
@@ -100,20 +100,20 @@ def test_the_number_is_reported_where_the_paper_attacks_at_the_same_eps(tree: Tr
         ((), True, "An audit finds masked gradients (zero gradients)."),
     ],
 )
-def test_what_makes_it_unreliable_is_told(
-    flags: tuple[str, ...], masked: bool, sentence: str, tree: Tree, tmp_path: Path, made: Any
+def test_the_footnote_says_why_an_entry_is_unreliable(
+    flags: tuple[str, ...], masked: bool, sentence: str, tree: Tree, tmp_path: Path, make: Any
 ) -> None:
-    record = made.record(made.autoattack(flags=flags))
+    record = make.record(make.autoattack(flags=flags))
     record.write(tmp_path / "aa.json")
-    made.audit(record, masked=masked).write(tmp_path / "audit.json")
+    make.audit(record, masked=masked).write(tmp_path / "audit.json")
     entry = Entry.read(add(tree, "empir-cifar", Files((tmp_path / "aa.json",), tmp_path / "audit.json")).entry)
     assert entry.unreliable
     assert sentence in (entry.footnote or "")
 
 
-def test_a_model_of_somebody_else(tree: Tree, tmp_path: Path, made: Any) -> None:
+def test_a_model_with_a_paper_of_its_own(tree: Tree, tmp_path: Path, make: Any) -> None:
     (tmp_path / "paper.toml").write_text(PAPER)
-    made.record(made.autoattack(), model="my-model", model_={"sha256": "ab"}).write(tmp_path / "aa.json")
+    make.record(make.autoattack(), model="my-model", model_={"sha256": "ab"}).write(tmp_path / "aa.json")
     place = add(tree, "my-model", Files((tmp_path / "aa.json",), paper=tmp_path / "paper.toml"))
     entry = Entry.read(place.entry)
     assert (place.stem, entry.name, entry.reported, entry.footnote) == (
@@ -122,7 +122,7 @@ def test_a_model_of_somebody_else(tree: Tree, tmp_path: Path, made: Any) -> None
     assert check(tree) == []
 
 
-def test_an_entry_made_again_keeps_unknown_keys_in_their_places(place: Place, tree: Tree, files: Files) -> None:
+def test_adding_an_entry_again_keeps_unknown_keys(place: Place, tree: Tree, files: Files) -> None:
     table = json.loads(place.entry.read_text())
     mine = {"mine": 1, **table, "clean_acc": "10.00", "autoattack_acc": "1.00", "external": "0.00"}
     place.entry.write_text(json.dumps(mine))
@@ -130,8 +130,8 @@ def test_an_entry_made_again_keeps_unknown_keys_in_their_places(place: Place, tr
     assert list(json.loads(place.entry.read_text()).items()) == [("mine", 1), *table.items()]
 
 
-def test_a_record_of_a_sample_goes_to_the_runs_and_makes_no_entry(tree: Tree, tmp_path: Path, made: Any) -> None:
-    whole = made.record(made.autoattack())
+def test_a_record_of_a_sample_is_kept_in_the_runs_and_makes_no_entry(tree: Tree, tmp_path: Path, make: Any) -> None:
+    whole = make.record(make.autoattack())
     attacks = tuple(replace(a, robust=a.robust[:500], accuracy=28.0) for a in whole.attacks)
     small = replace(
         whole, data={**whole.data, "n": 500, "full_official": False}, clean="1" * 500, clean_accuracy=100.0,
@@ -139,25 +139,24 @@ def test_a_record_of_a_sample_goes_to_the_runs_and_makes_no_entry(tree: Tree, tm
     )  # fmt: skip
     path = tmp_path / "small.json"
     small.write(path)
-    sentence = r"small\.json covers 500 images of cifar10 .* needs the official 10,000 test images: .* is kept in"
-    with pytest.raises(EvaluationError, match=sentence):
+    with pytest.raises(EvaluationError, match=r"500 images of cifar10 .*10,000.*--data-dir"):
         add(tree, "empir-cifar", Files((path,)))
     assert contents(tree.root) == {"runs/small.json": path.read_bytes()}
     assert check(tree) == []
 
 
-def spoiled(change: str, files: Files, made: Any) -> Files:
-    """Files of which one cannot be part of the entry."""
+def spoil(change: str, files: Files, make: Any) -> Files:
+    """The files with one that cannot be a source of the entry."""
     folder = files.records[0].parent
     bad = folder / "bad.json"
     if change == "malformed record":
         bad.write_text("{")
         return replace(files, records=(*files.records, bad))
     if change == "other model":
-        made.record(made.autoattack(), model="cifarconv-fp").write(bad)
+        make.record(make.autoattack(), model="cifarconv-fp").write(bad)
         return replace(files, records=(*files.records, bad))
     if change == "other data":
-        mnist = made.record(made.autoattack(threat="Linf:0.3"), model="empir-mnist", dataset="mnist", clean=9901)
+        mnist = make.record(make.autoattack(threat="Linf:0.3"), model="empir-mnist", dataset="mnist", clean=9901)
         replace(mnist, model={**mnist.model, "name": "empir-cifar"}).write(bad)
         return replace(files, records=(*files.records, bad))
     if change == "missing audit":
@@ -175,63 +174,65 @@ def spoiled(change: str, files: Files, made: Any) -> Files:
     return replace(files, overhead=bad)
 
 
-SPOILED = {
+REFUSED = {
     "malformed record": "is no run record",
     "other model": "the record is of 'cifarconv-fp'",
     "other data": "is of another network",
     "missing audit": "cannot be read",
     "no audit": "is no audit report",
-    "same names": "files of an entry need different names",
+    "same names": "aa.json, aa.json.*rename",
     "no records": "pass --record",
-    "NaN": "there is no NaN",
-    "infinite": "1e999 is no finite number",
+    "NaN": "NaN is not",
+    "infinite": "1e999 is not",
 }
 
 
-@pytest.mark.parametrize(("change", "sentence"), SPOILED.items(), ids=SPOILED)
+@pytest.mark.parametrize(("change", "sentence"), REFUSED.items(), ids=REFUSED)
 def test_a_refusal_leaves_the_tree_as_it_was(
-    change: str, sentence: str, place: Place, tree: Tree, files: Files, made: Any
+    change: str, sentence: str, place: Place, tree: Tree, files: Files, make: Any
 ) -> None:
     before = contents(tree.root)
     with pytest.raises(EmpirError, match=sentence) as refused:
-        add(tree, "empir-cifar", spoiled(change, files, made))
+        add(tree, "empir-cifar", spoil(change, files, make))
     assert contents(tree.root) == before
     assert "\n" not in str(refused.value)
 
 
-def test_no_record_of_the_tree_is_left_out(place: Place, tree: Tree, files: Files) -> None:
+def test_every_eligible_record_of_the_tree_is_needed(place: Place, tree: Tree, files: Files) -> None:
     before = contents(tree.root)
-    with pytest.raises(EvaluationError, match=r"an entry rests on all: pass adaptive\.json as --record, too"):
+    with pytest.raises(EvaluationError, match=r"empir-cifar.*adaptive\.json as --record"):
         add(tree, "empir-cifar", replace(files, records=files.records[:1]))
     assert contents(tree.root) == before
 
 
-def test_a_name_that_is_taken_by_another_run(place: Place, tree: Tree, files: Files, made: Any) -> None:
-    made.record(made.autoattack(0, 100)).write(files.records[0])
+def test_another_run_with_the_same_name_is_refused(place: Place, tree: Tree, files: Files, make: Any) -> None:
+    make.record(make.autoattack(0, 100)).write(files.records[0])
     before = contents(tree.root)
-    with pytest.raises(EvaluationError, match=r"aa\.json holds something else: rename"):
+    with pytest.raises(EvaluationError, match=r"aa\.json.*rename"):
         add(tree, "empir-cifar", files)
     assert contents(tree.root) == before
 
 
-def test_a_disk_that_is_full(place: Place, tree: Tree, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_tree_unchanged(
+    place: Place, tree: Tree, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(tree.root)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"the entry cannot be written to .* \(No space left on device\)"):
+    with pytest.raises(InputError, match=r"No space left on device.*another tree"):
         add(tree, "empir-cifar", files)
     assert contents(tree.root) == before
 
 
-def test_a_tree_that_cannot_be_written(tmp_path: Path, files: Files) -> None:
+def test_an_unwritable_tree_is_refused(tmp_path: Path, files: Files) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="cannot be copied to"):
+    with pytest.raises(InputError, match=r"aa\.json.*another tree"):
         add(Tree(tmp_path / "file"), "empir-cifar", files)
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_every_key_of_an_entry_is_made(place: Place) -> None:
+def test_an_entry_has_every_key(place: Place) -> None:
     assert list(json.loads(place.entry.read_text())) == list(KEYS)

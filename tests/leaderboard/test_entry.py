@@ -1,4 +1,4 @@
-"""Entries: RobustBench's format to the letter, and nothing that is not one."""
+"""Entries: RobustBench's format to the letter, everything else refused, and the markup of footnotes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.entry import KEYS, Entry, problems, schema
+from empir_plugin.leaderboard.entry import (
+    KEYS,
+    Entry,
+    escape_html,
+    footnote_problem,
+    problems,
+    schema,
+    unescape_html,
+)
 
 # Written by hand, as RobustBench lays its files out: order, two spaces, texts for numbers, ASCII.
 TEXT = r"""{
@@ -46,7 +54,7 @@ TABLE: dict[str, Any] = json.loads(TEXT)
 ENTRY = Entry.of(TABLE)
 
 
-def test_what_is_written_is_robustbench_s_text(tmp_path: Path) -> None:
+def test_entries_are_written_as_robustbench_writes_them(tmp_path: Path) -> None:
     shuffled = {key: TABLE[key] for key in reversed(TABLE)}
     entry = Entry(**shuffled)
     entry.write(tmp_path / "new" / "Sen2020EMPIR.json")
@@ -54,14 +62,14 @@ def test_what_is_written_is_robustbench_s_text(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["Sen2020EMPIR.json"]
 
 
-def test_what_is_left_out_has_no_key() -> None:
+def test_fields_without_a_value_have_no_key() -> None:
     bare = replace(ENTRY, external=None, footnote=None, overhead=None, order=())
     assert list(bare.table()) == [key for key in KEYS if key not in ("external", "footnote", "overhead")]
     assert bare.lowest_acc == "1.40"
     assert ENTRY.lowest_acc == "0.90"
 
 
-def test_a_file_with_unknown_keys_is_written_as_it_was(tmp_path: Path) -> None:
+def test_unknown_keys_are_kept(tmp_path: Path) -> None:
     lines = TEXT.splitlines(keepends=True)
     lines.insert(12, '  "autoattack_seed": 0,\n')
     lines.insert(1, '  "$comment": "first",\n')
@@ -72,7 +80,7 @@ def test_a_file_with_unknown_keys_is_written_as_it_was(tmp_path: Path) -> None:
     assert entry.to_json() == "".join(lines)
 
 
-def test_a_new_entry_keeps_the_places_of_the_one_it_replaces() -> None:
+def test_an_entry_keeps_the_key_order_of_the_one_it_replaces() -> None:
     old = Entry.of({"mine": 1, **{key: TABLE[key] for key in reversed(TABLE) if key != "external"}})
     new = replace(ENTRY, clean_acc="75.24", footnote=None).in_place_of(old)
     keys = list(new.table())
@@ -108,7 +116,7 @@ JSON = st.recursive(
     overhead=st.dictionaries(st.text(), JSON, max_size=3),
     keys=st.randoms(),
 )
-def test_any_entry_is_read_back(tmp_path: Path, name: str, others: dict, overhead: dict, keys: Any) -> None:
+def test_entries_round_trip(tmp_path: Path, name: str, others: dict, overhead: dict, keys: Any) -> None:
     table = {**TABLE, "name": name, "overhead": overhead, **others}
     order = list(table)
     keys.shuffle(order)
@@ -162,7 +170,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "sentence"), WRONG.values(), ids=WRONG)
-def test_what_is_no_entry_is_refused(change: dict[str, Any], sentence: str) -> None:
+def test_invalid_entries_are_refused(change: dict[str, Any], sentence: str) -> None:
     if not sentence:
         assert problems({**TABLE, **change}) == ()
         return
@@ -176,13 +184,13 @@ def test_a_missing_key_is_named(key: str) -> None:
     assert problems({name: item for name, item in TABLE.items() if name != key}) == (f"{key} is missing",)
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     wrong = {key: item for key, item in TABLE.items() if key != "link"} | {"eps": 0.5, "venue": None}
     assert [problem.split()[0] for problem in problems(wrong)] == ["link", "venue", "eps"]
     assert problems([]) == ("an entry is a JSON object, got a list",)
 
 
-def test_the_schema_is_one_and_knows_every_key() -> None:
+def test_the_schema_is_valid_and_has_every_key() -> None:
     Draft202012Validator.check_schema(schema())
     assert tuple(schema()["properties"]) == KEYS
     assert set(schema()["required"]) == set(KEYS) - {"external", "footnote", "overhead"}
@@ -195,14 +203,14 @@ def test_the_schema_is_one_and_knows_every_key() -> None:
         ("", "no valid JSON"),
         (TEXT[:-4], "no valid JSON"),
         ("[]", "an entry is a JSON object, got a list"),
-        (TEXT.replace("1.77", "NaN"), "there is no NaN"),
-        (TEXT.replace("1.77", "1e999"), "1e999 is no finite number"),
+        (TEXT.replace("1.77", "NaN"), "NaN is not"),
+        (TEXT.replace("1.77", "1e999"), "1e999 is not"),
         (TEXT.replace('"unreliable": true', '"unreliable": false, "unreliable": true'), "'unreliable' occurs twice"),
         ("[" * 100_000, "no valid JSON"),
     ],
     ids=["empty", "cut", "list", "NaN", "infinite", "twice", "deep"],
 )
-def test_a_file_that_is_no_entry_is_refused_by_name(text: str, sentence: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_named(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "Bad2020File.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"Bad2020File\.json is no leaderboard entry: ") as refused:
@@ -210,7 +218,7 @@ def test_a_file_that_is_no_entry_is_refused_by_name(text: str, sentence: str, tm
     assert sentence in str(refused.value)
 
 
-def test_a_missing_file_and_one_of_bytes(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read as a leaderboard entry \(No such file"):
         Entry.read(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
@@ -218,7 +226,7 @@ def test_a_missing_file_and_one_of_bytes(tmp_path: Path) -> None:
         Entry.read(tmp_path / "bytes.json")
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "Sen2020EMPIR.json"
     ENTRY.write(path)
 
@@ -230,3 +238,42 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         replace(ENTRY, clean_acc="2.00").write(path)
     assert path.read_text() == TEXT
     assert [item.name for item in tmp_path.iterdir()] == ["Sen2020EMPIR.json"]
+
+
+@given(st.text())
+def test_escaped_text_has_no_markup_and_is_unescaped_again(text: str) -> None:
+    assert unescape_html(escape_html(text)) == text
+    assert re.search(schema()["$defs"]["text"]["pattern"], escape_html(text))
+
+
+@pytest.mark.parametrize(
+    "footnote",
+    [
+        "plain, 5 &lt; 6, $\\ell_\\infty$",
+        "<b>a <i>b</i></b><br>c<br/>d<br />",
+        'x<sub>1</sub> <a href="https://arxiv.org/abs/2002.08347">y</a>',
+    ],
+)
+def test_allowed_markup_has_no_problem(footnote: str) -> None:
+    assert footnote_problem(footnote) == ""
+
+
+@pytest.mark.parametrize(
+    ("footnote", "problem"),
+    [
+        ("<script>", "<script>"),
+        ("<scr<b>ipt>", "<script>"),
+        ("<SCRIPT>", "<SCRIPT>"),
+        ("<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)>"),
+        ("a <svg/onload=alert(1)", "<svg/onload=alert(1)"),
+        ("<a href='https://x.y'>z</a>", "<a href='https://x.y'>"),
+        ('<a href="https://x.y" target="_top">z</a>', '<a href="https://x.y" target="_top">'),
+        ("<!-- x -->", "<!-- x -->"),
+        ("5 > 4", ">"),
+        ("<b>", "<b>"),
+        ("</b>", "</b>"),
+        ("<b><i></b></i>", "</b>"),
+    ],
+)
+def test_other_markup_is_named(footnote: str, problem: str) -> None:
+    assert footnote_problem(footnote) == problem

@@ -1,4 +1,4 @@
-"""Facts of papers: complete, and with a name for each model both ways."""
+"""Facts about models: complete, with a stem for each model, and read from files of other papers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ claims = [{ threat = "Linf:8/255", accuracy = "50.00", attack = "PGD" }]
 """
 
 
-def test_every_model_with_weights_has_a_stem_and_back() -> None:
+def test_models_and_stems_correspond() -> None:
     assert set(all_facts()) == {card.name for card in SHIPPED}
     for card in SHIPPED:
         facts = facts_of(card.name)
@@ -43,33 +43,33 @@ def test_empir_is_named_as_robustbench_would_name_it() -> None:
     assert (facts.venue, facts.link) == ("ICLR 2020", "https://openreview.net/forum?id=HJem3yHKwH")
 
 
-def test_a_claim_counts_at_its_own_radius_only() -> None:
-    assert facts_of("empir-cifar").reported(Threat.parse("Linf:8/255")) == ""
-    assert facts_of("empir-cifar").reported(Threat.parse("Linf:0.1")) == "13.55"
-    assert facts_of("empir-mnist").reported(Threat.parse("Linf:0.3")) == "17.51"
+def test_an_accuracy_is_reported_at_its_own_eps_only() -> None:
+    assert facts_of("empir-cifar").reported_accuracy(Threat.parse("Linf:8/255")) == ""
+    assert facts_of("empir-cifar").reported_accuracy(Threat.parse("Linf:0.1")) == "13.55"
+    assert facts_of("empir-mnist").reported_accuracy(Threat.parse("Linf:0.3")) == "17.51"
 
 
 @pytest.mark.parametrize("stem", ["Sen2020EMPIR", "Moosavi-Dezfooli2019Robustness", "Jia2022LAS-AT_34_10"])
-def test_stems_of_robustbench_pass(stem: str) -> None:
+def test_stems_of_robustbench_are_valid(stem: str) -> None:
     require_stem(stem)
 
 
 @pytest.mark.parametrize(
     "stem", ["empir-cifar", "EMPIR", "Sen2020", "Sen20EMPIR", "Sen2020EMPIR_", "Sen 2020 EMPIR", ""]
 )
-def test_other_stems_do_not(stem: str) -> None:
+def test_other_stems_are_refused(stem: str) -> None:
     with pytest.raises(InputError, match="the stem of an entry must be <Name><Year>"):
         require_stem(stem)
 
 
-def test_a_paper_of_somebody_else_is_read(tmp_path: Path) -> None:
+def test_a_paper_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "paper.toml"
     path.write_text(PAPER)
     facts = read_facts(path, "my-model")
     assert facts.fields()["name"] == "A &amp; B"
     assert facts.fields()["architecture"] == "ResNet &lt;18&gt;"
-    assert facts.reported(Threat.parse("Linf:8/255")) == "50.00"
-    with pytest.raises(InputError, match="speaks of my-model, not of 'other'"):
+    assert facts.reported_accuracy(Threat.parse("Linf:8/255")) == "50.00"
+    with pytest.raises(InputError, match=r"my-model.*'other': add it"):
         read_facts(path, "other")
 
 
@@ -85,22 +85,22 @@ def test_a_paper_of_somebody_else_is_read(tmp_path: Path) -> None:
         PAPER.replace("50.00", "about 50"),
     ],
 )
-def test_what_describes_no_paper(text: str, tmp_path: Path) -> None:
+def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "paper.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"paper\.toml describes no paper"):
         read_facts(path, "my-model")
 
 
-def test_texts_are_texts(tmp_path: Path) -> None:
+def test_a_value_that_is_not_a_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "paper.toml"
     path.write_text(PAPER.replace('stem = "', 'note = 5\nstem = "'))
     with pytest.raises(InputError, match=r"note of model 'my-model'.*got 5: put it in quotes"):
         read_facts(path, "my-model")
 
 
-def test_unknown_models_and_stems() -> None:
-    with pytest.raises(InputError, match="no paper is known for 'other', only for empir-cifar"):
+def test_unknown_models_and_stems_are_refused() -> None:
+    with pytest.raises(InputError, match=r"'other'.*empir-cifar.*--paper"):
         facts_of("other")
-    with pytest.raises(InputError, match="no model of this package has entries named 'Sen2020EMPIR' on imagenet"):
+    with pytest.raises(InputError, match=r"'Sen2020EMPIR' on imagenet: see `empir list`"):
         model_of("Sen2020EMPIR", "imagenet")

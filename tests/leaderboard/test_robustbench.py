@@ -1,4 +1,4 @@
-"""RobustBench's own leaderboard renders our tree."""
+"""RobustBench's own leaderboard renders a tree of this package."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ load_model("empir-mnist", dataset="mnist")
 """
 
 
-def test_robustbench_takes_no_model_of_a_board_it_does_not_have() -> None:
-    """Why a submission to such a board has no row for the zoo: the day this fails, there should be one."""
+def test_robustbench_refuses_models_of_boards_it_does_not_have() -> None:
+    """This is why a submission to such a board has no row for the model zoo; if this test fails, it should have one."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", LOAD], capture_output=True, text=True, check=False)
     assert "'mnist' is not a valid BenchmarkDataset" in done.stderr
 
 
-def test_robustbench_renders_the_tree(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
-    made.record(made.autoattack(0, 95, flags=("a",)), model="cifarconv-w2a2").write(tmp_path / "w2a2.json")
+def test_robustbench_renders_the_tree(place: Place, tree: Tree, tmp_path: Path, make: Any) -> None:
+    make.record(make.autoattack(0, 95, flags=("a",)), model="cifarconv-w2a2").write(tmp_path / "w2a2.json")
     add(tree, "cifarconv-w2a2", Files((tmp_path / "w2a2.json",)))
     command = [sys.executable, "-W", "error", "-c", RENDER, str(tree.model_info)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

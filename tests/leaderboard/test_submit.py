@@ -1,4 +1,4 @@
-"""Submissions: all RobustBench asks for, and nothing that would not hold."""
+"""Submissions contain everything RobustBench asks for, and entries that fail the check are refused."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.leaderboard import submit as module
 from empir_plugin.leaderboard.add import Files, add
+from empir_plugin.leaderboard.adversarial_images import ExportedImages
 from empir_plugin.leaderboard.entry import Entry
 from empir_plugin.leaderboard.issues import external_evaluation
 from empir_plugin.leaderboard.submit import Submission, find, submit
-from empir_plugin.leaderboard.tensor import Left
 from empir_plugin.leaderboard.tree import Place, Tree
 from empir_plugin.models.ensemble import Ensemble
 
 
-def test_the_folder_holds_entry_issue_and_row(place: Place, tree: Tree, tmp_path: Path) -> None:
+def test_the_folder_has_entry_issue_and_row(place: Place, tree: Tree, tmp_path: Path) -> None:
     out = tmp_path / "out"
     written = submit(find(tree, "empir-cifar"), out, code_url="https://example.org/code")
     assert {path.relative_to(out).as_posix() for path in written} == {
@@ -55,7 +55,7 @@ def test_the_issue_answers_every_field_of_the_form(place: Place, tree: Tree, tmp
     assert "fill in" not in text
 
 
-def test_an_address_that_is_not_known_is_left_to_be_filled_in(place: Place, tree: Tree, tmp_path: Path) -> None:
+def test_a_missing_address_has_a_placeholder(place: Place, tree: Tree, tmp_path: Path) -> None:
     submit(find(tree, "Sen2020EMPIR"), tmp_path)
     assert "(fill in: address of the code)" in (tmp_path / "new-model.md").read_text()
 
@@ -71,33 +71,33 @@ def test_the_row_builds_the_model_through_timm(place: Place, tree: Tree, tmp_pat
         import timm
 
         # The name RobustBench's load_model("Sen2020EMPIR") asks for, and the call it makes.
-        made = timm.create_model("sen2020empir_cifar10_linf", num_classes=10, pretrained=True)
+        model = timm.create_model("sen2020empir_cifar10_linf", num_classes=10, pretrained=True)
     finally:
         del sys.modules["row_of_a_test"]
-    assert isinstance(made, Ensemble)
+    assert isinstance(model, Ensemble)
     assert ("Sen2020EMPIR", {"model": row.sen2020empir_cifar10_linf, "gdrive_id": None}) == row.ROW
 
 
-def test_an_entry_is_found_by_any_of_its_names(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
+def test_an_entry_is_found_by_each_of_its_names(place: Place, tree: Tree, tmp_path: Path, make: Any) -> None:
     assert {find(tree, name).place for name in ("empir-cifar", "Sen2020EMPIR", "cifar10/Linf/Sen2020EMPIR")} == {place}
     with pytest.raises(InputError, match=r"0 entries for 'other', and it must be one: name cifar10/Linf/Sen2020EMPIR"):
         find(tree, "other")
-    mnist(tree, tmp_path, made)
+    submission_on_mnist(tree, tmp_path, make)
     with pytest.raises(InputError, match=r"must be one: name cifar10/Linf/Sen2020EMPIR or mnist/Linf/Sen2020EMPIR"):
         find(tree, "Sen2020EMPIR")
     assert str(find(tree, "empir-mnist").place) == "mnist/Linf/Sen2020EMPIR"
 
 
-def mnist(tree: Tree, folder: Path, made: Any) -> Submission:
+def submission_on_mnist(tree: Tree, folder: Path, make: Any) -> Submission:
     """An entry on a board that RobustBench does not have."""
     about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
-    made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about).write(folder / "mnist.json")
+    make.record(make.autoattack(0, 3, threat="Linf:0.3"), **about).write(folder / "mnist.json")
     add(tree, "empir-mnist", Files((folder / "mnist.json",)))
     return find(tree, "empir-mnist")
 
 
-def test_a_board_robustbench_does_not_have_is_proposed(tree: Tree, tmp_path: Path, made: Any) -> None:
-    found, out = mnist(tree, tmp_path, made), tmp_path / "out"
+def test_a_board_that_robustbench_does_not_have_is_proposed(tree: Tree, tmp_path: Path, make: Any) -> None:
+    found, out = submission_on_mnist(tree, tmp_path, make), tmp_path / "out"
     submit(found, out)
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files == {"model_info/mnist/Linf/Sen2020EMPIR.json", "new-model.md"}
@@ -113,59 +113,60 @@ def test_a_board_robustbench_does_not_have_is_proposed(tree: Tree, tmp_path: Pat
     assert "zoo_row.py" not in "\n".join(lines)
 
 
-def test_a_board_robustbench_has_is_not_proposed(place: Place, tree: Tree, tmp_path: Path) -> None:
+def test_a_board_of_robustbench_is_not_proposed(place: Place, tree: Tree, tmp_path: Path) -> None:
     submit(find(tree, "empir-cifar"), tmp_path)
     text = (tmp_path / "new-model.md").read_text()
     assert "Note" not in text
     assert "- [x] I want to add my models to the Model Zoo (`zoo_row.py`)" in text
 
 
-def test_images_have_no_place_without_a_board(tree: Tree, tmp_path: Path, made: Any) -> None:
-    found = mnist(tree, tmp_path, made)
-    sentence = "RobustBench has no board for mnist/Linf, so none to evaluate Sen2020EMPIR on: pass no images"
-    with pytest.raises(InputError, match=sentence):
+def test_images_for_a_board_that_robustbench_does_not_have_are_refused(tree: Tree, tmp_path: Path, make: Any) -> None:
+    found = submission_on_mnist(tree, tmp_path, make)
+    with pytest.raises(InputError, match=r"no board for mnist/Linf.*pass no images"):
         submit(found, tmp_path / "out", images=tmp_path / "images.safetensors")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_entry_that_does_not_follow_is_not_submitted(place: Place, tree: Tree, tmp_path: Path) -> None:
+def test_an_entry_that_fails_the_check_is_refused(place: Place, tree: Tree, tmp_path: Path) -> None:
     table = json.loads(place.entry.read_text())
     place.entry.write_text(json.dumps({**table, "autoattack_acc": "1.50"}))
-    with pytest.raises(EvaluationError, match="is not ready to be submitted: autoattack_acc is"):
+    with pytest.raises(EvaluationError, match=r"cifar10/Linf/Sen2020EMPIR.*autoattack_acc"):
         find(tree, "empir-cifar")
 
 
-def test_a_folder_that_cannot_be_written(place: Place, tree: Tree, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused(place: Place, tree: Tree, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("in the way")
-    with pytest.raises(InputError, match="the submission cannot be written to"):
+    with pytest.raises(InputError, match=r"out .*choose another"):
         submit(find(tree, "empir-cifar"), tmp_path / "out")
     assert (tmp_path / "out").read_text() == "in the way"
 
 
-def test_images_make_an_external_evaluation(
+def test_images_add_an_external_evaluation(
     place: Place, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exported(images: Path, target: Path, *_: Any, below: float, **__: Any) -> Left:
+    def export(images: Path, target: Path, *_: Any, below: float, **__: Any) -> ExportedImages:
         assert below == 1.40
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.zeros(1), target)
-        return Left(0.90, 10_000, checked=False)
+        return ExportedImages(0.90, 10_000, checked=False)
 
-    monkeypatch.setattr(module, "export", exported)
+    monkeypatch.setattr(module, "export_images", export)
     written = submit(find(tree, "empir-cifar"), tmp_path / "out", images=tmp_path / "images.safetensors")
     names = {path.name for path in written}
     assert names == {"Sen2020EMPIR.json", "new-model.md", "zoo_row.py", "new-external-evaluation.md", "Sen2020EMPIR.pt"}
     text = (tmp_path / "out" / "new-external-evaluation.md").read_text()
-    assert "- **Robust accuracy:** 0.90% (AutoAttack leaves 1.40%)" in text
+    assert "- **Robust accuracy:** 0.90% (1.40% under AutoAttack)" in text
 
 
 def test_the_issue_of_an_external_evaluation(place: Place) -> None:
     entry = Entry.read(place.entry)
-    text = external_evaluation("Sen2020EMPIR", entry, "Linf", Left(0.9, 10_000, checked=True), "Sen2020EMPIR.pt")
+    text = external_evaluation(
+        "Sen2020EMPIR", entry, "Linf", ExportedImages(0.9, 10_000, checked=True), "Sen2020EMPIR.pt"
+    )
     lines = text.splitlines()
     assert lines[1] == 'title: "[New evaluation] Sen2020EMPIR"'
     assert "- **Model identifier(s):** Sen2020EMPIR" in lines
     assert "- **Leaderboard(s):** cifar10, Linf, eps = 8/255" in lines
     assert "`Sen2020EMPIR.pt`, one float32 tensor, 10,000 images" in text
     assert "the norm of each measured against the official images" in text
-    assert "measured" not in external_evaluation("S", entry, "Linf", Left(0.9, 10_000, checked=False), "S.pt")
+    assert "measured" not in external_evaluation("S", entry, "Linf", ExportedImages(0.9, 10_000, checked=False), "S.pt")

@@ -101,7 +101,7 @@ class AuditReport:
     """The result of a masking audit.
 
     Args:
-        model: ``name`` and ``sha256``.
+        model: ``name``, ``sha256`` and ``identity``, the version of that hash; 1 where left out.
         data: ``name``, ``split``, ``source``, number of images ``n`` and ``sha256``.
         threat: The budget of the evaluation in question, as text such as ``"Linf:8/255"``.
         compared_at: The budget under which attacks were compared: smaller than the threat if that lets all of them win.

@@ -15,7 +15,7 @@ from empir_plugin.evaluation.audit.checks import CHECKS
 from empir_plugin.evaluation.audit.measurements import Auditor, OnMeasurement
 from empir_plugin.evaluation.audit.report import AuditReport, verdict_on
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
-from empir_plugin.evaluation.identity import code_sha256, data_table, model_fingerprint, now, versions
+from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
 from empir_plugin.evaluation.prepare import exact_float32, prepare, require_weights
 from empir_plugin.evaluation.shards import cut
 
@@ -68,7 +68,7 @@ def audit(
         measurements = auditor.measure(on_progress)
     findings = tuple(check(measurements) for check in CHECKS)
     return AuditReport(
-        model={"name": name, "sha256": model_fingerprint(model)},
+        model=model_table(model, name),
         data=data_table(data),
         threat=str(threat),
         compared_at=str(measurements.compared_at),

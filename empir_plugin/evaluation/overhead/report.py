@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.identity import model_fingerprint
+from empir_plugin.evaluation.identity import IDENTITY, model_fingerprint
 from empir_plugin.evaluation.int8_queries import integer_queries
 from empir_plugin.evaluation.overhead.count import LayerCost, NetworkCost, baseline_of, count, members_of, packed_bytes
 from empir_plugin.evaluation.overhead.equation6 import (
@@ -61,7 +61,8 @@ class Overhead:
     """What a model costs; ratios are relative to ``baseline``, so 1 is no overhead.
 
     Args:
-        model_sha256: Of the model's text and weights, as in run records.
+        model_sha256: Of the model, as in run records.
+        model_identity: Version of that hash.
         image_shape: ``(C, H, W)`` of the image that operations are counted for.
         baseline: Which full-precision network it is compared with.
         baseline_parameters: Parameters of that network.
@@ -82,6 +83,7 @@ class Overhead:
     """
 
     model_sha256: str
+    model_identity: int
     image_shape: tuple[int, ...]
     baseline: str
     baseline_parameters: int
@@ -152,7 +154,8 @@ def overhead(
     stored, reference_bytes = packed_bytes(subject), packed_bytes(reference.network)
     norms = [quantization_error_norms(member, image) if errors else {} for member in members]
     return Overhead(
-        model_sha256=model_fingerprint(subject),
+        model_sha256=model_fingerprint(model),
+        model_identity=IDENTITY,
         image_shape=tuple(image_shape),
         baseline=reference.description,
         baseline_parameters=baseline.parameters,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from empir_plugin.errors import EvaluationError
+from empir_plugin.evaluation.identity import ModelIdentity
 from empir_plugin.evaluation.record import Record
 from empir_plugin.leaderboard.check import check
-from empir_plugin.leaderboard.eligibility import Measured, measure
+from empir_plugin.leaderboard.eligibility import Numbers, is_same_model, measure
 from empir_plugin.leaderboard.entry import Entry
 from empir_plugin.leaderboard.evidence import Evidence, Findings
 from empir_plugin.leaderboard.tree import BOARDS, Board, Place, Tree
@@ -48,7 +49,7 @@ class PublishedEntry:
     entry: Entry
     evidence: Evidence
     findings: Findings
-    measured: Measured
+    measured: Numbers
     others: tuple[RecordFile, ...]
 
     @property
@@ -86,8 +87,12 @@ def _published_entry(tree: Tree, place: Place, runs: Sequence[RecordFile]) -> Pu
     evidence = Evidence.read(place.evidence)
     findings = evidence.findings(tree.runs)
     own = {source.path for source in evidence.records}
-    weights = findings.records[0].model["sha256"]
-    others = (run for run in runs if run.path not in own and run.record.model.get("sha256") == weights)
+    identity = ModelIdentity.of_table(findings.records[0].model)
+    others = (
+        run
+        for run in runs
+        if run.path not in own and is_same_model(evidence.model, identity, ModelIdentity.of_table(run.record.model))
+    )
     measured = measure(evidence.model, place.board, findings.records, findings.audit)
     return PublishedEntry(place, Entry.read(place.entry), evidence, findings, measured, tuple(others))
 

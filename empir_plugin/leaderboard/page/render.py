@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from empir_plugin._files.atomic import write_atomically
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.entry import plain
+from empir_plugin.leaderboard.entry import unescape_html
 from empir_plugin.leaderboard.page.charts import HEIGHT, PLOT, WIDTH, Bar, Chart, bars, charts
 from empir_plugin.leaderboard.page.details import (
     ClaimComparison,
@@ -156,10 +156,10 @@ def _entry_sections(board: Board, rows: Sequence[PublishedEntry]) -> Iterator[En
         yield EntrySection(
             key=f"{board.dataset}-{board.threat.norm}-{row.place.stem}",
             row=row,
-            title=plain(entry.name),
-            authors=plain(entry.authors),
-            venue=plain(entry.venue),
-            architecture=plain(entry.architecture),
+            title=unescape_html(entry.name),
+            authors=unescape_html(entry.authors),
+            venue=unescape_html(entry.venue),
+            architecture=unescape_html(entry.architecture),
             cells=tuple(cells(rank, row)),
             verdict=verdict_of(row),
             bars=tuple(bars(row)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from empir_plugin.leaderboard.entry import plain
+from empir_plugin.leaderboard.entry import unescape_html
 from empir_plugin.leaderboard.page.entries import STORAGE, TIME, PublishedEntry, number_at
 from empir_plugin.leaderboard.page.text import NOT_MEASURED, TIMES, ratio_text, threat_text
 
@@ -93,7 +93,7 @@ def cells(rank: int, row: PublishedEntry) -> Iterator[Cell]:
     storage, time = (number_at(entry.overhead, *keys) for keys in (STORAGE, TIME))
     values: tuple[tuple[str, float | str | None, str, str], ...] = (
         (str(rank), rank, "", ""),
-        (row.place.stem, row.place.stem.lower(), plain(entry.architecture), ""),
+        (row.place.stem, row.place.stem.lower(), unescape_html(entry.architecture), ""),
         (entry.clean_acc, float(entry.clean_acc), "", ""),
         (entry.autoattack_acc, float(entry.autoattack_acc), "", "unreliable" if entry.unreliable else ""),
         (entry.lowest_acc, row.lowest, "", ""),

@@ -71,10 +71,9 @@ def check(tree: Path) -> None:
 @_TREE
 def table(tree: Path) -> None:
     """Print the entries as Markdown tables, one for each board, ranked as RobustBench ranks."""
-    from empir_plugin.leaderboard.table import markdown
-    from empir_plugin.leaderboard.tree import Tree
+    from empir_plugin.leaderboard.tree import Tree, markdown_tables
 
-    click.echo(markdown(Tree(tree)), nl=False)
+    click.echo(markdown_tables(Tree(tree)), nl=False)
 
 
 @leaderboard.command()

@@ -24,13 +24,13 @@ def write_record(path: Path, n: int = 10_000, model: str = "cifarconv-fp") -> st
     dataset, threat = ("mnist", "Linf:0.3") if "mnist" in model else ("cifar10", "Linf:8/255")
     clean, robust = "1" * (n // 2) + "0" * (n - n // 2), "1" * (n // 100) + "0" * (n - n // 100)
     Record(
-        model={"name": model, "sha256": shipped_fingerprint(model), "weights_loaded": True},
+        model={"name": model, "sha256": shipped_fingerprint(model), "identity": 2, "weights_loaded": True},
         data={
             "name": dataset, "split": "test", "source": "official", "n": n, "full_official": n == 10_000,
             "sha256": OFFICIAL_FINGERPRINTS[dataset, "test"],
         },
         threat=threat, clean=clean, clean_accuracy=50.0,
-        attacks=(AttackRecord("AutoAttack", AUTOATTACK, robust, 1.0, 1.0, threat=threat),),
+        attacks=(AttackRecord("AutoAttack", AUTOATTACK, robust, 1.0, 1.0, threat=threat, kind="autoattack-standard"),),
         worst_case=robust, worst_case_accuracy=1.0, run={"seed": 0},
     ).write(path)  # fmt: skip
     return str(path)
@@ -86,7 +86,8 @@ def test_a_sample_is_kept_among_the_runs(tmp_path: Path) -> None:
     record = write_record(tmp_path / "small.json", 500)
     added = run("add", "cifarconv-fp", "--record", record, "--tree", str(tmp_path / "board"))
     assert added.exit_code == 2
-    assert f"is kept in {tmp_path / 'board' / 'runs'}, evaluate on all of them" in added.output
+    assert "500 images" in added.output
+    assert "evaluate on all of them (--data-dir)" in added.output
     assert [path.name for path in (tmp_path / "board").rglob("*.json")] == ["small.json"]
 
 

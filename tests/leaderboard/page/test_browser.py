@@ -83,32 +83,36 @@ TAB, ENTER = "\ue004", "\ue007"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory, made: Any) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory, make: Any) -> Path:
     """Three entries on one board, one of them without audit and costs, and a fourth whose texts inject markup."""
     folder = tmp_path_factory.mktemp("page")
     tree = Tree(folder / "leaderboard")
     for model, clean, robust in (("empir-cifar", 7523, 140), ("cifarconv-fp", 7701, 0), ("cifarconv-w2a2", 7254, 210)):
-        record = made.record(made.autoattack(0, robust), model=model, clean=clean)
+        record = make.record(make.autoattack(0, robust), model=model, clean=clean)
         record.write(folder / f"{model}.json")
         files = Files((folder / f"{model}.json",))
         if model != "cifarconv-w2a2":
-            costs = {"model_sha256": record.model["sha256"], "storage_ratio": 1.77 if robust else 1.0}
+            costs = {
+                "model_sha256": record.model["sha256"],
+                "model_identity": 2,
+                "storage_ratio": 1.77 if robust else 1.0,
+            }
             (folder / f"{model}-costs.json").write_text(json.dumps(costs))
-            made.audit(record, masked=robust > 0).write(folder / f"{model}-audit.json")
+            make.audit(record, masked=robust > 0).write(folder / f"{model}-audit.json")
             files = Files(files.records, folder / f"{model}-audit.json", folder / f"{model}-costs.json")
         add(tree, model, files)
-    _add_hostile(tree, folder, made)
+    _add_hostile(tree, folder, make)
     write_page(tree, folder / "page.html")
     return folder / "page.html"
 
 
-def _add_hostile(tree: Tree, folder: Path, made: Any) -> None:
+def _add_hostile(tree: Tree, folder: Path, make: Any) -> None:
     hostile = "\"><img src=x onerror='hacked=1'><script>hacked=1</script>"
     paper = f'title = {json.dumps(hostile)}\nlink = "https://example.org"\nauthors = ""\nvenue = ""\n[[models]]\n'
     model = f'model = "hostile"\nstem = "Other2021Hostile"\ndataset = "cifar10"\narchitecture = {json.dumps(hostile)}\n'
     (folder / "paper.toml").write_text(paper + model)
-    attack = made.attack(hostile, made.standing(0, 4000))
-    record = made.record(made.autoattack(0, 4500), attack, model="hostile", model_={"sha256": "ab"})
+    attack = make.attack(hostile, make.robust(0, 4000))
+    record = make.record(make.autoattack(0, 4500), attack, model="hostile", model_={"sha256": "ab"})
     record.write(folder / "hostile.json")
     add(tree, "hostile", Files((folder / "hostile.json",), paper=folder / "paper.toml"))
 

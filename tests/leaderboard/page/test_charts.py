@@ -20,11 +20,12 @@ PERCENT = st.floats(0, 100)
 
 
 @pytest.fixture
-def row(tree: Tree, tmp_path: Path, made: Any) -> PublishedEntry:
+def row(tree: Tree, tmp_path: Path, make: Any) -> PublishedEntry:
     """An entry with 75.23 % clean, 1.40 % in the worst case, half the storage and a quarter more time."""
-    record = made.record(made.autoattack())
+    record = make.record(make.autoattack())
     record.write(tmp_path / "aa.json")
-    costs = {"model_sha256": record.model["sha256"], "storage_ratio": 0.5, "eq6": {"time": {"as_built": 1.25}}}
+    identity = {"model_sha256": record.model["sha256"], "model_identity": 2}
+    costs = {**identity, "storage_ratio": 0.5, "eq6": {"time": {"as_built": 1.25}}}
     (tmp_path / "overhead.json").write_text(json.dumps(costs))
     add(tree, "empir-cifar", Files((tmp_path / "aa.json",), overhead=tmp_path / "overhead.json"))
     ((row,),) = published_entries(tree).values()

@@ -134,21 +134,22 @@ def external_references(page: Node) -> list[str]:
     return addresses + re.findall(r"url\(|@import|\bimport\b|fetch\(|XMLHttpRequest|WebSocket|https?://", code)
 
 
-def add_hostile(tree: Tree, folder: Path, made: Any) -> None:
+def add_hostile(tree: Tree, folder: Path, make: Any) -> None:
     """Add an entry whose every text tries to inject markup."""
     folder.mkdir()
     (folder / "paper.toml").write_text(PAPER.format(HOSTILE, "1 &lt; 2"))
-    attack = made.attack(HOSTILE, made.standing(0, 9), HOSTILE, rules=HOSTILE, flags=(HOSTILE,))
+    attack = make.attack(HOSTILE, make.robust(0, 9), HOSTILE, rules=HOSTILE, flags=(HOSTILE,))
     versions = {HOSTILE: HOSTILE}
-    whole = made.record(
-        made.autoattack(flags=(HOSTILE,)), attack, model="my-model", model_={"sha256": "ab"},
+    whole = make.record(
+        make.autoattack(flags=(HOSTILE,)), attack, model="my-model", model_={"sha256": "ab"},
         data={"source": HOSTILE}, versions=versions, device=HOSTILE, code_sha256=HOSTILE,
     )  # fmt: skip
     replace(whole, protocol={"name": HOSTILE}).write(folder / "hostile.json")
-    audit = made.audit(whole, masked=True)
+    audit = make.audit(whole, masked=True)
     audit = replace(audit, checks=(replace(audit.checks[0], name=HOSTILE, measured=HOSTILE),))
     audit.write(folder / "hostile-audit.json")
-    costs = {"model_sha256": "ab", "storage_ratio": HOSTILE, "baseline": HOSTILE, "measured": {"device": HOSTILE}}
+    identity = {"model_sha256": "ab", "model_identity": 2}
+    costs = {**identity, "storage_ratio": HOSTILE, "baseline": HOSTILE, "measured": {"device": HOSTILE}}
     (folder / "hostile-overhead.json").write_text(json.dumps(costs))
     names = ("hostile.json", "hostile-audit.json", "hostile-overhead.json", "paper.toml")
     record, judged, cost, paper = (folder / name for name in names)
@@ -183,8 +184,8 @@ def test_the_row_of_an_entry(place: Place, tree: Tree) -> None:
     }
 
 
-def test_a_missing_measurement_is_neither_blank_nor_zero(tree: Tree, tmp_path: Path, made: Any) -> None:
-    made.record(made.autoattack(), model="cifarconv-w2a2").write(tmp_path / "aa.json")
+def test_a_missing_measurement_is_neither_blank_nor_zero(tree: Tree, tmp_path: Path, make: Any) -> None:
+    make.record(make.autoattack(), model="cifarconv-w2a2").write(tmp_path / "aa.json")
     add(tree, "cifarconv-w2a2", Files((tmp_path / "aa.json",)))
     page = parse(render(tree))
     (row,) = ranking(page)
@@ -202,12 +203,12 @@ def test_a_missing_measurement_is_neither_blank_nor_zero(tree: Tree, tmp_path: P
     assert all(cell.text for cell in page.all("td") if cell not in drawn and not cell.all("svg"))
 
 
-def test_boards_and_ranks(place: Place, tree: Tree, tmp_path: Path, made: Any) -> None:
+def test_boards_and_ranks(place: Place, tree: Tree, tmp_path: Path, make: Any) -> None:
     for model, robust in (("cifarconv-fp", 0), ("cifarconv-w2a2", 95)):
-        made.record(made.autoattack(0, robust), model=model).write(tmp_path / f"{model}.json")
+        make.record(make.autoattack(0, robust), model=model).write(tmp_path / f"{model}.json")
         add(tree, model, Files((tmp_path / f"{model}.json",)))
     about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
-    made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about).write(tmp_path / "mnist.json")
+    make.record(make.autoattack(0, 3, threat="Linf:0.3"), **about).write(tmp_path / "mnist.json")
     add(tree, "empir-mnist", Files((tmp_path / "mnist.json",)))
     page = parse(render(tree))
     headings = [node.text for node in page.all("h2")]
@@ -221,7 +222,7 @@ def test_boards_and_ranks(place: Place, tree: Tree, tmp_path: Path, made: Any) -
 
 
 def test_a_claim_is_shown_beside_the_worst_case_and_runs_under_its_own_threat(
-    place: Place, tree: Tree, made: Any
+    place: Place, tree: Tree, make: Any
 ) -> None:
     def claim_cells() -> list[str]:
         (table,) = [table for table in parse(render(tree)).all("table") if table.attributes["class"] == "claims"]
@@ -230,32 +231,32 @@ def test_a_claim_is_shown_beside_the_worst_case_and_runs_under_its_own_threat(
         return [cell.text for cell in row.all("td")]
 
     assert claim_cells() == ["13.55 PGD, L∞, ε = 0.1", "0.90 all attacks, L∞, ε = 8/255", "", "not measured"]
-    attacks = [made.attack(name, made.standing(0, n), threat="Linf:0.1") for name, n in (("PGD", 0), ("FGSM", 1330))]
-    paper = made.record(*attacks, threat="Linf:0.1")
+    attacks = [make.attack(name, make.robust(0, n), threat="Linf:0.1") for name, n in (("PGD", 0), ("FGSM", 1330))]
+    paper = make.record(*attacks, threat="Linf:0.1")
     replace(paper, protocol={"name": "paper"}).write(tree.runs / "paper.json")
     replace(paper, protocol={"name": "released", "headline": "AVERAGE"}).write(tree.runs / "released.json")
-    made.record(*attacks, threat="Linf:0.2").write(tree.runs / "other.json")
+    make.record(*attacks, threat="Linf:0.2").write(tree.runs / "other.json")
     assert claim_cells()[-1] == (
         "0.00 %, the worst case over 2 attacks (protocol paper, 10,000 images) "
         "6.65 %, the average of 2 attacks (protocol released, 10,000 images)"
     )
 
 
-def test_a_claim_under_the_threat_of_the_board(tree: Tree, tmp_path: Path, made: Any) -> None:
+def test_a_claim_under_the_threat_of_the_board(tree: Tree, tmp_path: Path, make: Any) -> None:
     about = {"model": "empir-mnist", "dataset": "mnist", "clean": 9901}
-    made.record(made.autoattack(0, 3, threat="Linf:0.3"), **about).write(tmp_path / "mnist.json")
+    make.record(make.autoattack(0, 3, threat="Linf:0.3"), **about).write(tmp_path / "mnist.json")
     add(tree, "empir-mnist", Files((tmp_path / "mnist.json",)))
     text = render(tree)
     assert "17.51" in text
     assert "the same threat" in text
 
 
-def test_bars_of_every_attack_and_part(tree: Tree, tmp_path: Path, made: Any) -> None:
-    parts = [PartRecord(name, made.standing(0, n), percent(made.standing(0, n))) for name, n in (
+def test_bars_of_every_attack_and_part(tree: Tree, tmp_path: Path, make: Any) -> None:
+    parts = [PartRecord(name, make.robust(0, n), percent(make.robust(0, n))) for name, n in (
         ("clean", 7523), ("apgd-ce", 200), ("square", 140),
     )]  # fmt: skip
-    excluded = made.attack("CW", made.standing(0, 5080), threat="L2:inf", in_worst_case=False)
-    record = made.record(made.autoattack(parts=tuple(parts), flags=("Square wins",)), excluded)
+    excluded = make.attack("CW", make.robust(0, 5080), threat="L2:inf", in_worst_case=False)
+    record = make.record(make.autoattack(parts=tuple(parts), flags=("Square wins",)), excluded)
     record.write(tmp_path / "aa.json")
     add(tree, "empir-cifar", Files((tmp_path / "aa.json",)))
     entry = article(parse(render(tree)), "cifar10-Linf-Sen2020EMPIR")
@@ -270,10 +271,10 @@ def test_bars_of_every_attack_and_part(tree: Tree, tmp_path: Path, made: Any) ->
     assert "Unreliable: AutoAttack's own number is likely to be too high. It warns: Square wins." in entry.text
 
 
-def test_later_attacks_of_a_cascade_are_marked(tree: Tree, tmp_path: Path, made: Any) -> None:
-    attacks = made.autoattack(), made.attack("PGD", made.standing(0, 120))
+def test_later_attacks_of_a_cascade_are_marked(tree: Tree, tmp_path: Path, make: Any) -> None:
+    attacks = make.autoattack(), make.attack("PGD", make.robust(0, 120))
     for cascade, expected in ((False, "PGD"), (True, "PGD accuracy after all attacks so far")):
-        made.record(*attacks, cascade=cascade).write(tmp_path / str(cascade) / "aa.json")
+        make.record(*attacks, cascade=cascade).write(tmp_path / str(cascade) / "aa.json")
         shutil.rmtree(tree.root, ignore_errors=True)
         add(tree, "empir-cifar", Files((tmp_path / str(cascade) / "aa.json",)))
         entry = article(parse(render(tree)), "cifar10-Linf-Sen2020EMPIR")
@@ -295,10 +296,10 @@ def test_the_key_facts_of_a_run_record(place: Place, tree: Tree, standard: Any) 
     assert "AutoAttackSuite(version='standard'" in first.text
 
 
-def test_a_masked_model_is_shown_as_such(tree: Tree, tmp_path: Path, made: Any) -> None:
-    record = made.record(made.autoattack())
+def test_a_masked_model_is_shown_as_such(tree: Tree, tmp_path: Path, make: Any) -> None:
+    record = make.record(make.autoattack())
     record.write(tmp_path / "aa.json")
-    made.audit(record, masked=True).write(tmp_path / "audit.json")
+    make.audit(record, masked=True).write(tmp_path / "audit.json")
     add(tree, "empir-cifar", Files((tmp_path / "aa.json",), tmp_path / "audit.json"))
     page = parse(render(tree))
     (row,) = ranking(page)
@@ -307,8 +308,8 @@ def test_a_masked_model_is_shown_as_such(tree: Tree, tmp_path: Path, made: Any) 
     assert "zero gradients failed Some. 0.5 0.02" in page.text
 
 
-def test_all_text_of_the_data_is_escaped(tree: Tree, tmp_path: Path, made: Any) -> None:
-    add_hostile(tree, tmp_path / "hostile", made)
+def test_all_text_of_the_data_is_escaped(tree: Tree, tmp_path: Path, make: Any) -> None:
+    add_hostile(tree, tmp_path / "hostile", make)
     text = render(tree)
     page = parse(text)
     assert len(page.all("script")) == len(page.all("style")) == 1
@@ -431,8 +432,8 @@ def test_an_unwritable_path_is_rejected(tmp_path: Path) -> None:
     assert list((tmp_path / "tree").iterdir()) == []
 
 
-def test_the_headline_of_a_protocol(made: Any) -> None:
-    record = made.record(made.attack("PGD", made.standing(0, 10)))
+def test_the_headline_of_a_protocol(make: Any) -> None:
+    record = make.record(make.attack("PGD", make.robust(0, 10)))
     assert headline(record) == "0.10 %, the worst case over 1 attack"
     average = replace(record, protocol={"headline": "AVERAGE"})
     assert headline(average) == "0.10 %, the average of 1 attack"
