@@ -1,1 +1,1 @@
-"""What a model costs: operations and bytes counted, EMPIR's Equation 6, measured latency."""
+"""What a model costs: operations and bytes, EMPIR's Equation 6, and measured latency."""

@@ -1,4 +1,4 @@
-"""Bytes a model's weights take."""
+"""What a model costs, counted: operations and weights of every layer, the baseline, and the size of the weight file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 
 OUTSIDE = "(outside of layers)"
-"""Name under which matrix products are counted that belong to no layer, such as those of attention."""
+"""Name of the row for matrix products outside of layers, such as those of attention."""
 
 _PLAIN = (
     nn.Linear,
@@ -39,14 +39,14 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one convolution or linear layer costs.
+    """The cost of a convolution or linear layer.
 
     Args:
-        name: In the network.
-        kind: Its class.
-        weights: Numbers in its weight tensor, without the bias.
+        name: Its name in the network.
+        kind: The name of its class.
+        weights: Number of elements of its weight tensor, without the bias.
         macs: Multiply-accumulate operations for one image, over all calls; 0 if it is never called.
-        fan_in: Products that are summed to one output.
+        fan_in: Products summed for one output.
         precision: Bits of its weights and of its input.
 
     Example:
@@ -63,7 +63,7 @@ class LayerCost:
 
     @property
     def bit_operations(self) -> int:
-        """Products of single bits for one image: MACs times bits of the weights times bits of the input.
+        """Bit operations for one image: MACs times bits of the weights times bits of the input.
 
         As in van Baalen et al., "Bayesian Bits", https://arxiv.org/abs/2005.07093; floating point counts as 32 bits.
         """
@@ -71,7 +71,7 @@ class LayerCost:
 
     @property
     def bit_operations_with_sums(self) -> float:
-        """Bit operations including those of the accumulator.
+        """Bit operations for one image, including those of the accumulator.
 
         As in Baskin et al., "UNIQ", https://arxiv.org/abs/1804.10969: ``b_w b_a + b_w + b_a + log2(fan_in)`` for
         each MAC.
@@ -82,11 +82,11 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one network costs.
+    """The cost of a network.
 
     Args:
         layers: Its layers in order of registration; last, if there are any, the products outside of layers.
-        parameters: All of its parameters: weights, biases, those of normalisations.
+        parameters: Number of all its parameters: weights, biases and those of normalisations.
     """
 
     layers: tuple[LayerCost, ...]
@@ -99,46 +99,37 @@ class NetworkCost:
 
     @property
     def weights(self) -> int:
-        """Numbers in the weight tensors of all layers."""
+        """Number of elements of the weight tensors of all layers."""
         return sum(layer.weights for layer in self.layers)
 
     @property
     def quantized_macs(self) -> int:
-        """MACs both of whose operands are quantized."""
+        """MACs with both operands quantized."""
         widest = ((max(layer.precision.weight_bits, layer.precision.activation_bits), layer) for layer in self.layers)
         return sum(layer.macs for bits, layer in widest if bits < FULL_BITS)
 
     @property
     def quantized_weights(self) -> int:
-        """Weights that are quantized, whatever they are multiplied with."""
+        """Number of quantized weights, whether or not the input is quantized too."""
         return sum(layer.weights for layer in self.layers if layer.precision.weight_bits < FULL_BITS)
 
 
-@dataclass
-class _Tally:
-    """What was seen while a network ran."""
-
-    macs: dict[str, int] = field(default_factory=dict)
-    outputs: dict[str, int] = field(default_factory=dict)
-    inside: int = 0
-
-
 def count(network: nn.Module, image: Tensor) -> NetworkCost:
-    """Run a network on one image and count what it multiplies.
+    """Run a network on one image and count its operations and weights.
 
-    Convolutions (grouped, depthwise and transposed ones too) and linear layers are counted from the shapes of their
-    weights, inputs and outputs. Matrix products elsewhere, as in attention, are found by
-    :class:`torch.utils.flop_counter.FlopCounterMode` and count as full precision. Normalisation, activation functions
-    and pooling have no matrix product and are left out.
+    Convolutions (including grouped, depthwise and transposed ones) and linear layers are counted from the shapes of
+    their weights, inputs and outputs. Matrix products elsewhere, as in attention, are counted by
+    :class:`torch.utils.flop_counter.FlopCounterMode`, as full precision. Normalisation, activation functions and
+    pooling have no matrix products and are not counted.
 
     Args:
-        network: In evaluation mode; a layer that is no :class:`~empir_plugin.models.layers.QuantizedLayer` counts as
+        network: In evaluation mode; layers that are not :class:`~empir_plugin.models.layers.QuantizedLayer` count as
             full precision.
-        image: ``(1, C, H, W)``, where the network is. On the ``meta`` device nothing is computed.
+        image: ``(1, C, H, W)``, on the network's device. On the ``meta`` device nothing is computed.
 
     Raises:
-        InputError: If the network is in training mode, there is not one image, the network cannot take it, or a
-            quantized layer has no weights, as when it runs on integers.
+        InputError: If the network is in training mode, there is not exactly one image, the network cannot take it, or
+            a quantized layer has no weights, as after a conversion to integers.
 
     Example:
         >>> cost = count(nn.Conv2d(3, 8, 5).eval(), torch.zeros(1, 3, 32, 32))
@@ -146,18 +137,20 @@ def count(network: nn.Module, image: Tensor) -> NetworkCost:
         (True, 608)
     """
     if network.training:
-        raise InputError("the network to count must be in evaluation mode: call .eval() first")
+        raise InputError("the network must be in evaluation mode, got training mode: call .eval() first")
     if image.ndim != 4 or len(image) != 1:
-        raise InputError(f"the network is counted on one image (1, C, H, W), got the shape {tuple(image.shape)}")
+        raise InputError(f"image must be one image (1, C, H, W), got the shape {tuple(image.shape)}: pass x[:1]")
     layers = {name: module for name, module in network.named_modules() if isinstance(module, (*_PLAIN, QuantizedLayer))}
-    hidden = [name for name, layer in layers.items() if not isinstance(getattr(layer, "weight", None), Tensor)]
-    if hidden:
-        raise InputError(f"layer {hidden[0]!r} has no weights to count: pass the network it was made from")
-    with torch.no_grad(), _visible_products(), FlopCounterMode(display=False) as flops:
-        with _tallied(layers, flops) as tally:
+    without_weights = [name for name, layer in layers.items() if not isinstance(getattr(layer, "weight", None), Tensor)]
+    if without_weights:
+        raise InputError(
+            f"layer {without_weights[0]!r} has no weights to count: pass the network it was converted from"
+        )
+    with torch.no_grad(), _unfused_attention(), FlopCounterMode(display=False) as flops:
+        with _count_calls(layers, flops) as tally:
             _run(network, image)
         outside = flops.get_total_flops() // 2 - tally.inside
-    rows = [_row(name, layer, tally) for name, layer in layers.items()]
+    rows = [_layer_cost(name, layer, tally) for name, layer in layers.items()]
     if outside > 0:
         rows.append(LayerCost(OUTSIDE, "matmul", 0, outside, 1, Precision()))
     return NetworkCost(tuple(rows), sum(math.prod(parameter.shape) for parameter in network.parameters()))
@@ -171,38 +164,47 @@ def _run(network: nn.Module, image: Tensor) -> None:
         raise InputError(f"the model cannot take an image of {shape} ({error}): pass its own shape, CxHxW") from error
 
 
+@dataclass
+class _Tally:
+    """MACs and outputs of every layer during a run of the network, and the MACs inside all layers."""
+
+    macs: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+    inside: int = 0
+
+
 @contextmanager
-def _visible_products() -> Iterator[None]:
-    """Have attention computed by plain matrix products, which the counter sees on every device and release."""
-    found = torch.backends.mha.get_fastpath_enabled()
+def _unfused_attention() -> Iterator[None]:
+    """Compute attention by plain matrix products, which the counter sees on every device and release."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(found)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 @contextmanager
-def _tallied(layers: Mapping[str, nn.Module], flops: FlopCounterMode) -> Iterator[_Tally]:
-    """Count every call of the layers."""
-    tally, before = _Tally(), dict.fromkeys(layers, 0)
+def _count_calls(layers: Mapping[str, nn.Module], flops: FlopCounterMode) -> Iterator[_Tally]:
+    """Count every call of the layers inside."""
+    tally, flops_before = _Tally(), dict.fromkeys(layers, 0)
 
-    def watch(name: str, layer: Any) -> Iterator[Any]:
-        def enter(module: nn.Module, inputs: Any) -> None:
-            before[name] = flops.get_total_flops()
+    def register_hooks(name: str, layer: Any) -> Iterator[Any]:
+        def before_forward(module: nn.Module, inputs: Any) -> None:
+            flops_before[name] = flops.get_total_flops()
 
-        def leave(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            # Every number of the output, or of a transposed convolution's input, meets one slice of the weights.
-            grid = inputs[0] if getattr(layer, "transposed", False) else output
-            tally.macs[name] = tally.macs.get(name, 0) + grid.numel() * layer.weight[0].numel()
+        def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            # Each element of the output, or of a transposed convolution's input, takes one slice of the weights.
+            elements = inputs[0] if getattr(layer, "transposed", False) else output
+            tally.macs[name] = tally.macs.get(name, 0) + elements.numel() * layer.weight[0].numel()
             tally.outputs[name] = tally.outputs.get(name, 0) + output.numel()
-            tally.inside += (flops.get_total_flops() - before[name]) // 2
+            tally.inside += (flops.get_total_flops() - flops_before[name]) // 2
 
-        yield layer.register_forward_pre_hook(enter)
-        yield layer.register_forward_hook(leave)
+        yield layer.register_forward_pre_hook(before_forward)
+        yield layer.register_forward_hook(after_forward)
 
-    handles = [handle for name, layer in layers.items() for handle in watch(name, layer)]
+    handles = [handle for name, layer in layers.items() for handle in register_hooks(name, layer)]
     try:
         yield tally
     finally:
@@ -210,7 +212,7 @@ def _tallied(layers: Mapping[str, nn.Module], flops: FlopCounterMode) -> Iterato
             handle.remove()
 
 
-def _row(name: str, layer: Any, tally: _Tally) -> LayerCost:
+def _layer_cost(name: str, layer: Any, tally: _Tally) -> LayerCost:
     macs, outputs = tally.macs.get(name, 0), tally.outputs.get(name, 1)
     precision = layer.precision if isinstance(layer, QuantizedLayer) else Precision()
     return LayerCost(name, type(layer).__name__, layer.weight.numel(), macs, max(1, macs // outputs), precision)
@@ -218,10 +220,10 @@ def _row(name: str, layer: Any, tally: _Tally) -> LayerCost:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One full-precision network.
+    """The full-precision network that a model's costs are relative to.
 
     Args:
-        network: In floating point throughout.
+        network: A network without quantized layers.
         description: Which network it is, for people to read.
     """
 
@@ -230,10 +232,10 @@ class Baseline:
 
 
 def members_of(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The members of an ensemble; of any other model, the model.
+    """The members of an ensemble; for any other model, the model itself.
 
     Raises:
-        InputError: If an ensemble is hidden inside the model.
+        InputError: If an ensemble is nested inside the model.
 
     Example:
         >>> len(members_of(Ensemble([nn.Flatten(), nn.Flatten()])))
@@ -242,18 +244,21 @@ def members_of(model: nn.Module) -> tuple[nn.Module, ...]:
     if isinstance(model, Ensemble):
         return tuple(model.members)
     if any(isinstance(module, Ensemble) for module in model.modules()):
-        raise InputError("an ensemble inside another module has no overhead of its own here: pass the ensemble itself")
+        raise InputError(
+            f"an ensemble must not be inside another module, got one inside {type(model).__name__}: "
+            "pass the ensemble itself"
+        )
     return (model,)
 
 
 def baseline_of(model: nn.Module) -> Baseline:
-    """What a model is compared with.
+    """The baseline of a model.
 
-    An ensemble: its first full-precision member, or, if it has none, the float twin of its member with most parameters.
-    Any other model: its float twin.
+    For an ensemble, its first full-precision member or, if it has none, the float twin of its member with the most
+    parameters. For any other model, its float twin.
 
     Raises:
-        InputError: If an ensemble is hidden inside the model.
+        InputError: If an ensemble is nested inside the model.
 
     Example:
         >>> baseline_of(nn.Linear(2, 2)).description
@@ -275,7 +280,7 @@ def baseline_of(model: nn.Module) -> Baseline:
 
 
 def float_twin(network: nn.Module) -> nn.Module:
-    """A copy of a network in which no layer quantizes its weights, or clips and quantizes its input.
+    """A copy of a network without quantization: no layer quantizes its weights, or clips and quantizes its input.
 
     Example:
         >>> from empir_plugin.models.layers import QuantLinear
@@ -290,11 +295,11 @@ def float_twin(network: nn.Module) -> nn.Module:
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Size of the file that :func:`~empir_plugin.models.packing.save_packed` writes of a model, header included.
+    """Size of the file in which :func:`~empir_plugin.models.packing.save_packed` saves a model, including the header.
 
     Raises:
         EvaluationError: If the model cannot be packed.
-        WeightsError: If there is no room for the file.
+        WeightsError: If the file cannot be written.
 
     Example:
         >>> packed_bytes(nn.Linear(100, 10, bias=False))
@@ -305,5 +310,7 @@ def packed_bytes(model: nn.Module) -> int:
         try:
             save_packed(model, path)
         except (RuntimeError, NotImplementedError) as error:
-            raise EvaluationError(f"the model's weights cannot be packed ({error}): share no tensors in it") from error
+            raise EvaluationError(
+                f"the model's weights cannot be packed ({error}): no two of its modules may share a tensor"
+            ) from error
         return path.stat().st_size

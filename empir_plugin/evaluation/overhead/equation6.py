@@ -1,7 +1,7 @@
 """Equation 6 of EMPIR: time and storage of an ensemble relative to one full-precision network.
 
 Source: Sen et al., ICLR 2020, https://openreview.net/forum?id=HJem3yHKwH, Section 3: ``M + sum Ops(FP) / Ops(k_i)`` for
-time and ``M + sum k_i / 32`` for storage, with M full-precision members and the low-precision ones of precision k_i.
+time and ``M + sum k_i / 32`` for storage, with M full-precision members and low-precision members of k_i bits.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from empir_plugin.models.precision import FULL_BITS, Precision
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a platform computes at full precision and at few bits.
+    """Throughput of a platform at full precision and at low precision.
 
     Args:
-        platform: Its name.
+        platform: Name of the platform.
         fp_baseline: The format that counts as full precision.
-        full: Peak at that format, in 10**12 operations per second (or any unit that ``modes`` shares).
-        modes: Bits of each integer format, and the peak at it.
-        source: Where the numbers are from.
+        full: Peak throughput in that format, in 10**12 operations per second (or any unit that ``modes`` shares).
+        modes: Bits of each integer format, and its peak throughput.
+        source: Source of the numbers.
 
     Raises:
         InputError: If a throughput is not above 0.
@@ -45,9 +45,9 @@ class Throughput:
             raise InputError(f"throughputs must be above 0, got {self.full} and {self.modes} for {self.platform}")
 
     def relative_time(self, bits: int) -> float:
-        """Time of an operation on operands of ``bits`` bits, in times of one at full precision.
+        """Time of an operation on operands of ``bits`` bits, relative to one at full precision.
 
-        It runs in the fastest integer format that holds so many bits, and at full precision where none is faster.
+        It runs in the fastest integer format with at least so many bits, or at full precision if none is faster.
         """
         return min([1.0, *(self.full / speed for width, speed in self.modes if width >= bits)])
 
@@ -59,7 +59,7 @@ PROPORTIONAL = Throughput(
     tuple((bits, 32 / bits) for bits in range(1, 9)),
     "an assumption: the paper names no throughput, and this one gives the 0.38 and 0.25 of its Section 5.4",
 )
-"""A k-bit operation takes k/32 of the time of a 32-bit one."""
+"""A k-bit operation takes k/32 of the time of a 32-bit operation."""
 
 _TURING = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf"
 _GEFORCE = "https://www.tomshardware.com/reviews/nvidia-turing-gpu-architecture-explored,5801-10.html"
@@ -82,21 +82,17 @@ PUBLISHED = (
     Throughput("NVIDIA H200", "bf16", 989.4, ((8, 1979.0),), _HOPPER),
     Throughput("IBM core of 2018", "fp16", 1.5, ((2, 12.0), (1, 24.0)), _IBM),
 )
-"""Published peaks; the answer of Equation 6 depends mostly on which format counts as full precision."""
-
-
-Price = Callable[[Precision], float]
-"""What one operation or number of that precision costs, in full-precision ones."""
+"""Published peak throughputs; the result of Equation 6 mostly depends on which format counts as full precision."""
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """One cost of a model, in those of its full-precision baseline.
+    """A cost of a model, relative to its full-precision baseline.
 
     Args:
-        ideal: As if every layer of a low-precision member had the precision of its quantized layers (the mean over
-            them, if they differ), as the equation supposes.
-        as_built: Layers that stay in full precision counted as such.
+        ideal: As if all layers of a low-precision member had the precision of its quantized layers (the mean, if they
+            differ), as the equation assumes.
+        as_built: With layers that stay in full precision counted as such.
     """
 
     ideal: float
@@ -105,7 +101,7 @@ class Ratios:
 
 @dataclass(frozen=True)
 class KRule:
-    """Which number of bits is the k of the equation; the paper does not say.
+    """A rule for the k of the equation, as the paper does not say which number of bits it is.
 
     Args:
         text: The rule, for people to read.
@@ -135,21 +131,21 @@ K_RULES: Mapping[str, KRule] = MappingProxyType(
         "activations": KRule("k = bits of the activations", _of_activations),
     }
 )
-"""Rules for the k of the time; the k of the storage is always that of the weights."""
+"""Rules for the k of the time; the k of the storage is always the number of bits of the weights."""
 
 
 @dataclass(frozen=True)
 class Equation6:
-    """The equation's answer, with what it was asked.
+    """The result of the equation, with its assumptions.
 
     Args:
-        platform: Where the operations run.
-        fp_baseline: The format of full precision there.
+        platform: Name of the platform.
+        fp_baseline: The format that counts as full precision.
         k_rule: A key of :data:`K_RULES`.
-        k_rule_text: That rule.
-        source: Where the throughputs are from.
+        k_rule_text: The text of that rule.
+        source: Source of the throughputs.
         time: Relative to the baseline; 1.25 is a quarter more.
-        storage: Relative to the baseline, biases and normalisations included, file headers not.
+        storage: Relative to the baseline, with biases and normalisations, without file headers.
     """
 
     platform: str
@@ -170,20 +166,20 @@ def equation6(
     """Equation 6 for one platform and one rule.
 
     Args:
-        members: What each member costs, the full-precision ones included.
-        baseline: What the full-precision network costs that all is relative to.
-        throughput: Of the platform.
+        members: The cost of each member, including full-precision members.
+        baseline: The cost of the full-precision baseline.
+        throughput: Throughput of the platform.
         k_rule: A key of :data:`K_RULES`.
 
     Raises:
-        EvaluationError: If the baseline has nothing to compute or to store.
+        EvaluationError: If the baseline has no operations or no weights.
 
     Example:
         >>> from empir_plugin.evaluation.overhead.count import LayerCost
         >>> full = NetworkCost((LayerCost("fc", "Linear", 10, 10, 5, Precision()),), 10)
         >>> low = NetworkCost((LayerCost("fc", "QuantLinear", 10, 10, 5, Precision(2, 4)),), 10)
-        >>> answer = equation6([low, low, full], full)
-        >>> answer.time.ideal, answer.storage.ideal
+        >>> result = equation6([low, low, full], full)
+        >>> result.time.ideal, result.storage.ideal
         (1.25, 1.125)
     """
     rule = K_RULES[k_rule]
@@ -198,79 +194,84 @@ def equation6(
         rule.text,
         throughput.source,
         _ratios([_operations(cost) for cost in members], _operations(baseline), time),
-        _ratios([_numbers(cost) for cost in members], _numbers(baseline), _share_of_bits),
+        _ratios([_parameters(cost) for cost in members], _parameters(baseline), _relative_storage),
     )
 
 
 def alternatives(members: Sequence[NetworkCost], baseline: NetworkCost) -> tuple[Equation6, ...]:
-    """What else the equation can say of the same members: by other rules for k, and for published throughputs.
+    """Equation 6 for the same members with the other rules for k, and with published throughputs.
 
     Raises:
-        EvaluationError: If the baseline has nothing to compute or to store.
+        EvaluationError: If the baseline has no operations or no weights.
     """
     rules = [equation6(members, baseline, k_rule=rule) for rule in K_RULES if rule != "max"]
     return (*rules, *(equation6(members, baseline, throughput) for throughput in PUBLISHED))
 
 
 def bit_operations(members: Sequence[NetworkCost], baseline: NetworkCost) -> Ratios:
-    """Bit operations of all members in those of the baseline: the measure that needs no platform.
+    """Bit operations of all members, relative to the baseline: a measure that needs no platform.
 
     Raises:
-        EvaluationError: If the baseline has nothing to compute.
+        EvaluationError: If the baseline has no operations.
     """
-    return _ratios([_operations(cost) for cost in members], _operations(baseline), _share_of_products)
+    return _ratios([_operations(cost) for cost in members], _operations(baseline), _relative_bit_operations)
 
 
 def bit_operations_with_sums(members: Sequence[NetworkCost], baseline: NetworkCost) -> float:
-    """Bit operations including those of the accumulators, in those of the baseline, as built.
+    """Bit operations of all members including those of the accumulators, relative to the baseline, as built.
 
     Raises:
-        EvaluationError: If the baseline has nothing to compute.
+        EvaluationError: If the baseline has no operations.
     """
-    own = sum(layer.bit_operations_with_sums for cost in members for layer in cost.layers)
-    return own / _positive(sum(layer.bit_operations_with_sums for layer in baseline.layers))
+    total = sum(layer.bit_operations_with_sums for cost in members for layer in cost.layers)
+    return total / _check_positive(sum(layer.bit_operations_with_sums for layer in baseline.layers))
 
 
-def _share_of_bits(precision: Precision) -> float:
+_RelativeCost = Callable[[Precision], float]
+"""The cost of one operation or weight of that precision, relative to full precision."""
+
+_Amounts = list[tuple[int, Precision]]
+"""Numbers of operations or weights, with the precision of each."""
+
+
+def _relative_storage(precision: Precision) -> float:
     return precision.weight_bits / FULL_BITS
 
 
-def _share_of_products(precision: Precision) -> float:
+def _relative_bit_operations(precision: Precision) -> float:
     return precision.weight_bits * precision.activation_bits / FULL_BITS**2
 
 
-_Parts = list[tuple[int, Precision]]
-"""Amounts, and the precision each is in."""
-
-
-def _operations(cost: NetworkCost) -> _Parts:
+def _operations(cost: NetworkCost) -> _Amounts:
     return [(layer.macs, layer.precision) for layer in cost.layers]
 
 
-def _numbers(cost: NetworkCost) -> _Parts:
+def _parameters(cost: NetworkCost) -> _Amounts:
     return [*((layer.weights, layer.precision) for layer in cost.layers), (cost.parameters - cost.weights, Precision())]
 
 
-def _ratios(members: Sequence[_Parts], baseline: _Parts, price: Price) -> Ratios:
-    whole = _positive(_total(baseline))
-    ideal = sum(_total(parts) * _price_of_quantized(parts, price) for parts in members)
-    as_built = sum(amount * price(precision) for parts in members for amount, precision in parts)
+def _ratios(members: Sequence[_Amounts], baseline: _Amounts, relative_cost: _RelativeCost) -> Ratios:
+    whole = _check_positive(_total(baseline))
+    ideal = sum(_total(amounts) * _mean_cost_of_quantized(amounts, relative_cost) for amounts in members)
+    as_built = sum(amount * relative_cost(precision) for amounts in members for amount, precision in amounts)
     return Ratios(ideal / whole, as_built / whole)
 
 
-def _total(parts: _Parts) -> int:
-    return sum(amount for amount, _ in parts)
+def _total(amounts: _Amounts) -> int:
+    return sum(amount for amount, _ in amounts)
 
 
-def _price_of_quantized(parts: _Parts, price: Price) -> float:
-    """Mean price of what is quantized; that of full precision if nothing is."""
-    quantized = [(amount, precision) for amount, precision in parts if not precision.is_full]
+def _mean_cost_of_quantized(amounts: _Amounts, relative_cost: _RelativeCost) -> float:
+    """Mean relative cost of the quantized amounts; 1 if nothing is quantized."""
+    quantized = [(amount, precision) for amount, precision in amounts if not precision.is_full]
     if not _total(quantized):
         return 1.0
-    return sum(amount * price(precision) for amount, precision in quantized) / _total(quantized)
+    return sum(amount * relative_cost(precision) for amount, precision in quantized) / _total(quantized)
 
 
-def _positive(whole: float) -> float:
+def _check_positive(whole: float) -> float:
     if not whole > 0:
-        raise EvaluationError("the model has no convolution and no linear layer that ran: there is nothing to compare")
+        raise EvaluationError(
+            "the model must have a convolution or linear layer that runs, got none: there is nothing to compare"
+        )
     return whole

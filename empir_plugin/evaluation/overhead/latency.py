@@ -1,4 +1,4 @@
-"""Wall-clock time of a model beside that of one full-precision network."""
+"""Measured latency: the wall-clock time of a model, relative to that of one full-precision network."""
 
 from __future__ import annotations
 
@@ -15,107 +15,21 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.prepare import exact_float32, prepare
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and the 10th and 90th percentile of repeated measurements."""
-
-    median: float
-    p10: float
-    p90: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of one or more numbers.
-
-        Example:
-            >>> Spread.of([1.0, 2.0, 3.0])
-            Spread(median=2.0, p10=1.2, p90=2.8)
-        """
-        ranks = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
-        return cls(*(round(value, 9) for value in torch.tensor(values, dtype=torch.float64).quantile(ranks).tolist()))
-
-
-@dataclass(frozen=True, eq=False)
-class Execution:
-    """Another way to run the model.
-
-    Args:
-        backend: Its name, such as ``"int8 (onednn)"``.
-        network: What runs; None where it cannot.
-        unavailable: Why it cannot; empty where it can.
-    """
-
-    backend: str
-    network: nn.Module | None = None
-    unavailable: str = ""
-
-
-@dataclass(frozen=True)
-class BackendTime:
-    """The time of one way to run the model, or the full-precision network.
-
-    Args:
-        network: ``"model"`` or ``"baseline"``.
-        backend: Which way.
-        milliseconds: Of one forward pass; None where it was not measured.
-        ratio: To the baseline in its faster layout, in each round; None where it was not measured.
-        unavailable: Why it was not; empty where it was.
-    """
-
-    network: str
-    backend: str
-    milliseconds: Spread | None
-    ratio: Spread | None
-    unavailable: str = ""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Measured times of one forward pass.
-
-    Args:
-        device: ``"cpu"`` or ``"cuda"``, and which processor that is.
-        backend: How the model was executed; the baseline is in float32.
-        threads: Of the CPU.
-        batch_size: Images per forward pass.
-        repeats: Rounds.
-        execution: How the members of an ensemble follow each other.
-        baseline_layout: The memory layout in which the baseline was faster.
-        model: Milliseconds.
-        baseline: Milliseconds, in its faster layout.
-        ratio: Of the times in each round; 3 is three times the baseline's.
-        backends: Everything that took its turn, the above included, and what could not.
-    """
-
-    device: str
-    backend: str
-    threads: int
-    batch_size: int
-    repeats: int
-    execution: str
-    baseline_layout: str
-    model: Spread
-    baseline: Spread
-    ratio: Spread
-    backends: tuple[BackendTime, ...] = ()
-
-
 SIMULATED = "float32, quantization simulated"
-"""How models are executed unless told otherwise: what their user waits for, not what low-bit hardware would take."""
+"""How models are executed by default: the latency their users see, not that of low-precision hardware."""
 
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
 class LatencySettings:
-    """How to measure.
+    """Settings of a latency measurement.
 
     Args:
         batch_size: Images per forward pass.
-        repeats: Rounds; every network runs once in each.
-        threads: Of the CPU; the process's own number by default.
-        device: Where to run.
+        repeats: Number of rounds; every network runs once per round.
+        threads: Number of CPU threads; that of the process by default.
+        device: Device to run on.
 
     Raises:
         InputError: If a number is below 1.
@@ -133,6 +47,97 @@ class LatencySettings:
                 raise InputError(f"{name} must be 1 or more, got {number}")
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Median, 10th and 90th percentile of repeated measurements.
+
+    Args:
+        median: The median.
+        p10: The 10th percentile.
+        p90: The 90th percentile.
+    """
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of one or more numbers.
+
+        Example:
+            >>> Spread.of([1.0, 2.0, 3.0])
+            Spread(median=2.0, p10=1.2, p90=2.8)
+        """
+        ranks = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
+        return cls(*(round(value, 9) for value in torch.tensor(values, dtype=torch.float64).quantile(ranks).tolist()))
+
+
+@dataclass(frozen=True, eq=False)
+class Execution:
+    """The model on another backend.
+
+    Args:
+        backend: Name of the backend, such as ``"int8 (onednn)"``.
+        network: The network that runs on it; None if there is none.
+        unavailable: Why there is none; empty otherwise.
+    """
+
+    backend: str
+    network: nn.Module | None = None
+    unavailable: str = ""
+
+
+@dataclass(frozen=True)
+class BackendTime:
+    """The measured time of the model, or of the baseline, on one backend.
+
+    Args:
+        network: ``"model"`` or ``"baseline"``.
+        backend: Name of the backend.
+        milliseconds: Time of one forward pass; None if not measured.
+        ratio: Time relative to the baseline in its faster layout, within each round; None if not measured.
+        unavailable: Why it was not measured; empty if it was.
+    """
+
+    network: str
+    backend: str
+    milliseconds: Spread | None
+    ratio: Spread | None
+    unavailable: str = ""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured times of one forward pass.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``, and the name of the processor.
+        backend: How the model was executed; the baseline runs in float32.
+        threads: Number of CPU threads.
+        batch_size: Images per forward pass.
+        repeats: Number of rounds.
+        execution: How the members of an ensemble are executed: one after the other.
+        baseline_layout: The memory layout in which the baseline was faster.
+        model: Time of the model, in milliseconds.
+        baseline: Time of the baseline in its faster layout, in milliseconds.
+        ratio: Time of the model relative to the baseline, within each round; 3 is three times the baseline's.
+        backends: The times of all backends and layouts, including the above, and those not available.
+    """
+
+    device: str
+    backend: str
+    threads: int
+    batch_size: int
+    repeats: int
+    execution: str
+    baseline_layout: str
+    model: Spread
+    baseline: Spread
+    ratio: Spread
+    backends: tuple[BackendTime, ...] = ()
+
+
 def measure_latency(
     model: nn.Module,
     baseline: nn.Module,
@@ -143,76 +148,82 @@ def measure_latency(
     others: Sequence[Execution] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
-    """Time a model, prepared as for an evaluation, against a full-precision network in the better memory layout.
+    """Measure the latency of a model relative to a full-precision network in its faster memory layout.
 
-    The networks take turns, so that what else the machine does hits all of them; the ratio is taken within each round.
+    Runs are interleaved so that machine noise affects all networks equally; ratios are taken within each round.
 
     Args:
-        model: Measured as :func:`~empir_plugin.evaluation.prepare.prepare` makes it: weights quantized once.
+        model: The model; measured as :func:`~empir_plugin.evaluation.prepare.prepare` prepares it for an evaluation,
+            with weights quantized once.
         baseline: The full-precision network.
         image_shape: ``(C, H, W)``.
-        settings: How to measure.
-        backend: What to say of the model's execution.
-        others: Other ways to run the model, measured in the same rounds.
-        clock: Seconds.
+        settings: Settings of the measurement.
+        backend: How the model is executed, for the report.
+        others: The model on other backends, measured in the same rounds.
+        clock: Returns the time in seconds.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
         >>> measure_latency(net, net, (1, 4, 4), LatencySettings(batch_size=2, repeats=3)).repeats
         3
     """
-    how = settings or LatencySettings()
-    images = torch.rand(how.batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(how.device)
-    runs = {backend: _pass(prepare(model, how.device), images)}
+    settings = settings or LatencySettings()
+    device, generator = settings.device, torch.Generator().manual_seed(0)
+    images = torch.rand(settings.batch_size, *image_shape, generator=generator).to(device)
+    runs = {backend: partial(_forward, prepare(model, device), images)}
     for name, layout in _LAYOUTS.items():
-        runs[name] = _pass(prepare(baseline, how.device).to(memory_format=layout), images)  # type: ignore[call-overload]
-    runs |= {other.backend: _pass(other.network, images) for other in others if other.network is not None}
-    with _threads(how.threads), exact_float32(), torch.no_grad():
-        threads, times = torch.get_num_threads(), take_turns(runs, how.repeats, clock)
-    best = min(_LAYOUTS, key=lambda name: Spread.of(times[name]).median)
-    rows = {name: _row(name, seconds, times[best]) for name, seconds in times.items()}
-    left_out = (BackendTime("model", other.backend, None, None, other.unavailable) for other in others)
+        network = prepare(baseline, device).to(memory_format=layout)  # type: ignore[call-overload]
+        runs[name] = partial(_forward, network, images)
+    runs |= {other.backend: partial(_forward, other.network, images) for other in others if other.network is not None}
+    with _set_threads(settings.threads), exact_float32(), torch.no_grad():
+        threads, times = torch.get_num_threads(), take_turns(runs, settings.repeats, clock)
+    faster = min(_LAYOUTS, key=lambda name: Spread.of(times[name]).median)
+    rows = {name: _backend_time(name, seconds, times[faster]) for name, seconds in times.items()}
+    unavailable = (BackendTime("model", other.backend, None, None, other.unavailable) for other in others)
     return Latency(
-        _processor(how.device),
+        _processor(device),
         backend,
         threads,
-        how.batch_size,
-        how.repeats,
+        settings.batch_size,
+        settings.repeats,
         "sequential",
-        best,
+        faster,
         _milliseconds(times[backend]),
-        _milliseconds(times[best]),
-        _ratio(times[backend], times[best]),
-        (*rows.values(), *(row for row in left_out if row.backend not in rows)),
+        _milliseconds(times[faster]),
+        _ratio(times[backend], times[faster]),
+        (*rows.values(), *(row for row in unavailable if row.backend not in rows)),
     )
 
 
-def _row(name: str, seconds: Sequence[float], full: Sequence[float]) -> BackendTime:
+def _backend_time(name: str, seconds: Sequence[float], baseline: Sequence[float]) -> BackendTime:
     network, backend = ("baseline", f"float32, {name}") if name in _LAYOUTS else ("model", name)
-    return BackendTime(network, backend, _milliseconds(seconds), _ratio(seconds, full))
+    return BackendTime(network, backend, _milliseconds(seconds), _ratio(seconds, baseline))
 
 
 def _milliseconds(seconds: Sequence[float]) -> Spread:
     return Spread.of([1000 * each for each in seconds])
 
 
-def _ratio(seconds: Sequence[float], full: Sequence[float]) -> Spread:
-    """Within each round."""
-    return Spread.of([own / other for own, other in zip(seconds, full, strict=True)])
+def _ratio(seconds: Sequence[float], baseline: Sequence[float]) -> Spread:
+    """Ratios within each round."""
+    return Spread.of([own / other for own, other in zip(seconds, baseline, strict=True)])
 
 
 def take_turns(
     runs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float], *, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of every run in every round, by the name of the run.
+    """Time several functions in interleaved rounds.
 
-    Each round starts with another run than the one before, so that none always follows the same one.
+    Each round starts with the next function, so each is timed in every position of a round.
 
     Args:
-        runs: What to time.
-        repeats: Rounds that count.
-        clock: Seconds.
-        warm_up: Rounds before those, which do not count.
+        runs: The functions to time, by name.
+        repeats: Number of timed rounds.
+        clock: Returns the time in seconds.
+        warm_up: Number of untimed rounds before them.
+
+    Returns:
+        Seconds of every function in every round, by name.
 
     Example:
         >>> ticks = iter(range(100))
@@ -231,24 +242,21 @@ def take_turns(
     return times
 
 
-def _pass(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    return partial(_run, network, images)
-
-
-def _run(network: nn.Module, images: Tensor) -> None:
+def _forward(network: nn.Module, images: Tensor) -> None:
+    """One forward pass, finished when the function returns."""
     network(images)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    found = torch.get_num_threads()
-    torch.set_num_threads(number or found)
+def _set_threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:
-        torch.set_num_threads(found)
+        torch.set_num_threads(before)
 
 
 def _processor(device: torch.device) -> str:

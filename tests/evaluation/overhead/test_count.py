@@ -1,6 +1,8 @@
-"""Operations and weights: by hand, by an independent counter, and as the release's networks have them."""
+"""Operations and weights by hand and by an independent counter, baselines, and sizes of weight files."""
 
 from __future__ import annotations
+
+from importlib.resources import files
 
 import pytest
 import timm
@@ -8,13 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from empir_plugin.errors import InputError
-from empir_plugin.evaluation.overhead.count import OUTSIDE, LayerCost, count
-from empir_plugin.models.architectures import ARCHITECTURES
+from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.evaluation.overhead.count import (
+    OUTSIDE,
+    LayerCost,
+    baseline_of,
+    count,
+    float_twin,
+    members_of,
+    packed_bytes,
+)
+from empir_plugin.models.architectures import ARCHITECTURES, CIFARConv
 from empir_plugin.models.convert.quantize_ import quantize_
-from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
+from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, bake_, is_full_precision
 from empir_plugin.models.precision import Precision
+from empir_plugin.zoo.builders import build_model
+from empir_plugin.zoo.card import cards
 
+W2A2 = Precision.parse("w2a2")
 W2A4 = Precision.parse("w2a4")
 
 
@@ -104,17 +118,17 @@ def test_timm_networks_agree_with_an_independent_counter(name: str) -> None:
     assert cost.quantized_macs == cost.quantized_weights == 0
 
 
-def test_a_timm_conversion_counts_its_quantized_layers() -> None:
+def test_quantized_layers_of_a_converted_timm_network() -> None:
     network = timm.create_model("resnet18", num_classes=10).eval()
     quantize_(network, W2A4, activations="unsigned")
     cost = count(network, torch.rand(1, 3, 32, 32))
     full = {row.name for row in cost.layers if row.precision.is_full}
-    assert full == {"conv1", "fc"}, "the first and the last layer, which a conversion leaves alone"
+    assert full == {"conv1", "fc"}, "a conversion leaves the first and the last layer in full precision"
     assert cost.quantized_weights == cost.weights - 3 * 64 * 49 - 512 * 10
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_attention_counts_though_it_has_no_layer(fused: bool) -> None:
+def test_matrix_products_of_attention_are_counted(fused: bool) -> None:
     network = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=10).eval()
     for block in network.blocks:
         block.attn.fused_attn = fused
@@ -134,11 +148,11 @@ class Attending(nn.Module):
         return self.attention(tokens, tokens, tokens, need_weights=False)[0]
 
 
-def test_weights_used_outside_of_their_layer_count() -> None:
+def test_weights_used_outside_of_their_layer_are_counted() -> None:
     cost = count(Attending().eval(), torch.rand(1, 8, 4, 4))
     rows = {row.name: row.macs for row in cost.layers}
     assert rows == {"attention.out_proj": 0, OUTSIDE: 4 * 16 * 64 + 2 * 16 * 16 * 8}
-    assert torch.backends.mha.get_fastpath_enabled(), "as it was"
+    assert torch.backends.mha.get_fastpath_enabled(), "the setting must be restored"
 
 
 class Twice(nn.Module):
@@ -151,7 +165,7 @@ class Twice(nn.Module):
         return self.conv(self.conv(x))
 
 
-def test_every_call_counts_and_no_call_is_none() -> None:
+def test_every_call_of_a_layer_is_counted() -> None:
     network = Twice().eval()
     cost = count(network, torch.rand(1, 2, 5, 5))
     assert [(row.name, row.macs, row.weights) for row in cost.layers] == [("conv", 2 * 25 * 36, 36), ("unused", 0, 9)]
@@ -164,12 +178,100 @@ class OnIntegers(QuantizedLayer):
         return x
 
 
-def test_what_cannot_be_counted_is_refused() -> None:
-    with pytest.raises(InputError, match="'0' has no weights to count"):
+def test_invalid_networks_and_images() -> None:
+    with pytest.raises(InputError, match=r"'0' .*pass the network it was converted from"):
         count(nn.Sequential(OnIntegers()).eval(), torch.zeros(1, 2, 8, 8))
-    with pytest.raises(InputError, match="evaluation mode"):
+    with pytest.raises(InputError, match=r"got training mode: call \.eval\(\)"):
         count(small().train(), torch.zeros(1, 2, 8, 8))
-    with pytest.raises(InputError, match="one image"):
+    with pytest.raises(InputError, match=r"one image .*got the shape \(2, 2, 8, 8\)"):
         count(small(), torch.zeros(2, 2, 8, 8))
-    with pytest.raises(InputError, match="one image"):
+    with pytest.raises(InputError, match=r"one image .*got the shape \(2, 8, 8\)"):
         count(small(), torch.zeros(2, 8, 8))
+    with pytest.raises(InputError, match=r"image of 1x8x8 .*pass its own shape"):
+        count(small(), torch.zeros(1, 1, 8, 8))
+
+
+# Baselines.
+
+
+def test_the_float_twin_equals_the_full_precision_network() -> None:
+    torch.manual_seed(0)
+    low = nn.Sequential(QuantConv2d(3, 4, 3, precision=W2A2), nn.Flatten(), QuantLinear(16, 3, precision=W2A2)).eval()
+    full = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3)).eval()
+    full.load_state_dict(low.state_dict())
+    bake_(low)
+    x = torch.randn(5, 3, 4, 4)
+    assert torch.equal(float_twin(low)(x), full(x))
+    assert not torch.equal(low(x), full(x)), "the model itself is still quantized"
+    assert is_full_precision(float_twin(low))
+    assert not is_full_precision(low)
+
+
+def test_the_float_twin_has_no_learned_range() -> None:
+    layer = QuantLinear(3, 2, precision=W2A2)
+    layer.use_quantizers_(layer.weight_quantizer, layer.activation_quantizer, bound=0.5)
+    x = torch.randn(4, 3)
+    assert torch.equal(float_twin(layer)(x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert len(list(layer.parameters())) == len(list(float_twin(layer).parameters())) + 1
+
+
+def test_the_baseline_of_an_ensemble_is_its_full_precision_member() -> None:
+    full = nn.Linear(3, 2)
+    ensemble = Ensemble([QuantLinear(3, 2, precision=W2A2), full, nn.Linear(9, 2)])
+    baseline = baseline_of(ensemble)
+    assert baseline.description == "member 1 of the ensemble, its full-precision one"
+    assert torch.equal(baseline.network.state_dict()["weight"], full.weight)
+
+
+def test_without_a_full_precision_member_the_baseline_is_the_largest_member() -> None:
+    ensemble = Ensemble([QuantLinear(3, 2, precision=W2A2), QuantLinear(9, 2, precision=W2A2)])
+    baseline = baseline_of(ensemble)
+    assert "member 1 of the ensemble, its largest, in full precision" in baseline.description
+    assert baseline.network.weight.shape == (2, 9)
+    assert is_full_precision(baseline.network)
+
+
+def test_the_baseline_of_a_single_network_is_itself_in_full_precision() -> None:
+    assert baseline_of(QuantLinear(3, 2, precision=W2A2)).description == "the same network in full precision"
+    assert baseline_of(nn.Linear(3, 2)).description == "the model itself, which is in full precision"
+
+
+def test_an_ensemble_inside_another_module_is_an_error() -> None:
+    inner = Ensemble([nn.Linear(3, 2), nn.Linear(3, 2)])
+    assert len(members_of(inner)) == 2
+    for function in (members_of, baseline_of):
+        with pytest.raises(InputError, match=r"inside Sequential: pass the ensemble itself"):
+            function(nn.Sequential(nn.ReLU(), inner))
+
+
+# Weight files.
+
+
+@pytest.mark.parametrize(("precision", "payload"), [("fp", 466_816), ("w4a2", 189_616), ("w2a2", 169_816)])
+def test_weights_are_packed_in_their_own_bits(precision: str, payload: int) -> None:
+    quantized, rest = 79_200, 37_504
+    bits = Precision.parse(precision).weight_bits
+    scales = 0 if bits == 32 else 3 * 4
+    assert payload == quantized * bits // 8 + rest * 4
+    header = packed_bytes(CIFARConv(Precision.parse(precision))) - payload - scales
+    assert 0 < header < 1200
+
+
+def test_packed_bytes_is_the_size_of_the_shipped_file() -> None:
+    shipped = files("empir_plugin.zoo").joinpath("weights") / cards()["cifarconv-w2a2"].networks[0].weights
+    assert packed_bytes(build_model(cards()["cifarconv-w2a2"])) == len(shipped.read_bytes())
+
+
+def test_buffers_are_stored_too() -> None:
+    statistics = 2 * 4 * 100 + 8
+    assert packed_bytes(nn.BatchNorm1d(100)) > 2 * 4 * 100 + statistics
+
+
+def test_shared_tensors_are_an_error() -> None:
+    one = nn.Linear(2, 2)
+    other = nn.Linear(2, 2)
+    other.weight = one.weight
+    with pytest.raises(EvaluationError, match=r"(?s)cannot be packed .*may share a tensor"):
+        packed_bytes(nn.Sequential(one, other))
+    with torch.device("meta"), pytest.raises(EvaluationError, match=r"(?s)cannot be packed .*meta"):
+        packed_bytes(nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""Times are taken in turns, against the baseline's faster layout; the clock here is a fake one."""
+"""Latency, measured with a fake clock: interleaved rounds, the baseline's faster layout, other backends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.overhead import latency as overhead_latency
+from empir_plugin.evaluation.overhead import latency as latency_module
 from empir_plugin.evaluation.overhead.latency import (
     BackendTime,
     Execution,
@@ -22,7 +22,7 @@ from empir_plugin.evaluation.overhead.latency import (
 
 
 class Clock:
-    """Time that passes only when told."""
+    """A clock that only the tests advance."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-def test_runs_take_turns_and_warm_up_does_not_count() -> None:
+def test_rounds_are_interleaved_and_warm_up_is_not_timed() -> None:
     clock, order = Clock(), []
 
     def run(name: str, seconds: float) -> Callable[[], None]:
@@ -47,7 +47,7 @@ def test_runs_take_turns_and_warm_up_does_not_count() -> None:
 
 
 class Slow(nn.Module):
-    """Takes fake time: more where its weights lie contiguous."""
+    """A network that advances the fake clock, by a time that depends on the memory layout of its weights."""
 
     def __init__(self, clock: Clock, contiguous: float, channels_last: float, drift: float = 0.0) -> None:
         super().__init__()
@@ -72,24 +72,24 @@ class Slow(nn.Module):
 def test_the_baseline_is_measured_in_its_faster_layout(layout: str, seconds: tuple[float, float]) -> None:
     clock = Clock()
     model, baseline = Slow(clock, 9.0, 3.0), Slow(clock, *seconds)
-    found = measure_latency(model, baseline, (3, 8, 8), LatencySettings(batch_size=2, repeats=4), clock=clock)
-    assert found.baseline_layout == layout
-    assert found.model == Spread(3000.0, 3000.0, 3000.0), "the model as an evaluation prepares it: channels last"
-    assert found.baseline == Spread(1000.0, 1000.0, 1000.0)
-    assert found.ratio == Spread(3.0, 3.0, 3.0)
-    assert (found.batch_size, found.repeats, found.device.split(":")[0]) == (2, 4, "cpu")
-    assert "simulated" in found.backend
+    latency = measure_latency(model, baseline, (3, 8, 8), LatencySettings(batch_size=2, repeats=4), clock=clock)
+    assert latency.baseline_layout == layout
+    assert latency.model == Spread(3000.0, 3000.0, 3000.0), "the model as an evaluation prepares it: channels last"
+    assert latency.baseline == Spread(1000.0, 1000.0, 1000.0)
+    assert latency.ratio == Spread(3.0, 3.0, 3.0)
+    assert (latency.batch_size, latency.repeats, latency.device.split(":")[0]) == (2, 4, "cpu")
+    assert "simulated" in latency.backend
     again = measure_latency(model, baseline, (3, 8, 8), LatencySettings(1, 1), backend="int8", clock=clock)
     assert again.backend == "int8"
 
 
-def test_other_ways_to_run_the_model_take_their_turn_and_what_cannot_run_says_why() -> None:
+def test_other_backends_are_measured_and_unavailable_ones_say_why() -> None:
     clock = Clock()
     model, baseline, quick = Slow(clock, 9.0, 3.0), Slow(clock, 1.0, 2.0), Slow(clock, 0.5, 0.5)
     others = Execution("int8 (toy)", quick), Execution("int4", unavailable="no such kernel")
     how = LatencySettings(batch_size=2, repeats=3)
-    found = measure_latency(model, baseline, (3, 8, 8), how, others=others, clock=clock)
-    rows = {(row.network, row.backend): row for row in found.backends}
+    latency = measure_latency(model, baseline, (3, 8, 8), how, others=others, clock=clock)
+    rows = {(row.network, row.backend): row for row in latency.backends}
     assert list(rows) == [
         ("model", "float32, quantization simulated"),
         ("baseline", "float32, contiguous"),
@@ -97,27 +97,27 @@ def test_other_ways_to_run_the_model_take_their_turn_and_what_cannot_run_says_wh
         ("model", "int8 (toy)"),
         ("model", "int4"),
     ]
-    measured = [row for row in found.backends if not row.unavailable]
+    measured = [row for row in latency.backends if not row.unavailable]
     assert [row.milliseconds and row.milliseconds.median for row in measured] == [3000.0, 1000.0, 2000.0, 500.0]
     assert [row.ratio and row.ratio.median for row in measured] == [3.0, 1.0, 2.0, 0.5]
     assert rows["model", "int4"] == BackendTime("model", "int4", None, None, "no such kernel")
-    assert (found.model, found.ratio) == (measured[0].milliseconds, measured[0].ratio), "the number quoted is as before"
-    assert len(quick.threads) == 3 + 2, "a turn in every round, the two to warm up included"
+    assert (latency.model, latency.ratio) == (measured[0].milliseconds, measured[0].ratio), "those of the first row"
+    assert len(quick.threads) == 3 + 2, "once per round, including two rounds of warm-up"
 
 
-def test_a_machine_that_slows_down_hardly_moves_the_ratio() -> None:
+def test_a_machine_that_slows_down_hardly_changes_the_ratio() -> None:
     clock = Clock()
     model, baseline = Slow(clock, 3.0, 3.0, drift=1e-3), Slow(clock, 1.0, 1.5, drift=1e-3)
-    found = measure_latency(model, baseline, (3, 8, 8), LatencySettings(batch_size=1, repeats=31), clock=clock)
-    assert found.model.p90 / found.model.p10 > 1.1, "the times themselves moved"
-    assert found.ratio.median == pytest.approx(3.0, rel=0.02)
+    latency = measure_latency(model, baseline, (3, 8, 8), LatencySettings(batch_size=1, repeats=31), clock=clock)
+    assert latency.model.p90 / latency.model.p10 > 1.1, "the times themselves changed"
+    assert latency.ratio.median == pytest.approx(3.0, rel=0.02)
 
 
-def test_threads_are_as_asked_inside_and_as_before_outside() -> None:
+def test_threads_are_set_during_the_measurement_only() -> None:
     before, clock = torch.get_num_threads(), Clock()
     model = Slow(clock, 1.0, 1.0)
-    found = measure_latency(model, model, (3, 8, 8), LatencySettings(1, 2, threads=2), clock=clock)
-    assert found.threads == 2
+    latency = measure_latency(model, model, (3, 8, 8), LatencySettings(1, 2, threads=2), clock=clock)
+    assert latency.threads == 2
     assert set(model.threads) == {2}
     assert torch.get_num_threads() == before
 
@@ -128,19 +128,19 @@ def test_spread_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", ["batch_size", "repeats", "threads"])
-def test_numbers_below_one_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} must be 1 or more"):
+def test_numbers_must_be_positive(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} .*1 or more, got 0"):
         replace(LatencySettings(), **{name: 0})
 
 
-def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[object] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+def test_a_gpu_is_synchronized(monkeypatch: pytest.MonkeyPatch) -> None:
+    synchronized: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
 
     class OnGpu(torch.Tensor):
         is_cuda = True  # type: ignore[assignment]
 
-    overhead_latency._run(nn.Identity(), torch.zeros(1).as_subclass(OnGpu))
-    assert len(waited) == 1
-    overhead_latency._run(nn.Identity(), torch.zeros(1))
-    assert len(waited) == 1
+    latency_module._forward(nn.Identity(), torch.zeros(1).as_subclass(OnGpu))
+    assert len(synchronized) == 1
+    latency_module._forward(nn.Identity(), torch.zeros(1))
+    assert len(synchronized) == 1
