@@ -56,7 +56,9 @@ def load_attack(name: str, /, **settings: Any) -> Attack:
         attack = factory(**settings)
     except TypeError as error:
         given = ", ".join(f"{setting}={value!r}" for setting, value in settings.items())
-        raise InputError(f"attack {name!r} cannot be created with {given or 'its defaults'} ({error}): {takes}") from error
+        raise InputError(
+            f"attack {name!r} cannot be created with {given or 'its defaults'} ({error}): {takes}"
+        ) from error
     if not callable(attack):
         raise EvaluationError(
             f"the factory of attack {name!r} must return a callable, got {type(attack).__name__}: tell its authors"
