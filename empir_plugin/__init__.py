@@ -11,7 +11,7 @@ from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import CompatibilityError, DataError, EmpirError, EvaluationError, InputError, WeightsError
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
-from empir_plugin.models.architectures.convnets import AlexNet, CIFARConv, MNISTConv
+from empir_plugin.models.architectures.networks import AlexNet, CIFARConv, MNISTConv
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.report import ConversionReport
 from empir_plugin.models.discretize import discretized

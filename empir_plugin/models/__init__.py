@@ -1,8 +1,8 @@
 """Low-precision networks and ensembles: quantizers, layers, conversion, integer execution, and weight files."""
 
-from empir_plugin.models.architectures.convnets import AlexNet as AlexNet
-from empir_plugin.models.architectures.convnets import CIFARConv as CIFARConv
-from empir_plugin.models.architectures.convnets import MNISTConv as MNISTConv
+from empir_plugin.models.architectures.networks import AlexNet as AlexNet
+from empir_plugin.models.architectures.networks import CIFARConv as CIFARConv
+from empir_plugin.models.architectures.networks import MNISTConv as MNISTConv
 from empir_plugin.models.ensemble import Ensemble as Ensemble
 from empir_plugin.models.ensemble import MaxVote as MaxVote
 from empir_plugin.models.ensemble import MeanLogits as MeanLogits

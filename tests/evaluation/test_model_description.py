@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from empir_plugin.evaluation import model_description
 from empir_plugin.evaluation.model_description import describe_model
-from empir_plugin.models.architectures import blocks, convnets, fcn
+from empir_plugin.models.architectures import blocks
+from empir_plugin.models.architectures import networks as convnets
+from empir_plugin.models.architectures import networks as fcn
 from empir_plugin.models.convert import layers as converted_layers
 from empir_plugin.models.discretize import Discretized
 from empir_plugin.models.ensemble import Ensemble

@@ -12,8 +12,7 @@ from torch import nn
 from empir_plugin.attacks import fgsm
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.evaluation.cache.code_hash import foreign_code_sha256, sources_sha256
-from empir_plugin.evaluation.cache.keys import subject_key
+from empir_plugin.evaluation.cache.keys import foreign_code_sha256, sources_sha256, subject_key
 from empir_plugin.evaluation.prepare import exact_float32, parse_device, prepare, require_weights
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.precision import Precision
@@ -110,7 +109,7 @@ def test_foreign_code_is_known_by_its_source(toys: ModuleType) -> None:
 
 
 def test_sources_count_by_their_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from empir_plugin.evaluation.cache import code_hash
+    from empir_plugin.evaluation.cache import keys as code_hash
 
     def named(text: str) -> str:
         folder = tmp_path / "evaluation"

@@ -14,8 +14,9 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.identity import IDENTITY, model_fingerprint
+from empir_plugin.evaluation.outcome import write_images
 from empir_plugin.evaluation.record import Record
-from empir_plugin.evaluation.run import evaluate, write_images
+from empir_plugin.evaluation.run import evaluate
 from empir_plugin.leaderboard.adversarial_images import export_images
 
 PIXELS = [[10, 200], [120, 125], [128, 122], [50, 60], [200, 10], [130, 128]]

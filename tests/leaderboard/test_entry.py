@@ -15,15 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from empir_plugin.errors import InputError
-from empir_plugin.leaderboard.entry import (
-    KEYS,
-    Entry,
-    escape_html,
-    footnote_problem,
-    problems,
-    schema,
-    unescape_html,
-)
+from empir_plugin.leaderboard.entry import KEYS, Entry, escape_html, footnote_problem, problems, schema, unescape_html
 
 # Written by hand, as RobustBench lays its files out: order, two spaces, texts for numbers, ASCII.
 TEXT = r"""{

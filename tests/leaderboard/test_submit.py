@@ -16,8 +16,7 @@ from empir_plugin.leaderboard import submit as module
 from empir_plugin.leaderboard.add import Files, add
 from empir_plugin.leaderboard.adversarial_images import ExportedImages
 from empir_plugin.leaderboard.entry import Entry
-from empir_plugin.leaderboard.issues import external_evaluation
-from empir_plugin.leaderboard.submit import Submission, find, submit
+from empir_plugin.leaderboard.submit import Submission, external_evaluation, find, submit
 from empir_plugin.leaderboard.tree import Place, Tree
 from empir_plugin.models.ensemble import Ensemble
 

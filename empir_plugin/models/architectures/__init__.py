@@ -6,11 +6,11 @@ from types import MappingProxyType
 
 from torch import nn
 
-from empir_plugin.models.architectures.convnets import AlexNet as AlexNet
-from empir_plugin.models.architectures.convnets import CIFARConv as CIFARConv
-from empir_plugin.models.architectures.convnets import MNISTConv as MNISTConv
-from empir_plugin.models.architectures.convnets import MNISTSmall as MNISTSmall
-from empir_plugin.models.architectures.fcn import FCN as FCN
+from empir_plugin.models.architectures.networks import FCN as FCN
+from empir_plugin.models.architectures.networks import AlexNet as AlexNet
+from empir_plugin.models.architectures.networks import CIFARConv as CIFARConv
+from empir_plugin.models.architectures.networks import MNISTConv as MNISTConv
+from empir_plugin.models.architectures.networks import MNISTSmall as MNISTSmall
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {

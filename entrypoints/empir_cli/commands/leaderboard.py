@@ -106,8 +106,7 @@ def submit(name: str, out: Path, images: Path | None, data_dir: Path | None, cod
     measured again. For a board that RobustBench does not have, such as mnist/Linf, only the entry and an issue that
     proposes the board are written.
     """
-    from empir_plugin.leaderboard.issues import CODE_URL
-    from empir_plugin.leaderboard.submit import find
+    from empir_plugin.leaderboard.submit import CODE_URL, find
     from empir_plugin.leaderboard.submit import submit as write_submission
     from empir_plugin.leaderboard.tree import Tree
 
