@@ -80,7 +80,7 @@ class JsonKind:
             reason = error.strerror or error
             raise self.error(f"{path} cannot be read as {self.name} ({reason}): check the path") from error
         except (ValueError, RecursionError) as error:
-            raise self.error(f"{path} is no {self._noun}: it is no valid JSON ({error}){self._end}") from error
+            raise self.error(f"{path} is not {self.name}: it is not valid JSON ({error}){self._end}") from error
 
     def read(self, path: Path, parse: Callable[[Any], _T]) -> _T:
         """Read and parse a file.
@@ -97,9 +97,9 @@ class JsonKind:
         try:
             return parse(self._current(value))
         except EmpirError as error:
-            raise self.error(f"{path} is no {self._noun}: {error}{self._end}") from error
+            raise self.error(f"{path} is not {self.name}: {error}{self._end}") from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise self.error(f"{path} is no {self._noun} ({type(error).__name__}: {error}){self._end}") from error
+            raise self.error(f"{path} is not {self.name} ({type(error).__name__}: {error}){self._end}") from error
 
     @property
     def _noun(self) -> str:

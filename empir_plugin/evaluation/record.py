@@ -276,7 +276,7 @@ def parse_record(table: Mapping[str, Any]) -> Record:
     try:
         return Record.from_table(table)
     except (KeyError, TypeError) as error:
-        raise EvaluationError(f"this is no run record ({type(error).__name__}: {error})") from error
+        raise EvaluationError(f"this is not a run record ({type(error).__name__}: {error})") from error
 
 
 def worst_case(clean: str, attacks: Iterable[AttackRecord]) -> str:

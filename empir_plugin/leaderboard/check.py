@@ -59,7 +59,7 @@ def check_entry(tree: Tree, place: Place) -> list[str]:
         require_stem(place.stem)
         entry = Entry.read(place.entry)
     except InputError as error:
-        return [str(error).removeprefix(f"{place.entry} is no leaderboard entry: ")]
+        return [str(error).removeprefix(f"{place.entry} is not a leaderboard entry: ")]
     return [*_compare_with_folder(entry, place), *_compare_with_sources(entry, tree, place)]
 
 

@@ -138,7 +138,7 @@ def test_what_a_file_describes(tmp_path: Path) -> None:
     ids=["value", "key", "list", "null"],
 )
 def test_what_cannot_be_parsed_is_said_of_the_file(text: str, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"note\.json is no note{reason}"):
+    with pytest.raises(InputError, match=rf"note\.json is not a note{reason}"):
         PLAIN.read(written(tmp_path, text), lambda table: int(table["a"]))
 
 
@@ -146,7 +146,7 @@ def test_a_refusal_of_the_parser_is_one_of_the_kind(tmp_path: Path) -> None:
     def refuse(_: object) -> None:
         raise EmpirError("it says nothing")
 
-    with pytest.raises(InputError, match=r"note\.json is no note: it says nothing"):
+    with pytest.raises(InputError, match=r"note\.json is not a note: it says nothing"):
         PLAIN.read(written(tmp_path, "{}"), refuse)
 
 

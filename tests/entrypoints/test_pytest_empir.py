@@ -323,8 +323,8 @@ BAD_OPTIONS = {
     "threshold": (("--rb-min-robust", "nan"), "min_robust must be a percentage from 0 to 100, got nan"),
     "no number": (("--rb-seed", "x"), "--rb-seed"),
     "report is a folder": (("--rb-json", "data"), "--rb-json must be a file"),
-    "report in a file": (("--rb-json", "toy_rb.py/out.json"), "toy_rb.py is a file and no folder"),
-    "store is a file": (("--rb-state", "toy_rb.py"), "toy_rb.py is a file and no folder"),
+    "report in a file": (("--rb-json", "toy_rb.py/out.json"), "toy_rb.py is a file"),
+    "store is a file": (("--rb-state", "toy_rb.py"), "toy_rb.py is a file"),
     "images without store": (("--rb-adv-out", "adv"), "pass --rb-state, too"),
 }
 

@@ -86,7 +86,7 @@ def test_nan_is_neither_written_nor_read(value: float, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     path = tmp_path / "record.json"
     path.write_text(RECORD.to_json().replace("60.5", json.dumps(value)))
-    with pytest.raises(EvaluationError, match="no run record"):
+    with pytest.raises(EvaluationError, match="not a run record"):
         Record.read(path)
     with pytest.raises(EvaluationError, match="seconds"):
         replace(ATTACKS[0], seconds=value)
@@ -113,7 +113,7 @@ def test_a_record_that_contradicts_itself_is_refused(change: dict[str, Any], sen
         table["attacks"][0].update(robust="11", accuracy=100.0)
     path = tmp_path / "forged.json"
     path.write_text(json.dumps(table))
-    with pytest.raises(EvaluationError, match=r"forged\.json is no run record"):
+    with pytest.raises(EvaluationError, match=r"forged\.json is not a run record"):
         Record.read(path)
 
 
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_named_in_one_sentence(content: bytes, tmp_path: Path)
 def test_ambiguous_files_are_refused(old: str, new: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(RECORD.to_json().replace(old, new))
-    with pytest.raises(EvaluationError, match=f"no run record.*{reason}"):
+    with pytest.raises(EvaluationError, match=f"not a run record.*{reason}"):
         Record.read(path)
 
 
@@ -303,7 +303,7 @@ def test_merging_no_records_gives_none() -> None:
 def test_a_record_is_parsed_from_its_table(parts: tuple[Record, ...]) -> None:
     assert parse_record(json.loads(merge_records(parts).to_json())) == merge_records(parts)
     for damaged in ({}, {"attacks": [{}]}, {**json.loads(parts[0].to_json()), "more": 1}):
-        with pytest.raises(EvaluationError, match="no run record"):
+        with pytest.raises(EvaluationError, match="not a run record"):
             parse_record(damaged)
     with pytest.raises(EvaluationError, match="make"):
         parse_record({**json.loads(parts[0].to_json()), "clean_accuracy": 1.0})

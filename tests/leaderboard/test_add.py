@@ -175,11 +175,11 @@ def spoil(change: str, files: Files, make: Any) -> Files:
 
 
 REFUSED = {
-    "malformed record": "is no run record",
+    "malformed record": "is not a run record",
     "other model": "the record is of 'cifarconv-fp'",
     "other data": "is of another network",
     "missing audit": "cannot be read",
-    "no audit": "is no audit report",
+    "no audit": "is not an audit report",
     "same names": "aa.json, aa.json.*rename",
     "no records": "pass --record",
     "NaN": "NaN is not",

@@ -94,8 +94,8 @@ def add_stray(where: str) -> Callable[[Place, Tree], None]:
 
 
 DAMAGED: dict[str, tuple[Callable[[Place, Tree], None], str]] = {
-    "malformed": (replace_text('"eps"', "eps"), "is no valid JSON"),
-    "cut": (replace_text('"unreliable": false', ""), "is no valid JSON"),
+    "malformed": (replace_text('"eps"', "eps"), "is not valid JSON"),
+    "cut": (replace_text('"unreliable": false', ""), "is not valid JSON"),
     "key twice": (replace_text('"eps"', '"eps": "0.1", "eps"'), "'eps' occurs twice"),
     "missing key": (set_keys(clean_acc=...), "clean_acc is missing"),
     "missing flag": (set_keys(unreliable=...), "unreliable is missing"),

@@ -192,20 +192,20 @@ def test_the_schema_is_valid_and_has_every_key() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "no valid JSON"),
-        (TEXT[:-4], "no valid JSON"),
+        ("", "not valid JSON"),
+        (TEXT[:-4], "not valid JSON"),
         ("[]", "an entry is a JSON object, got a list"),
         (TEXT.replace("1.77", "NaN"), "NaN is not"),
         (TEXT.replace("1.77", "1e999"), "1e999 is not"),
         (TEXT.replace('"unreliable": true', '"unreliable": false, "unreliable": true'), "'unreliable' occurs twice"),
-        ("[" * 100_000, "no valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
     ids=["empty", "cut", "list", "NaN", "infinite", "twice", "deep"],
 )
 def test_an_invalid_file_is_named(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "Bad2020File.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"Bad2020File\.json is no leaderboard entry: ") as refused:
+    with pytest.raises(InputError, match=r"Bad2020File\.json is not a leaderboard entry: ") as refused:
         Entry.read(path)
     assert sentence in str(refused.value)
 
@@ -214,7 +214,7 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read as a leaderboard entry \(No such file"):
         Entry.read(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="no valid JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         Entry.read(tmp_path / "bytes.json")
 
 

@@ -196,9 +196,9 @@ def test_weights_need_no_report_but_a_damaged_one_is_refused(
     folder: Path, tmp_path: Path, tiny_mnist: ImageSet
 ) -> None:
     changed, x = _rewritten(folder, tmp_path), tiny_mnist.batch(0, 4)[0]
-    for text, reason in (("{", "no valid JSON"), ("{}", "KeyError"), ("[]", "TypeError")):
+    for text, reason in (("{", "not valid JSON"), ("{}", "KeyError"), ("[]", "TypeError")):
         (changed / "low.json").write_text(text)
-        with pytest.raises(WeightsError, match=rf"low.json is no training report.*{reason}"):
+        with pytest.raises(WeightsError, match=rf"low.json is not a training report.*{reason}"):
             load_trained(RECIPE, changed)
     (changed / "low.json").unlink()
     assert torch.equal(load_trained(RECIPE, changed)(x), load_trained(RECIPE, folder)(x))

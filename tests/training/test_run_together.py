@@ -123,7 +123,7 @@ def test_the_finish_stage_refuses_files_of_another_training(tiny_mnist: ImageSet
     recipe = replace(plain, finish=FinishRecipe("both", 4, 1, 16))
     train_recipe(plain, tiny_mnist, tmp_path / "plain")
     other = replace(recipe, joint=replace(JOINT, epochs=2))
-    with pytest.raises(WeightsError, match=r"full.json is no training report: .* before \[finish\]"):
+    with pytest.raises(WeightsError, match=r"full.json is not a training report: .* before \[finish\]"):
         train_recipe(other, tiny_mnist, tmp_path / "out", finish_from=tmp_path / "plain")
     train_recipe(recipe, tiny_mnist, tmp_path / "further", finish_from=tmp_path / "plain")
     with pytest.raises(WeightsError, match=r"member 'full'.*\[finish\]"):

@@ -112,7 +112,7 @@ BAD = {
     "record is a folder": (("evaluate", "cifarconv-fp", "--record", "."), "--record must be a file, got the folder ."),
     "images under a file": (
         ("evaluate", "cifarconv-fp", "--store", "s", "--images", f"{__file__}/x.safetensors"),
-        "is a file and no folder: choose another path",
+        "is a file: choose another path",
     ),
     "recipe": (("train", "empir-cifra", "--data-dir", "."), "no recipe 'empir-cifra'"),
     "training data": (("train", "empir-cifar", "--data-dir", "nowhere"), "nowhere"),

@@ -95,7 +95,7 @@ BAD = {
     "no record": (("add", "empir-cifar"), "Missing option '--record'"),
     "missing record": (("add", "empir-cifar", "--record", "none.json"), "none.json cannot be read"),
     "unknown model": (("add", "other", "--record", "file"), "no paper is known for 'other'"),
-    "no record at all": (("add", "empir-cifar", "--record", "file"), "file is no run record"),
+    "no record at all": (("add", "empir-cifar", "--record", "file"), "file is not a run record"),
     "no tree": (("check", "--tree", "none"), "there is no leaderboard at none"),
     "no entry": (("submit", "empir-cifar", "--out", "out", "--tree", "none"), "make one with `empir leaderboard add`"),
 }

@@ -113,7 +113,7 @@ def test_a_report_that_contradicts_itself_is_refused(forge: Callable[[dict[str, 
     assert AuditReport.read(path).masked
     forge(table)
     path.write_text(json.dumps(table))
-    with pytest.raises(EvaluationError, match=r"audit\.json is no audit report"):
+    with pytest.raises(EvaluationError, match=r"audit\.json is not an audit report"):
         AuditReport.read(path)
 
 
@@ -121,7 +121,7 @@ def test_a_report_that_contradicts_itself_is_refused(forge: Callable[[dict[str, 
 def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "audit.json"
     path.write_text(text)
-    with pytest.raises(EvaluationError, match="is no audit report"):
+    with pytest.raises(EvaluationError, match="is not an audit report"):
         AuditReport.read(path)
     with pytest.raises(EvaluationError, match=r"nowhere\.json cannot be read as an audit report"):
         AuditReport.read(tmp_path / "nowhere.json")
