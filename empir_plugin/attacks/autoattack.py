@@ -36,7 +36,7 @@ _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 # The smallest number of classes for which a part's loss is defined.
-_CLASSES: Mapping[str, int] = MappingProxyType(
+FEWEST_CLASSES: Mapping[str, int] = MappingProxyType(
     {"apgd-ce": 2, "apgd-dlr": 3, "fab": 2, "square": 2, "apgd-t": 4, "fab-t": 2}
 )
 
@@ -99,9 +99,9 @@ class AutoAttackSuite:
     def __post_init__(self) -> None:
         if self.version not in _PARTS:
             raise InputError(f"version must be one of {', '.join(_PARTS)}, got {self.version!r}")
-        unknown = [part for part in self.attacks if part not in _CLASSES]
+        unknown = [part for part in self.attacks if part not in FEWEST_CLASSES]
         if unknown:
-            raise InputError(f"attacks must be some of {', '.join(_CLASSES)}, got {', '.join(unknown)}")
+            raise InputError(f"attacks must be some of {', '.join(FEWEST_CLASSES)}, got {', '.join(unknown)}")
         if self.batch_size < 1 or self.queries < 1:
             raise InputError(f"batch_size and queries must be 1 or more, got {self.batch_size} and {self.queries}")
 
@@ -195,8 +195,8 @@ class AutoAttackSuite:
         with torch.no_grad():
             classes = wrapped(batch.x[:1]).shape[1]
         for part in self.parts:
-            if classes < _CLASSES[part]:
-                raise InputError(f"{part} needs at least {_CLASSES[part]} classes, got {classes}: leave it out")
+            if classes < FEWEST_CLASSES[part]:
+                raise InputError(f"{part} needs at least {FEWEST_CLASSES[part]} classes, got {classes}: leave it out")
         # With fewer classes than targets AutoAttack would index beyond the last one.
         for targeted in (adversary.apgd_targeted, adversary.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)

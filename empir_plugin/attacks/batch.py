@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,29 @@ class Attack(Protocol):
                 left out.
         """
         ...
+
+
+class GradientAttackResult(NamedTuple):
+    """What a gradient attack returns, and where it had nothing to follow.
+
+    Args:
+        images: Adversarial images ``(N, C, H, W)``.
+        zero_gradient: Which images ``(N,)`` had a gradient of exactly zero in every pixel at the attack's first step.
+            The attack cannot move those, so their robustness may be masked.
+    """
+
+    images: Tensor
+    zero_gradient: Tensor
+
+
+def is_zero(grad: Tensor) -> Tensor:
+    """Which gradients ``(N, C, H, W)`` are exactly zero in every pixel, ``(N,)``.
+
+    Example:
+        >>> is_zero(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
+        tensor([ True, False])
+    """
+    return (grad == 0).flatten(1).all(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +90,8 @@ class Batch:
         Raises:
             InputError: If a tensor has the wrong shape, type or range.
         """
+        if torch.is_inference_mode_enabled():
+            raise InputError("an attack needs gradients, got torch.inference_mode(): call it outside of that block")
         _check_images(x)
         rows = torch.arange(len(x), device=x.device)
         indices = rows if indices is None else _check_labels("indices", indices, x)
@@ -87,13 +112,16 @@ class Batch:
         """Where ``decision`` ``(N,)`` is a success of the attack: a wrong class or, if targeted, the target class."""
         return decision != self.y if self.targets is None else decision == self.targets
 
-    def check_logits(self, logits: Tensor) -> None:
+    def check_logits(self, logits: object) -> None:
         """Check that ``logits`` are logits of these images.
 
         Raises:
-            InputError: If the shape is not ``(N, K)`` or a label has no class.
+            InputError: If it is not a tensor ``(N, K)`` or a label has no class.
             EvaluationError: If a logit is NaN.
         """
+        if not isinstance(logits, Tensor):
+            got = type(logits).__name__
+            raise InputError(f"a model must return logits (N, K), got a {got}: wrap the model and return its logits")
         if logits.ndim != 2 or len(logits) != len(self):
             raise InputError(f"a model must return logits (N, K) with N = {len(self)}, got {tuple(logits.shape)}")
         if logits.shape[1] < self.classes:

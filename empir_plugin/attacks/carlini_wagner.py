@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Batch, freeze_parameters
+from empir_plugin.attacks.batch import Batch, GradientAttackResult, freeze_parameters, is_zero
 from empir_plugin.attacks.gradient import NO_GRADIENT
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, plain
@@ -104,29 +104,53 @@ class CarliniWagner:
             InputError: If a tensor is invalid.
             EvaluationError: If there is no gradient, or a logit is NaN.
         """
+        return self.run(model, x, y, threat, seed=seed, indices=indices, targets=targets).images
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int = 0,
+        indices: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> GradientAttackResult:
+        """Attack a batch as a call does, and report where the gradient was exactly zero."""
         batch = Batch.of(x, y, indices=indices, targets=targets)
-        best = x.detach().clone()
+        best, zero_gradient = x.detach().clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         if not len(batch):
-            return best
+            return GradientAttackResult(best, zero_gradient)
         best_distance = x.new_full((len(x),), float("inf"))
         const = x.new_full((len(x),), self.initial_const)
         low, high = torch.zeros_like(const), torch.full_like(const, 1e10)
         with freeze_parameters(model):
             for _ in range(self.search_steps):
-                succeeded = self._descend(model, batch, const, best, best_distance)
+                succeeded = self._descend(model, batch, const, best, best_distance, zero_gradient)
                 high = torch.where(succeeded, torch.minimum(high, const), high)
                 low = torch.where(succeeded, low, torch.maximum(low, const))
                 const = torch.where(high < 1e9, (low + high) / 2, const * 10)
         within = threat.norm.size(best - x) <= threat.eps
-        return torch.where(within.view(-1, 1, 1, 1), best, batch.x)
+        return GradientAttackResult(torch.where(within.view(-1, 1, 1, 1), best, batch.x), zero_gradient)
 
-    def _descend(self, model: Model, batch: Batch, const: Tensor, best: Tensor, best_distance: Tensor) -> Tensor:
+    def _descend(
+        self,
+        model: Model,
+        batch: Batch,
+        const: Tensor,
+        best: Tensor,
+        best_distance: Tensor,
+        zero_gradient: Tensor,
+    ) -> Tensor:
         """One search step: improve ``best`` and ``best_distance``, and return which images ``(N,)`` succeeded."""
         succeeded = torch.zeros_like(batch.rows, dtype=torch.bool)
         adam = _Adam.start(batch.x, const)
         every = max(self.iterations // self.abort_checks, 1) if self.abort_checks else self.iterations
         for step in range(self.iterations):
             adv, objective, grad, fooled = self._evaluate(model, batch, adam)
+            if step == 0:  # at the clean images, where the distance has no gradient of its own
+                zero_gradient[batch.rows] = is_zero(grad)
             check = step % every == 0 and self.abort_checks > 0
             decreasing = self._is_decreasing(objective, adam.last_objective) if check else None
             if self.abort_together and decreasing is not None and not decreasing.any():

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Batch, freeze_parameters
+from empir_plugin.attacks.batch import Batch, GradientAttackResult, freeze_parameters, is_zero
 from empir_plugin.attacks.losses import Loss, cross_entropy
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import (
@@ -118,38 +118,54 @@ class GradientAttack:
             InputError: If a tensor is invalid, the surrogate does not fit the model, or eps is infinite.
             EvaluationError: If there is no gradient, or a logit, loss or gradient is NaN.
         """
+        return self.run(model, x, y, threat, seed=seed, indices=indices, targets=targets).images
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int = 0,
+        indices: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> GradientAttackResult:
+        """Attack a batch as a call does, and report where the gradient was exactly zero."""
         if math.isinf(threat.eps):
             raise InputError(f"gradient ascent needs a budget, got {threat}: name a finite eps, or use CarliniWagner")
         active = Batch.of(x, y, indices=indices, targets=targets)
-        result = x.detach().clone()
+        result = GradientAttackResult(x.detach().clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
         with freeze_parameters(model):
             for restart in range(self.restarts):
                 if not len(active):
                     break
                 draw = Draw(seed, active.indices, restart)
-                active = self._run(model, active, threat, draw, result)
+                active = self._ascend(model, active, threat, draw, result)
         return result
 
-    def _run(self, model: Model, batch: Batch, threat: Threat, draw: Draw, result: Tensor) -> Batch:
+    def _ascend(self, model: Model, batch: Batch, threat: Threat, draw: Draw, result: GradientAttackResult) -> Batch:
         """One restart: write adversarial images into ``result``, and return the batch of images still robust."""
         adv = batch.x + self.start(threat.norm, batch.x, threat.eps, draw)
         adv = adv.clamp_(0, 1) if self.start_in_box else adv
         momentum = torch.zeros_like(adv) if self.decay else None
-        for _ in range(self.steps):
+        for step in range(self.steps):
             with torch.enable_grad():
                 view = self.surrogate(model, adv.requires_grad_(True))
-            robust = self._record_broken(view, batch, adv, result)
+            robust = self._record_broken(view, batch, adv, result.images)
             if robust is not None and not robust.any():
                 return batch.keep(robust)
             grad = self._gradient(view, batch, adv)
             adv = adv.detach()
+            if step == 0 and draw.number == 0:
+                result.zero_gradient[batch.rows] = is_zero(grad)
             if robust is not None and not robust.all():  # drop broken images from the active batch
                 batch, adv, grad = batch.keep(robust), adv[robust], grad[robust]
                 momentum = None if momentum is None else momentum[robust]
             if momentum is not None:
                 momentum = grad = momentum * self.decay + _scale_to_mean_one(grad)
             adv = self._step(batch, adv, grad, threat)
-        return self._finish(model, batch, adv, result)
+        return self._finish(model, batch, adv, result.images)
 
     def _gradient(self, view: View, batch: Batch, adv: Tensor) -> Tensor:
         """Gradient of the loss with respect to the images."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Attack, Batch, freeze_parameters
+from empir_plugin.attacks.batch import Attack, Batch, GradientAttackResult, freeze_parameters
+from empir_plugin.attacks.carlini_wagner import CarliniWagner
+from empir_plugin.attacks.gradient import GradientAttack
 from empir_plugin.attacks.surrogates import Model, member_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
@@ -112,6 +114,31 @@ class OnMember:
             The images ``(N, C, H, W)`` the attack on the member returns.
         """
         return self.attack(member_of(model, self.index, self), x, y, threat, seed=seed, indices=indices)
+
+    def run(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, indices: Tensor | None = None
+    ) -> GradientAttackResult:
+        """Attack a batch as a call does, and report where the member's gradient was exactly zero.
+
+        Raises:
+            TypeError: If the attack is not a gradient attack: see :func:`reports_zero_gradients`.
+        """
+        if not reports_zero_gradients(self.attack):
+            raise TypeError(f"only gradient attacks report zero gradients, got a {type(self.attack).__name__}: call it")
+        return self.attack.run(member_of(model, self.index, self), x, y, threat, seed=seed, indices=indices)
+
+
+def reports_zero_gradients(attack: object) -> TypeGuard[GradientAttack | CarliniWagner | OnMember]:
+    """Whether an attack has a method ``run`` that reports where the gradient was exactly zero.
+
+    Example:
+        >>> from empir_plugin.attacks.gradient import fgsm, uniform_noise
+        >>> reports_zero_gradients(OnMember(0, fgsm())), reports_zero_gradients(uniform_noise())
+        (True, False)
+    """
+    if isinstance(attack, OnMember):
+        return reports_zero_gradients(attack.attack)
+    return isinstance(attack, CarliniWagner) or (isinstance(attack, GradientAttack) and attack.steps > 0)
 
 
 def transfer_matrix(

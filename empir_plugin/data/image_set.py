@@ -66,6 +66,9 @@ class ImageSet:
     source: str = FOLDER
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, Tensor):
+            got = type(self.images).__name__
+            raise InputError(f"an image set stores a torch.Tensor of uint8, got a {got}: use torch.as_tensor(images)")
         if self.images.dtype != torch.uint8:
             raise InputError(f"an image set stores uint8 in 0..255, got {self.images.dtype}: multiply by 255 and round")
         _check_shape(self.images)

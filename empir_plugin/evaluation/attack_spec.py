@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from empir_plugin.attacks.autoattack import AutoAttackSuite
+from empir_plugin.attacks.autoattack import FEWEST_CLASSES, AutoAttackSuite
 from empir_plugin.attacks.batch import Attack
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.errors import InputError
 
 
 class Labels(Enum):
@@ -35,6 +36,7 @@ class AttackSpec:
         batch_size: How many images the attack must be given at once, in the order of the data set, because they
             influence each other; any number by default.
         aim: What it attacks and how it judges its success, as a phrase.
+        left_out: Parts of AutoAttack that do not run because they are not defined for so few classes.
 
     Example:
         >>> from empir_plugin.attacks import fgsm
@@ -49,6 +51,7 @@ class AttackSpec:
     threat: Threat | None = None
     batch_size: int | None = None
     aim: str = "the whole model, by its own decision"
+    left_out: tuple[str, ...] = ()
 
     @property
     def bounded(self) -> bool:
@@ -76,9 +79,33 @@ class AttackSpec:
             return self
         return replace(self, attack=replace(suite, batch_size=batch_size))
 
+    def for_classes(self, num_classes: int) -> AttackSpec:
+        """The same attack without the parts of AutoAttack that are not defined for that many classes.
+
+        Raises:
+            InputError: If no part is left.
+
+        Example:
+            >>> spec = AttackSpec("AutoAttack", AutoAttackSuite()).for_classes(2)
+            >>> spec.attack.parts, spec.left_out
+            (('apgd-ce', 'fab-t', 'square'), ('apgd-t',))
+        """
+        suite = self.attack
+        if not isinstance(suite, AutoAttackSuite):
+            return self
+        left_out = tuple(part for part in suite.parts if FEWEST_CLASSES[part] > num_classes)
+        if not left_out:
+            return self
+        parts = tuple(part for part in suite.parts if part not in left_out)
+        if not parts:
+            needed = min(FEWEST_CLASSES[part] for part in left_out)
+            raise InputError(f"{self.name} needs {needed} classes, got {num_classes}: choose other attacks")
+        return replace(self, attack=replace(suite, attacks=parts), left_out=left_out)
+
     def describe(self) -> str:
         """The spec as a sentence, for records."""
         images = "all images" if self.attack_all else "the images classified correctly"
         limits = "" if self.bounded else "; without a budget"
         together = "" if self.batch_size is None else f"; in batches of {self.batch_size}"
-        return f"{self.name}: attacks {self.aim}; labels: {self.labels.value}; on {images}{limits}{together}."
+        missing = f"; without {', '.join(self.left_out)}, not defined for so few classes" if self.left_out else ""
+        return f"{self.name}: attacks {self.aim}; labels: {self.labels.value}; on {images}{limits}{together}{missing}."

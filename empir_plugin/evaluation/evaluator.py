@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks.autoattack import AutoAttackSuite, square_flags
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.transfer import reports_zero_gradients
 from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EmpirError, EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
@@ -27,6 +29,10 @@ from empir_plugin.evaluation.int8_queries import (
 )
 from empir_plugin.evaluation.judge import check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
+from empir_plugin.evaluation.prepare import prepare_for_images
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+"""Terminal colours in messages of torch."""
 
 Tick = Callable[[int], None]
 """Called with the number of images that were finished."""
@@ -75,6 +81,7 @@ class Evaluator:
         threat: The budget of attacks that have none of their own.
         settings: Seed, batch size and device.
         queries: What answers attacks that ask for no gradient.
+        memory_format: Of the images.
     """
 
     model: nn.Module
@@ -82,6 +89,19 @@ class Evaluator:
     threat: Threat
     settings: Settings = field(default_factory=Settings)
     queries: Queries = field(default_factory=Queries)
+    memory_format: torch.memory_format = torch.channels_last
+
+    @classmethod
+    def of(cls, model: nn.Module, data: ImageSet, threat: Threat, settings: Settings) -> Evaluator:
+        """An evaluator with a prepared copy of a model, tried on the first images.
+
+        Raises:
+            InputError: If the model is not a module.
+            EvaluationError: See :func:`~empir_plugin.evaluation.prepare.prepare_for_images`.
+        """
+        images, _ = data.batch(0, 2)
+        prepared = prepare_for_images(model, settings.device, images)
+        return cls(prepared.model, data, threat, settings, memory_format=prepared.memory_format)
 
     def clean(self, shard: Shard) -> Outcome:
         """Decide on the clean images of a shard.
@@ -94,7 +114,8 @@ class Evaluator:
             x, y = self._images(shard)
             check_images(x, y, self.data.num_classes)
             decided = self._clean_decisions(x, y)
-        return self._outcome(decided, start)
+            unstable = self.batch_dependent(shard, decided)
+        return self._outcome(decided, start, unstable=tuple(unstable.tolist()))
 
     def attack(
         self, spec: AttackSpec, shard: Shard, attacked: Tensor, own: Tensor, tick: Tick
@@ -120,11 +141,14 @@ class Evaluator:
             if isinstance(spec.attack, AutoAttackSuite) and len(rows):
                 adversarial, details = self._autoattack(spec, spec.attack, x, labels, rows)
             elif len(rows):  # split() would give an attack one empty batch
+                zero = torch.zeros_like(rows, dtype=torch.bool)
                 for places in torch.arange(len(rows), device=rows.device).split(self._batch_size(spec)):
-                    adversarial[places] = self._attack_batch(spec, shard, x, labels, rows[places])
+                    adversarial[places], zero[places] = self._attack_batch(spec, shard, x, labels, rows[places])
                     reached = int(rows[places[-1]]) + 1
                     tick(reached - done)
                     done = reached
+                if reports_zero_gradients(spec.attack):
+                    details = {"zero_gradients": int(zero.sum())}
             tick(len(x) - done)
             decided = torch.full_like(y, NOT_ATTACKED)
             decided[rows] = self._decisions(self.model, adversarial)
@@ -136,18 +160,26 @@ class Evaluator:
 
     def _attack_batch(
         self, spec: AttackSpec, shard: Shard, x: Tensor, labels: Tensor, rows: Tensor, on: nn.Module | None = None
-    ) -> Tensor:
-        """Adversarial images for some rows of a shard, made on the model or, for queries, on its copy, and checked."""
+    ) -> tuple[Tensor, Tensor]:
+        """Checked adversarial images for some rows of a shard, and where the gradient was exactly zero ``(n,)``.
+
+        They are made on the model, or, by attacks that only ask for logits, on its int8 copy.
+        """
         copy, threat, seed = self.queries.copy, spec.threat or self.threat, self.settings.seed
+        nowhere = torch.zeros_like(rows, dtype=torch.bool)
         if on is None and copy is not None and never_differentiates(spec.attack):
 
             def run(network: nn.Module, chosen: Tensor) -> Tensor:
-                return self._attack_batch(spec, shard, x, labels, chosen, network)
+                return self._attack_batch(spec, shard, x, labels, chosen, network)[0]
 
-            return attack_copy_first(run, self.model, copy, rows, labels[rows], batch_size=self.settings.batch_size)
+            images = attack_copy_first(run, self.model, copy, rows, labels[rows], batch_size=self.settings.batch_size)
+            return images, nowhere
         # x[rows] is a copy: whatever the attack does to it, the judge compares with the original images.
-        found = spec.attack(on or self.model, x[rows], labels[rows], threat, seed=seed, indices=rows + shard.start)
-        return check_attack_result(x[rows], found, threat)
+        model, given, indices = on or self.model, (x[rows], labels[rows], threat), rows + shard.start
+        if reports_zero_gradients(spec.attack):
+            result = spec.attack.run(model, *given, seed=seed, indices=indices)
+            return check_attack_result(x[rows], result.images, threat), result.zero_gradient
+        return check_attack_result(x[rows], spec.attack(model, *given, seed=seed, indices=indices), threat), nowhere
 
     def _autoattack(
         self, spec: AttackSpec, suite: AutoAttackSuite, x: Tensor, labels: Tensor, rows: Tensor
@@ -169,7 +201,7 @@ class Evaluator:
 
     def _images(self, shard: Shard) -> tuple[Tensor, Tensor]:
         x, y = self.data.batch(shard.start, shard.stop)
-        return x.to(self.settings.device, memory_format=torch.channels_last), y.to(self.settings.device)
+        return x.to(self.settings.device, memory_format=self.memory_format), y.to(self.settings.device)
 
     def _clean_decisions(self, x: Tensor, y: Tensor) -> Tensor:
         copy = self.queries.copy
@@ -178,6 +210,21 @@ class Evaluator:
         if copy is not None:  # An image counts as misclassified only if the model itself misclassifies it.
             decided[wrong] = self._decisions(self.model, x[wrong])
         return decided
+
+    def batch_dependent(self, shard: Shard, decided: Tensor) -> Tensor:
+        """Rows ``(n,)`` of the images that are decided differently in another order and another batch size.
+
+        Args:
+            shard: The images.
+            decided: The decisions ``(N,)`` on them in order.
+        """
+        x, decided = self._images(shard)[0], decided.to(self.settings.device)
+        used = min(self.settings.batch_size, len(x))
+        size = used // 2 + 1 if used > 2 else used + 1
+        order = torch.arange(len(x), device=x.device).flip(0).roll(1)
+        again = torch.empty_like(decided)
+        again[order] = decisions(self.model, x[order], num_classes=self.data.num_classes, batch_size=size)
+        return (again != decided).nonzero().squeeze(1)
 
     def _decisions(self, model: nn.Module, x: Tensor, *, clean: bool = False) -> Tensor:
         if not len(x):
@@ -216,5 +263,5 @@ def _error_context(what: str, shard: Shard) -> Iterator[None]:
     except EmpirError as error:
         raise EvaluationError(f"{what}, {shard}: {error}") from error
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = _ESCAPE.sub("", (str(error).strip().splitlines() or [""])[0])
         raise EvaluationError(f"{what} failed on {shard} with {type(error).__name__}: {first}") from error

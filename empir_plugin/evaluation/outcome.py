@@ -52,6 +52,10 @@ class Outcome:
         flags: AutoAttack's warnings about the model or the evaluation.
         parts: For each part of AutoAttack its name and, per image, 1 if the image was still classified correctly.
         images_sha256: Of the file with the broken images, if they are kept.
+        unstable: Of the clean images, those on which the decision depends on the other images of the batch, by their
+            positions in the shard.
+        zero_gradients: How many of the attacked images had a gradient of exactly zero in the first step; None if the
+            attack does not tell.
 
     Raises:
         EvaluationError: If a field has another form.
@@ -67,6 +71,8 @@ class Outcome:
     flags: tuple[str, ...] = ()
     parts: tuple[tuple[str, str], ...] = ()
     images_sha256: str = ""
+    unstable: tuple[int, ...] = ()
+    zero_gradients: int | None = None
 
     def __post_init__(self) -> None:
         whole = all(type(number) is int and number >= NOT_ATTACKED for number in (*self.decisions, self.threads))
@@ -88,7 +94,12 @@ class Outcome:
         """
         try:
             parts = tuple((str(name), str(bits)) for name, bits in table["parts"])
-            lists = {"decisions": tuple(table["decisions"]), "flags": tuple(map(str, table["flags"])), "parts": parts}
+            lists = {
+                "decisions": tuple(table["decisions"]),
+                "flags": tuple(map(str, table["flags"])),
+                "parts": parts,
+                "unstable": tuple(table.get("unstable", ())),
+            }
             return cls(**{**table, **lists})
         except (KeyError, TypeError, ValueError) as error:
             raise EvaluationError(f"this is not the outcome of a shard ({error})") from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
@@ -69,6 +70,227 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
         ) from error
     bake_(subject)
     return subject.to(device).to(memory_format=torch.channels_last)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside of wrappers that only pass images on: data parallel, compiled, or a sequence of one module.
+
+    A wrapper with forward hooks is kept, since a hook may change the output.
+
+    Example:
+        >>> inner = nn.Flatten()
+        >>> unwrap(nn.Sequential(nn.DataParallel(inner))) is inner
+        True
+    """
+    while (inner := _inner(model)) is not None and not (model._forward_hooks or model._forward_pre_hooks):
+        model = inner
+    return model
+
+
+def _inner(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    if "_orig_mod" in model._modules:  # torch.compile's OptimizedModule, without importing the compiler
+        return model._modules["_orig_mod"]
+    if type(model) is nn.Sequential and len(model) == 1:
+        return model[0]
+    return None
+
+
+class PreparedModel(NamedTuple):
+    """A copy of a model ready for evaluation, and the memory format its images must have."""
+
+    model: nn.Module
+    memory_format: torch.memory_format
+
+
+def prepare_for_images(
+    model: nn.Module, device: torch.device, images: Tensor, *, differentiable: bool = True
+) -> PreparedModel:
+    """Prepare a copy of a model, and try it on images before anything depends on it.
+
+    The copy runs in channels-last memory if its results and gradients are the same there, else in contiguous memory:
+    a ``view`` of activations, for instance, works only in the latter. Logits of other types are cast to float32.
+
+    Args:
+        model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
+        device: Where to compute.
+        images: ``(n, C, H, W)`` in [0, 1], two or more if possible.
+        differentiable: Whether gradients will be needed, too.
+
+    Raises:
+        InputError: If it is not a module.
+        EvaluationError: If it cannot be copied, has parts in training mode that ``eval()`` does not reach, changes its
+            own state or its input in a forward pass, or fails.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv, self.linear = nn.Conv2d(3, 4, 5), nn.Linear(4 * 4 * 4, 10)
+        ...
+        ...     def forward(self, x):
+        ...         x = self.conv(x)
+        ...         return self.linear(x.view(x.size(0), -1))
+        >>> prepare_for_images(Net(), torch.device("cpu"), torch.rand(2, 3, 8, 8)).memory_format
+        torch.contiguous_format
+    """
+    subject, images = prepare(model, device).to(memory_format=torch.contiguous_format), images.to(device)
+    with exact_float32():
+        check_forward(subject, images)
+        logits = _forward(subject, images)
+        memory_format = torch.contiguous_format
+        if logits is not None and _runs_alike(subject, images, logits, differentiable):
+            memory_format = torch.channels_last
+    subject = subject.to(memory_format=memory_format)
+    if logits is not None and logits.is_floating_point() and logits.dtype != torch.float32:
+        subject = Float32Logits(subject)
+    return PreparedModel(subject, memory_format)
+
+
+class Float32Logits(nn.Module):
+    """A model whose logits are cast to float32; attributes such as ``members`` are those of the model.
+
+    Args:
+        model: Returns logits ``(N, K)`` of another floating-point type.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` in float32 of images ``(N, C, H, W)``."""
+        return self.model(x).float()
+
+    def member_logits(self, x: Tensor) -> Tensor:
+        """Logits ``(M, N, K)`` of an ensemble's members in float32."""
+        member_logits: Any = self.model.member_logits
+        return member_logits(x).float()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+def check_forward(model: nn.Module, images: Tensor) -> None:
+    """Check that a forward pass does nothing that would make an evaluation wrong.
+
+    Raises:
+        EvaluationError: If a layer in training mode is at work that ``eval()`` does not reach, or the pass changes the
+            images or the model's own state.
+    """
+    before, given, hidden = _state(model), images.clone(), []
+    with _hidden_modules(model, hidden):
+        logits = _forward(model, images)
+    if not torch.equal(images, given):
+        raise EvaluationError(
+            "the model writes to its input, which would change the images for everyone after it: replace in-place "
+            "operations on it (x -= mean) by others (x = x - mean)"
+        )
+    changed = [name for name, value in _state(model).items() if not _same(value, before.get(name))]
+    if changed:
+        raise EvaluationError(
+            f"the model changes its own state in a forward pass in evaluation mode ({', '.join(changed[:3])}): its "
+            "results would depend on what it was shown before; update such state in training mode only"
+        )
+    _check_modes(model, images, hidden, logits)
+
+
+_MODE_DEPENDENT = (
+    nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.dropout._DropoutNd
+)  # fmt: skip
+_UNREACHABLE = (
+    "{} is in training mode and not a submodule of the model, so eval() does not reach it and its results depend on "
+    "the batch or on chance: hold it as an attribute or in an nn.ModuleList, not in a Python list or a closure"
+)
+
+
+@contextmanager
+def _hidden_modules(model: nn.Module, hidden: list[nn.Module]) -> Iterator[None]:
+    """Collect the modules that run and are not part of the model; refuse what depends on training mode at once."""
+    known = set(model.modules())
+
+    def look(module: nn.Module, args: object) -> None:
+        if module in known:
+            return
+        if module.training and isinstance(module, _MODE_DEPENDENT):
+            raise EvaluationError(_UNREACHABLE.format(f"a {type(module).__name__}"))
+        hidden.append(module)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_modes(model: nn.Module, images: Tensor, hidden: list[nn.Module], logits: Tensor | None) -> None:
+    """Compare with the hidden modules in evaluation mode."""
+    training = [module for module in hidden if module.training]
+    if not training or logits is None:
+        return
+    for module in training:
+        module.training = False
+    try:
+        in_evaluation_mode = _forward(model, images)
+    finally:
+        for module in training:
+            module.training = True
+    if in_evaluation_mode is None or not torch.equal(logits, in_evaluation_mode):
+        names = sorted({f"a {type(module).__name__}" for module in training})
+        raise EvaluationError(_UNREACHABLE.format(", ".join(names)))
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and bool(((one == other) | (one != one)).all())
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor | None:
+    """The logits; None if the model fails, which the evaluation of the clean images reports with its context."""
+    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+        torch.manual_seed(0)
+        try:
+            logits = model(images)
+        except EvaluationError:
+            raise
+        except Exception:
+            return None
+    return logits if isinstance(logits, Tensor) else None
+
+
+def _runs_alike(model: nn.Module, images: Tensor, expected: Tensor, differentiable: bool) -> bool:
+    """Whether a model gives the same logits in channels-last memory, and its backward pass works there."""
+    found = _forward(model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last))
+    if found is None or found.shape != expected.shape:
+        return False
+    scale = float(expected.abs().amax()) if expected.numel() else 0.0
+    if not math.isfinite(scale) or not torch.allclose(
+        found.double(), expected.double(), rtol=0.0, atol=_LAYOUT_TOLERANCE * scale
+    ):
+        return False
+    if not differentiable:
+        return True
+    with torch.enable_grad():
+        x = images.detach().clone(memory_format=torch.channels_last).requires_grad_(True)
+        try:
+            total = model(x).float().sum()
+            if total.requires_grad:
+                torch.autograd.grad(total, x, allow_unused=True)
+        except RuntimeError:
+            return False
+    return True
+
+
+_LAYOUT_TOLERANCE = 1e-2
+"""Difference of logits between memory formats, as a share of the largest, that rounding explains."""
 
 
 @contextmanager

@@ -141,10 +141,12 @@ class Record:
         worst_case: One character per image: 1 if it is classified correctly and no attack that counts broke it.
         worst_case_accuracy: Percent of the images with a 1.
         run: ``seed``, ``batch_size``, ``shard_size``, ``cascade``, ``device``, ``backend`` (what computed ``verdicts``
-            and answered ``queries``, and the ``reason`` if int8 was not available), ``threads`` per process (every
+            and answered ``queries``, and the ``reason`` if int8 was not available), ``batch_dependent`` (on how many
+            clean images the decision depends on the rest of the batch), ``threads`` per process (every
             number that occurred), ``processes``, time of day ``finished``, ``versions`` of packages and ``code_sha256``
             of this package.
         protocol: ``name``, ``description``, and ``headline``: which number to quote, ``WORST_CASE`` or ``AVERAGE``.
+        flags: Warnings about the model, such as decisions that depend on the rest of the batch.
         schema: Version of this format.
 
     Raises:
@@ -161,6 +163,7 @@ class Record:
     worst_case_accuracy: float
     run: dict[str, Any]
     protocol: dict[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
     schema: int = field(default=SCHEMA, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -218,7 +221,10 @@ class Record:
             KeyError: If the attacks, or fields of one, are missing.
             TypeError: If other fields are missing, or unknown.
         """
-        return cls(**{**table, "attacks": tuple(_parse_attack(row) for row in table["attacks"])})
+        attacks, flags = tuple(map(_parse_attack, table["attacks"])), table.get("flags", [])
+        if not (isinstance(flags, list | tuple) and all(isinstance(flag, str) for flag in flags)):
+            raise EvaluationError(f"flags must be a list of texts, got {flags!r}")
+        return cls(**{**table, "attacks": attacks, "flags": tuple(flags)})
 
 
 def _parse_attack(row: Mapping[str, Any]) -> AttackRecord:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from empir_plugin.attacks.threat import Threat
@@ -21,7 +20,7 @@ from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.int8_queries import agree_on_backend, integer_queries
 from empir_plugin.evaluation.judge import decisions
 from empir_plugin.evaluation.outcome import Outcome, needed_bytes, worst_images, write_images
-from empir_plugin.evaluation.prepare import exact_float32, prepare, require_weights
+from empir_plugin.evaluation.prepare import exact_float32, require_weights, unwrap
 from empir_plugin.evaluation.protocols import Protocol, default
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.shards import CLEAN, ShardedRun, check_shard_size
@@ -81,9 +80,10 @@ def evaluate(
     if team.size > 1:
         settings = replace(settings, device=device_of_rank(settings.device))
     require_weights(model, name)
-    evaluator = Evaluator(prepare(model, settings.device), data, threat, settings)
+    model = unwrap(model)
+    evaluator = Evaluator.of(model, data, threat, settings)
     chosen = protocol.attacks(model, data.name) if attacks is None else attacks
-    specs = tuple(spec.with_batch_size(settings.batch_size) for spec in chosen)
+    specs = tuple(spec.with_batch_size(settings.batch_size).for_classes(data.num_classes) for spec in chosen)
     _check(specs, evaluator, store, images)
     processes = team.round(len(data), on_progress)
     if settings.int8:
@@ -119,7 +119,7 @@ def _with_integer_queries(evaluator: Evaluator, team: Team) -> Evaluator:
     """The evaluator with an int8 copy of its model to answer queries, if every process can have one."""
     data, round = evaluator.data, team.round()
     images, _ = data.batch(0, min(len(data), _COMPARED))
-    images = images.to(evaluator.settings.device, memory_format=torch.channels_last)
+    images = images.to(evaluator.settings.device, memory_format=evaluator.memory_format)
     with round.announce_failure():
         decisions(evaluator.model, images[:1], num_classes=data.num_classes)  # The model itself may be at fault.
         queries = agree_on_backend(integer_queries(evaluator.model, images), round)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -14,10 +14,11 @@ from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator
 from empir_plugin.evaluation.identity import code_sha256, data_table, describe, model_table, now, versions
-from empir_plugin.evaluation.outcome import Outcome
+from empir_plugin.evaluation.outcome import NOT_ATTACKED, Outcome
 from empir_plugin.evaluation.protocols import Headline, Protocol
 from empir_plugin.evaluation.record import CUSTOM, AttackRecord, PartRecord, Record, percent, worst_case
 from empir_plugin.evaluation.shards import CLEAN
+from empir_plugin.models.ensemble import Ensemble
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -59,6 +60,7 @@ def make_record(
         worst_case_accuracy=percent(worst),
         run=_run_table(evaluator, outcomes, processes),
         protocol=_protocol_table(protocol),
+        flags=(*_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size), *_hidden_ensemble_flag(model)),
     )
 
 
@@ -77,6 +79,7 @@ def _run_table(evaluator: Evaluator, outcomes: Mapping[str, Sequence[Outcome]], 
         "cascade": settings.cascade,
         "device": settings.device.type,
         "backend": evaluator.queries.to_table(),
+        "batch_dependent": sum(len(outcome.unstable) for outcome in outcomes[CLEAN]),
         "threads": sorted({outcome.threads for column in outcomes.values() for outcome in column}),
         "processes": processes,
         "finished": now(),
@@ -115,7 +118,7 @@ def attack_record(spec: AttackSpec, threat: Threat, outcomes: Sequence[Outcome],
         robust=robust,
         accuracy=percent(robust),
         seconds=round(sum(outcome.seconds for outcome in outcomes), 2),
-        flags=(*_flags(outcomes), *square_flags(accuracy)),
+        flags=(*_left_out_flag(spec), *_zero_gradient_flag(outcomes), *_flags(outcomes), *square_flags(accuracy)),
         rules=spec.describe(),
         threat=str(spec.threat or threat),
         in_worst_case=spec.counts_under(threat),
@@ -142,6 +145,41 @@ def attack_kind(attack: Attack) -> tuple[str, int]:
         return CUSTOM, 1
     is_own = type(attack).__module__.partition(".")[0] == __name__.partition(".")[0]
     return (kind, version) if is_own or kind not in _RESERVED else (CUSTOM, 1)
+
+
+def _left_out_flag(spec: AttackSpec) -> Iterator[str]:
+    if spec.left_out:
+        yield f"{', '.join(spec.left_out)} did not run: not defined for so few classes"
+
+
+def _zero_gradient_flag(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    counts = [outcome.zero_gradients for outcome in outcomes if outcome.zero_gradients is not None]
+    if zero := sum(counts):
+        attacked = sum(decision != NOT_ATTACKED for outcome in outcomes for decision in outcome.decisions)
+        yield (
+            f"the gradient is exactly zero for {zero} of {attacked} attacked images ({zero / attacked:.1%}) in the "
+            "first step: this attack cannot move them, and their robustness may be masked; run empir audit"
+        )
+
+
+def _batch_flag(outcomes: Sequence[Outcome], shard_size: int) -> Iterator[str]:
+    unstable = [number * shard_size + row for number, outcome in enumerate(outcomes) for row in outcome.unstable]
+    if unstable:
+        images = sum(len(outcome.decisions) for outcome in outcomes)
+        yield (
+            f"the decision on {len(unstable)} of {images} clean images ({len(unstable) / images:.1%}; the first is "
+            f"image {unstable[0]}) depends on the other images of the batch, so accuracies depend on the batch size: "
+            "look for statistics of the batch, or chance, in the forward pass"
+        )
+
+
+def _hidden_ensemble_flag(model: nn.Module) -> Iterator[str]:
+    if not isinstance(model, Ensemble) and any(isinstance(module, Ensemble) for module in model.modules()):
+        yield (
+            f"the model, a {type(model).__name__}, contains an ensemble whose members were not reached: attacks on "
+            "members and on smooth votes did not run; evaluate the ensemble itself, or move what is around it into its "
+            "members"
+        )
 
 
 def _settings(spec: AttackSpec) -> str:

@@ -17,7 +17,7 @@ from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import ModelIdentity, model_fingerprint
 from empir_plugin.evaluation.judge import check_attack_result, correct
-from empir_plugin.evaluation.prepare import exact_float32, prepare
+from empir_plugin.evaluation.prepare import exact_float32, prepare_for_images
 from empir_plugin.evaluation.record import Record, bits, percent
 
 _BATCH = 500
@@ -62,7 +62,9 @@ def export_images(
     if clean is not None:
         _require_budget(images, labels, clean, record)
     with exact_float32():
-        accuracy = percent(bits(correct(prepare(model, torch.device("cpu")), images, labels)))
+        accuracy = percent(
+            bits(correct(prepare_for_images(model, torch.device("cpu"), images[:2]).model, images, labels))
+        )
     if accuracy >= below:
         raise EvaluationError(
             f"the images of {path} give a robust accuracy of {accuracy:.2f} %, and {below:.2f} % is known already: "

@@ -26,6 +26,10 @@ _STANDARD = "autoattack-standard"
 _AGAIN = "with this release of empir-plugin"
 
 
+_UNSTABLE_SHARE = 0.01
+"""Share of clean images whose decision may change with the batch, as rounding can make it."""
+
+
 @dataclass(frozen=True)
 class Numbers:
     """The numbers of an entry, and what makes them doubtful.
@@ -124,6 +128,12 @@ def require_eligible(model: str, board: Board, record: Record) -> None:
         raise EvaluationError(
             f"in the record, {queries} answered clean images and queries, and an entry is about the model itself: "
             "evaluate without --int8"
+        )
+    unstable = record.run.get("batch_dependent", 0)
+    if unstable > _UNSTABLE_SHARE * record.data["n"]:
+        raise EvaluationError(
+            f"in the record, the decision on {unstable:,} of {record.data['n']:,} clean images depends on the rest of "
+            "the batch, so its accuracies are not those of the model: make the model decide image by image"
         )
     _require_threat(board, record)
 

@@ -20,7 +20,7 @@ from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
 from empir_plugin.evaluation.overhead.report import image_shape_of, overhead
-from empir_plugin.evaluation.prepare import exact_float32, prepare
+from empir_plugin.evaluation.prepare import exact_float32
 from empir_plugin.evaluation.protocols import Protocol
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.evaluation.shards import cut
@@ -241,7 +241,7 @@ class Confusion:
         if _is_up_to_date(path, hashes):
             return
         spec = self._attack_spec(model)
-        counts = _count_decisions(prepare(model, context.settings.device), data, spec, self.threat, context)
+        counts = _count_decisions(model, data, spec, self.threat, context)
         ConfusionMatrix(
             model=about,
             data=data_table(data),
@@ -273,7 +273,7 @@ def _run_table(settings: Settings) -> dict[str, Any]:
 def _count_decisions(model: nn.Module, data: ImageSet, spec: AttackSpec, threat: Threat, context: Context) -> Tensor:
     """Decisions under attack, counted by true class and decision: ``(K, K)``."""
     settings = context.settings
-    evaluator = Evaluator(model, data, threat, settings)
+    evaluator = Evaluator.of(model, data, threat, settings)
     counts = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
     with exact_float32():
         for shard in cut(len(data), settings.shard_size):

@@ -16,7 +16,7 @@ from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.evaluation.overhead.count import packed_bytes
-from empir_plugin.evaluation.prepare import prepare
+from empir_plugin.evaluation.prepare import prepare_for_images
 from empir_plugin.models.convert.probe import preserve_modes, run
 from empir_plugin.models.convert.report import ConversionReport
 from empir_plugin.models.packing import save_packed, sha256
@@ -275,8 +275,9 @@ def _fine_tune(
 
 
 def _accuracy(model: nn.Module, test: ImageSet, device: torch.device) -> float:
-    evaluated = prepare(model, device)
-    is_correct = correct(evaluated, test.as_float().to(device), test.labels.to(device))
+    images = test.as_float().to(device)
+    evaluated = prepare_for_images(model, device, images[:2]).model
+    is_correct = correct(evaluated, images, test.labels.to(device))
     return is_correct.sum().item() / len(test)
 
 

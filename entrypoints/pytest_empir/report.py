@@ -129,6 +129,9 @@ def _table_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             cell.ljust(width) if name in _TEXTS else cell.rjust(width) for name, cell, width in cells
         ).rstrip()
     yield from dict.fromkeys(
+        f"{row['record']['model']['name']}: {flag}" for row in rows for flag in row.get("record", {}).get("flags", ())
+    )
+    yield from dict.fromkeys(
         f"{row['record']['model']['name']}: {attack['name']} warns: {flag}"
         for row in rows
         for attack in row.get("record", {}).get("attacks", ())

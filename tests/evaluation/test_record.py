@@ -58,7 +58,7 @@ def test_the_format_is_stable() -> None:
     table = json.loads(RECORD.to_json())
     assert list(table) == [
         "model", "data", "threat", "clean", "clean_accuracy", "attacks", "worst_case", "worst_case_accuracy", "run",
-        "protocol", "schema",
+        "protocol", "flags", "schema",
     ]  # fmt: skip
     assert list(table["attacks"][2]) == [
         "name", "kind", "version", "settings", "robust", "accuracy", "seconds", "flags", "rules", "threat",

@@ -77,6 +77,18 @@ def misleading_gradient(measurements: Measurements) -> Finding:
     return _finding("gradient misleads", measured, numbers, reason, images=images, broken=count, median_kept=median)
 
 
+def batch_dependence(measurements: Measurements) -> Finding:
+    """Decisions that depend on the other images of the batch."""
+    count, images = int(measurements.batch_dependent.sum()), len(measurements.batch_dependent)
+    measured = f"The decision on {count} of {images} images changes with the other images of the batch."
+    reason = (
+        "an attack that moves one image then moves others, and accuracies depend on the batch size; one in a hundred "
+        "allows for rounding"
+    )
+    numbers = _share(count, images, _UNBROKEN)
+    return _finding("batch dependence", measured, numbers, reason, images=images, batch_dependent=count)
+
+
 def loss_dependence(measurements: Measurements) -> Finding:
     """PGD's strongest loss against its weakest."""
     losses = measurements.broken["losses"]
@@ -174,6 +186,7 @@ CHECKS: tuple[Check, ...] = (
     zero_gradients,
     zero_pixels,
     misleading_gradient,
+    batch_dependence,
     Comparison(
         "one step beats many",
         _group("one step"),

@@ -41,6 +41,7 @@ class Measurements:
         kept: By how much a step of half the radius along the margin's gradient raises the margin, as a share of what
             the gradient promises, ``(N,)``.
         has_gradient: Whether the model's own output has a gradient at all.
+        batch_dependent: On which images the decision depends on the rest of the batch, ``(N,)``.
         flags: AutoAttack's warnings.
     """
 
@@ -50,6 +51,7 @@ class Measurements:
     zero_pixels: Tensor
     kept: Tensor
     has_gradient: bool
+    batch_dependent: Tensor
     flags: tuple[str, ...]
 
     def only(self, group: str) -> Tensor:
@@ -98,6 +100,7 @@ class Auditor:
             zero_pixels=zero_pixels,
             kept=self._kept(compared_at),
             has_gradient=self._gives_gradient(plain),
+            batch_dependent=self._batch_dependent(),
             flags=flags,
         )
 
@@ -143,6 +146,11 @@ class Auditor:
         every_image = torch.ones_like(data.labels, dtype=torch.bool)
         outcome, _ = self.evaluator.attack(spec, self._shard, every_image, data.labels, _ignore)
         return attack_record(spec, threat, [outcome], data.labels).flags
+
+    def _batch_dependent(self) -> Tensor:
+        unstable = torch.zeros(len(self.evaluator.data), dtype=torch.bool)
+        unstable[self.evaluator.batch_dependent(self._shard, self.evaluator.data.labels).cpu()] = True
+        return unstable
 
     def _zero_gradients(self) -> tuple[Tensor, Tensor]:
         """Measured at PGD's start and not at the image: a network without biases is dead on a digit's black border."""

@@ -16,7 +16,7 @@ from empir_plugin.evaluation.audit.measurements import Auditor, OnMeasurement
 from empir_plugin.evaluation.audit.report import AuditReport, verdict_on
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
-from empir_plugin.evaluation.prepare import exact_float32, prepare, require_weights
+from empir_plugin.evaluation.prepare import exact_float32, require_weights, unwrap
 from empir_plugin.evaluation.shards import cut
 
 FEWEST_IMAGES = 20
@@ -62,7 +62,8 @@ def audit(
     if math.isinf(threat.eps):
         raise InputError(f"an audit compares attacks under a budget, got {threat}: name a finite eps")
     require_weights(model, name)
-    evaluator = Evaluator(prepare(model, settings.device), data, threat, settings)
+    model = unwrap(model)
+    evaluator = Evaluator.of(model, data, threat, settings)
     with exact_float32():
         auditor = Auditor(_on_correct_images(evaluator))
         measurements = auditor.measure(on_progress)

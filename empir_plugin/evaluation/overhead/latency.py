@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.prepare import exact_float32, prepare
+from empir_plugin.evaluation.prepare import exact_float32, prepare, prepare_for_images
 
 SIMULATED = "float32, quantization simulated"
 """How models are executed by default: the latency their users see, not that of low-precision hardware."""
@@ -170,14 +170,16 @@ def measure_latency(
     settings = settings or LatencySettings()
     device, generator = settings.device, torch.Generator().manual_seed(0)
     images = torch.rand(settings.batch_size, *image_shape, generator=generator).to(device)
-    runs = {backend: partial(_forward, prepare(model, device), images)}
-    for name, layout in _LAYOUTS.items():
-        network = prepare(baseline, device).to(memory_format=layout)  # type: ignore[call-overload]
-        runs[name] = partial(_forward, network, images)
-    runs |= {other.backend: partial(_forward, other.network, images) for other in others if other.network is not None}
     with _set_threads(settings.threads), exact_float32(), torch.no_grad():
+        networks = {backend: prepare_for_images(model, device, images[:2], differentiable=False).model}
+        supported = torch.contiguous_format, prepare_for_images(baseline, device, images[:2], differentiable=False)[1]
+        layouts = {name: layout for name, layout in _LAYOUTS.items() if layout in supported}
+        for name, layout in layouts.items():
+            networks[name] = prepare(baseline, device).to(memory_format=layout)  # type: ignore[call-overload]
+        networks |= {other.backend: other.network for other in others if other.network is not None}
+        runs = {name: partial(_forward, network, images) for name, network in networks.items()}
         threads, times = torch.get_num_threads(), take_turns(runs, settings.repeats, clock)
-    faster = min(_LAYOUTS, key=lambda name: Spread.of(times[name]).median)
+    faster = min(layouts, key=lambda name: Spread.of(times[name]).median)
     rows = {name: _backend_time(name, seconds, times[faster]) for name, seconds in times.items()}
     unavailable = (BackendTime("model", other.backend, None, None, other.unavailable) for other in others)
     return Latency(

@@ -24,7 +24,7 @@ from empir_plugin.evaluation.overhead.equation6 import (
     equation6,
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
-from empir_plugin.evaluation.prepare import prepare
+from empir_plugin.evaluation.prepare import prepare_for_images
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
 
@@ -141,7 +141,7 @@ def overhead(
         '0.365 0.062 0.364'
     """
     device = torch.device("cpu") if latency is None else latency.device
-    model = prepare(model, device)
+    model = prepare_for_images(model, device, torch.zeros(2, *image_shape), differentiable=False).model
     image = torch.zeros(1, *image_shape, device=device)
     baseline, members = baseline_of(model), members_of(model)
     costs, baseline_cost = [count(member, image) for member in members], count(baseline.network, image)

@@ -156,6 +156,8 @@ def _print_report(result: Record, path: Path, int8: bool) -> None:
         out.print("Each attack was run only on images that the attacks above did not break.", markup=False)
     if int8:
         out.print(_backend_note(result.run["backend"]), markup=False)
+    for flag in result.flags:
+        out.print(f"Warning: {flag}", markup=False)
     for attack in result.attacks:
         for flag in attack.flags:
             out.print(f"{attack.name} warns: {flag}", markup=False)

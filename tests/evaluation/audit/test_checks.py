@@ -46,6 +46,7 @@ def measured(broken: Mapping[str, Mapping[str, Tensor]] | None = None, **changes
         zero_pixels=torch.full((N,), 0.01, dtype=torch.float64),
         kept=torch.full((N,), 0.9, dtype=torch.float64),
         has_gradient=True,
+        batch_dependent=first(0),
         flags=(),
     )
     return replace(honest, **changes)  # type: ignore[arg-type]
@@ -61,7 +62,7 @@ def losses(cross_entropy: Tensor, margin: Tensor, dlr: Tensor) -> dict[str, dict
 
 def test_an_honest_model_passes_every_check_with_a_reason_each() -> None:
     found = findings(measured())
-    assert len(found) == len(CHECKS) == 12
+    assert len(found) == len(CHECKS) == 13
     assert all(finding.passed for finding in found.values())
     assert all(finding.reason and finding.measured.endswith(".") for finding in found.values())
 
@@ -79,6 +80,7 @@ SIGNS: Mapping[str, Measurements] = {
     "zero gradients": measured(zero_gradient=first(12)),
     "zero pixels": measured(zero_pixels=flat(12)),
     "gradient misleads": measured(kept=kept(63)),
+    "batch dependence": measured(batch_dependent=first(6)),
     "one step beats many": measured({"one step": {"FGSM": first(58)}}),
     "more steps help the defender": measured({"few steps": {"long": first(58)}}),
     "black box beats white box": measured({"black box": {"Square": first(20), "transfer": first(62)}}),
@@ -102,6 +104,7 @@ NEARLY: Mapping[str, Measurements] = {
     "zero gradients": measured(zero_gradient=first(5)),
     "zero pixels": measured(zero_pixels=flat(5)),
     "gradient misleads": measured(kept=kept(50)),
+    "batch dependence": measured(batch_dependent=first(1)),
     "one step beats many": measured({"one step": {"FGSM": first(52)}}),
     "more steps help the defender": measured({"few steps": {"long": first(52)}}),
     "black box beats white box": measured({"black box": {"Square": first(54)}}),

@@ -1,0 +1,214 @@
+"""Networks people really bring: memory layouts, parts out of reach, types, wrappers, all tried before any attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from empir_plugin.errors import EvaluationError
+from empir_plugin.evaluation.prepare import PreparedModel, prepare_for_images, unwrap
+from empir_plugin.models.ensemble import Ensemble
+
+CPU = torch.device("cpu")
+
+
+def images(n: int = 2) -> Tensor:
+    return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def prepare(model: nn.Module) -> PreparedModel:
+    return prepare_for_images(model, CPU, images())
+
+
+class Views(nn.Module):
+    """A network that flattens its activations by a function of one's choice."""
+
+    def __init__(self, flatten: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            self.conv, self.linear = nn.Conv2d(3, 4, 5), nn.Linear(64, 10)
+        self.flatten = flatten
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.flatten(F.relu(self.conv(x))))
+
+
+def flatten(h: Tensor) -> Tensor:
+    return h.flatten(1)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "view": lambda h: h.view(h.size(0), -1),
+    "view of channels": lambda h: h.view(h.size(0), 2, -1).flatten(1),
+    "view_as": lambda h: h.view_as(h.new_empty(h.size(0), 64)),
+    "strides": lambda h: h.as_strided((h.size(0), 64), (64, 1)),
+    "in-place view": lambda h: h.mul_(1.0).view(-1, 64),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_network_that_views_its_activations_keeps_contiguous_memory(view: Callable[[Tensor], Tensor]) -> None:
+    prepared = prepare(Views(view))
+    assert prepared.memory_format == torch.contiguous_format
+    expected = Views(flatten)(images())
+    assert torch.allclose(prepared.model(images()), expected, atol=1e-6)
+
+
+def test_a_network_that_works_in_channels_last_memory_gets_it() -> None:
+    assert prepare(Views(flatten)).memory_format == torch.channels_last
+
+
+class OnlyBackwardViews(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, h: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad.view(-1).view(grad.shape)
+
+
+def test_a_backward_pass_counts_too() -> None:
+    class Net(Views):
+        def forward(self, x: Tensor) -> Tensor:
+            h = OnlyBackwardViews.apply(self.conv(x))
+            return h.amax((2, 3))
+
+    assert prepare(Net(flatten)).memory_format == torch.contiguous_format
+
+
+def hidden_in_a_list(part: nn.Module) -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [part]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[0](x).flatten(1)
+
+    return Net().eval()
+
+
+def hidden_in_a_closure(part: nn.Module) -> nn.Module:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return part(x).flatten(1)
+
+    return Net().eval()
+
+
+class OwnNoise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x) if self.training else x
+
+
+HIDDEN: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.BatchNorm2d(3),
+    "dropout": lambda: nn.Dropout(0.5),
+    "dropout within": lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.Dropout2d(0.5))),
+    "instance norm": lambda: nn.InstanceNorm2d(3, track_running_stats=True),
+    "own noise": OwnNoise,
+}
+
+
+@pytest.mark.parametrize("hide", [hidden_in_a_list, hidden_in_a_closure])
+@pytest.mark.parametrize("part", HIDDEN.values(), ids=HIDDEN)
+def test_parts_in_training_mode_that_eval_does_not_reach_are_refused(
+    part: Callable[[], nn.Module], hide: Callable[[nn.Module], nn.Module]
+) -> None:
+    network = part()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(EvaluationError, match=r"training mode.*nn\.ModuleList"):
+        prepare(hide(network))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training
+
+
+@pytest.mark.parametrize("hide", [hidden_in_a_list, hidden_in_a_closure])
+def test_hidden_parts_without_modes_or_in_evaluation_mode_are_fine(hide: Callable[[nn.Module], nn.Module]) -> None:
+    for part in (nn.Conv2d(3, 3, 3), *(make().eval() for make in HIDDEN.values())):
+        modes = [module.training for module in part.modules()]
+        assert prepare(hide(part)).model(images()).shape[0] == 2
+        assert [module.training for module in part.modules()] == modes
+
+
+def test_a_model_that_writes_to_its_input_is_refused() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sub_(0.5).flatten(1)
+
+    with pytest.raises(EvaluationError, match="writes to its input"):
+        prepare(Net())
+
+
+def test_a_model_that_counts_its_calls_is_refused_by_the_name_of_the_counter() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x.flatten(1)
+
+    with pytest.raises(EvaluationError, match=r"own state.*calls"):
+        prepare(Net())
+
+
+class Typed(nn.Module):
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 5).to(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1).to(self.linear.weight.dtype))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64, torch.float32])
+def test_logits_are_float32_at_the_border(kind: torch.dtype) -> None:
+    model = Typed(kind)
+    prepared = prepare(model)
+    logits = prepared.model(images())
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, model(images()).float())
+
+
+def test_autocast_inside_a_model() -> None:
+    class Net(Typed):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.linear(x.flatten(1))
+
+    assert prepare(Net(torch.float32)).model(images()).dtype == torch.float32
+
+
+def test_an_ensemble_of_another_type_stays_one_for_attacks() -> None:
+    ensemble = Ensemble([Typed(torch.float64), Typed(torch.float64)])
+    model = prepare(ensemble).model
+    assert model.member_logits(images()).dtype == torch.float32  # type: ignore[operator]
+    assert len(list(model.members)) == 2  # type: ignore[arg-type]
+    assert model.rule == ensemble.rule
+
+
+def test_wrappers_that_only_pass_on_are_removed() -> None:
+    ensemble = Ensemble([nn.Flatten(), nn.Flatten()])
+    for wrapped in (
+        nn.DataParallel(ensemble),
+        nn.Sequential(ensemble),
+        torch.compile(ensemble),
+        nn.Sequential(nn.Sequential(nn.DataParallel(ensemble))),
+    ):
+        assert unwrap(wrapped) is ensemble  # type: ignore[arg-type]
+
+
+def test_wrappers_that_do_something_are_kept() -> None:
+    flatten = nn.Flatten()
+    hooked = nn.Sequential(flatten)
+    hooked.register_forward_hook(lambda module, args, output: output * 2)
+    for kept in (nn.Sequential(nn.ReLU(), flatten), hooked, flatten):
+        assert unwrap(kept) is kept

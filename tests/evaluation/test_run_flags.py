@@ -1,0 +1,201 @@
+"""What a record warns of: decisions that depend on the batch, zero gradients, parts left out, members not reached."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from empir_plugin.attacks import AutoAttackSuite, CarliniWagner, OnMember, Threat, bim, fgsm, pgd, uniform_noise
+from empir_plugin.data.image_set import ImageSet
+from empir_plugin.errors import InputError
+from empir_plugin.evaluation.attack_spec import AttackSpec
+from empir_plugin.evaluation.audit.run import audit
+from empir_plugin.evaluation.evaluator import Settings
+from empir_plugin.evaluation.protocols import adaptive, default, standard
+from empir_plugin.evaluation.record import Record
+from empir_plugin.evaluation.run import evaluate
+from empir_plugin.models.ensemble import Ensemble
+
+THREAT = Threat.parse("Linf:8/255")
+
+
+def run(model: nn.Module, data: ImageSet, attacks: dict[str, object] | None = None, **settings: int) -> Record:
+    specs = [AttackSpec(name, attack) for name, attack in (attacks or {"FGSM": fgsm()}).items()]  # type: ignore[arg-type]
+    return evaluate(model, data, THREAT, specs, settings=Settings(**settings))  # type: ignore[arg-type]
+
+
+def shaded(toys: ModuleType, n: int = 40) -> ImageSet:
+    """Images of different brightness, so that batches differ in their statistics."""
+    data = toys.noise_images(n)
+    shades = torch.linspace(0.1, 1.0, n)[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    return replace(data, images=(data.images * shades.view(-1, 1, 1, 1)).to(torch.uint8))
+
+
+class Brightness(nn.Module):
+    """Is an image brighter than zero, which behind a normalisation is the mean of the batch?"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3))
+        return torch.stack([mean, -mean, torch.full_like(mean, -5)], 1)
+
+
+class InBatch(nn.Module):
+    """A network behind a normalisation by the statistics of the batch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, track_running_stats=False)
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.norm(x))
+
+
+class Centred(nn.Module):
+    """The same by hand, over a sorted batch: nothing that a look at the modules would find."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x - x.mean(0).sort().values)
+
+
+@pytest.mark.parametrize("wrap", [InBatch, Centred])
+def test_decisions_that_depend_on_the_batch_are_flagged(toys: ModuleType, wrap: type[nn.Module]) -> None:
+    record = run(wrap(Brightness()), shaded(toys), batch_size=8, shard_size=20)
+    (flag,) = record.flags
+    assert "other images of the batch" in flag
+    assert record.run["batch_dependent"] > 2
+    assert f"{record.run['batch_dependent']} of 40" in flag
+
+
+def test_decisions_of_an_ordinary_network_are_not(toys: ModuleType) -> None:
+    record = run(toys.network(), toys.noise_images(), batch_size=8, shard_size=20)
+    assert record.flags == ()
+    assert record.run["batch_dependent"] == 0
+
+
+def test_the_audit_has_the_check_too(toys: ModuleType) -> None:
+    model, data = InBatch(Brightness()), shaded(toys, 80)
+    decided = model(data.as_float()).argmax(1)
+    data = replace(data, labels=decided)
+    found = {check.name: check for check in audit(model, data, THREAT).checks}
+    assert not found["batch dependence"].passed
+    assert found["batch dependence"].value > found["batch dependence"].threshold
+    assert {check.name: check for check in audit(toys.network(), toys.noise_images(60), THREAT).checks}[
+        "batch dependence"
+    ].passed
+
+
+class Rounded(nn.Module):
+    """Images in steps of 1/255, whose gradient is zero everywhere."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((x * 255).round() / 255)
+
+
+@pytest.mark.parametrize(
+    "attack", [fgsm(), bim(5), pgd(5), CarliniWagner(iterations=5, search_steps=1)], ids=["fgsm", "bim", "pgd", "cw"]
+)
+def test_every_gradient_attack_flags_gradients_of_exactly_zero(toys: ModuleType, attack: object) -> None:
+    data = toys.noise_images()
+    masked, plain = (run(model, data, {"attack": attack}) for model in (Rounded(toys.network()), toys.network()))
+    correct = plain.clean.count("1")
+    (flag,) = masked.attacks[0].flags
+    assert f"exactly zero for {correct} of {correct} attacked images (100.0%)" in flag
+    assert plain.attacks[0].flags == ()
+
+
+def test_the_gradient_of_a_member_counts_where_a_member_is_attacked(toys: ModuleType) -> None:
+    ensemble = Ensemble([Rounded(toys.network()), toys.network(), toys.network()])
+    data = toys.noise_images()
+    record = run(ensemble, data, {str(index): OnMember(index, pgd(3)) for index in (0, 1)})
+    assert [len(attack.flags) for attack in record.attacks] == [1, 0]
+
+
+def test_some_images_only(toys: ModuleType) -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.amax((1, 2, 3)) > 0.98
+            return torch.where(flat[:, None], network(x).detach() + 0 * x.sum(), network(x))
+
+    network = toys.network()
+    (flag,) = run(Half(), toys.noise_images(), {"PGD": pgd(1)}).attacks[0].flags
+    zero, attacked = (int(word) for word in flag.split(" attacked")[0].split("zero for ")[1].split(" of "))
+    assert 0 < zero < attacked
+
+
+def test_attacks_without_gradients_say_nothing(toys: ModuleType) -> None:
+    suite = AutoAttackSuite(attacks=("square",), queries=5)
+    record = run(Rounded(toys.network()), toys.noise_images(), {"noise": uniform_noise(2), "Square": suite})
+    assert not any("exactly zero" in flag for attack in record.attacks for flag in attack.flags)
+
+
+def few_classes(classes: int) -> tuple[nn.Module, ImageSet]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, classes)).eval()
+        images = torch.randint(0, 256, (24, 3, 4, 4), dtype=torch.uint8)
+    with torch.no_grad():
+        labels = model(images.float() / 255).argmax(1)
+    return model, ImageSet("toy", "test", images, labels, tuple("abcdefgh"[:classes]))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("protocol", [default, standard, adaptive], ids=lambda protocol: protocol.name)
+def test_few_classes_leave_out_only_what_is_not_defined(classes: int, protocol: object) -> None:
+    model, data = few_classes(classes)
+    record = evaluate(model, data, THREAT, protocol=protocol)  # type: ignore[arg-type]
+    attack = next(attack for attack in record.attacks if attack.name == "AutoAttack")
+    assert [part.name for part in attack.parts] == ["clean", "apgd-ce", "fab-t", "square"]
+    assert any("apgd-t did not run" in flag for flag in attack.flags)
+    assert "without apgd-t" in attack.rules
+    assert attack.kind == "autoattack"
+
+
+def test_four_classes_leave_out_nothing() -> None:
+    model, data = few_classes(4)
+    record = evaluate(model, data, THREAT, protocol=standard)
+    assert [part.name for part in record.attacks[0].parts] == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert record.attacks[0].kind == "autoattack-standard"
+
+
+def test_an_attack_of_which_nothing_is_defined_is_refused_before_anything_runs() -> None:
+    model, data = few_classes(2)
+    ran: list[str] = []
+    specs = [AttackSpec("FGSM", fgsm()), AttackSpec("targeted", AutoAttackSuite(attacks=("apgd-t",)))]
+    with pytest.raises(InputError, match=r"targeted needs 4 classes, got 2"):
+        evaluate(model, data, THREAT, specs, on_progress=lambda name, done, total: ran.append(name))
+    assert ran == []
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * 1.0)
+
+
+def test_an_ensemble_inside_a_wrapper(toys: ModuleType) -> None:
+    ensemble, data = Ensemble([toys.network(), toys.network(1), toys.network(2)]), toys.noise_images(12)
+    names = [attack.name for attack in evaluate(ensemble, data, THREAT).attacks]
+    assert "PGD-100 mean_probability" in names
+    for wrapped in (nn.DataParallel(ensemble), nn.Sequential(ensemble)):
+        record = evaluate(wrapped, data, THREAT)
+        assert [attack.name for attack in record.attacks] == names
+        assert record.flags == ()
+    (flag,) = evaluate(Around(ensemble), data, THREAT).flags
+    assert "Around" in flag
+    assert "members were not reached" in flag
