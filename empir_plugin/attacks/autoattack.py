@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
@@ -24,7 +24,7 @@ from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gr
 from empir_plugin.attacks.batch import Batch, freeze_parameters
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import L2, Threat
 from empir_plugin.errors import InputError
 
 _STANDARD_QUERIES = 5000
@@ -36,9 +36,10 @@ _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 # The smallest number of classes for which a part's loss is defined.
-FEWEST_CLASSES: Mapping[str, int] = MappingProxyType(
+_FEWEST_CLASSES: Mapping[str, int] = MappingProxyType(
     {"apgd-ce": 2, "apgd-dlr": 3, "fab": 2, "square": 2, "apgd-t": 4, "fab-t": 2}
 )
+_FEWEST_ROWS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +100,9 @@ class AutoAttackSuite:
     def __post_init__(self) -> None:
         if self.version not in _PARTS:
             raise InputError(f"version must be one of {', '.join(_PARTS)}, got {self.version!r}")
-        unknown = [part for part in self.attacks if part not in FEWEST_CLASSES]
+        unknown = [part for part in self.attacks if part not in _FEWEST_CLASSES]
         if unknown:
-            raise InputError(f"attacks must be some of {', '.join(FEWEST_CLASSES)}, got {', '.join(unknown)}")
+            raise InputError(f"attacks must be some of {', '.join(_FEWEST_CLASSES)}, got {', '.join(unknown)}")
         if self.batch_size < 1 or self.queries < 1:
             raise InputError(f"batch_size and queries must be 1 or more, got {self.batch_size} and {self.queries}")
 
@@ -124,6 +125,27 @@ class AutoAttackSuite:
         """
         whole = self.version == "standard" and self.parts == _PARTS["standard"] and self.queries == _STANDARD_QUERIES
         return "autoattack-standard" if whole and self.surrogate == plain else "autoattack"
+
+    def undefined_parts(self, num_classes: int, image_shape: Sequence[int], threat: Threat) -> dict[str, str]:
+        """The parts that cannot run on such data, each with the reason.
+
+        Args:
+            num_classes: K.
+            image_shape: ``(C, H, W)``.
+            threat: Norm and radius.
+
+        Example:
+            >>> AutoAttackSuite().undefined_parts(3, (3, 32, 32), Threat.parse("Linf:8/255"))
+            {'apgd-t': 'needs at least 4 classes, got 3'}
+        """
+        undefined = {}
+        for part in self.parts:
+            if num_classes < _FEWEST_CLASSES[part]:
+                undefined[part] = f"needs at least {_FEWEST_CLASSES[part]} classes, got {num_classes}"
+            elif part == "square" and isinstance(threat.norm, L2) and image_shape[1] < _FEWEST_ROWS:
+                # pyautoattack 0.2.0 lays tiles of a fifth of the rows over the image, and divides by their size.
+                undefined[part] = f"needs images of at least {_FEWEST_ROWS} rows under L2, got {image_shape[1]}"
+        return undefined
 
     def __call__(
         self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, indices: Tensor | None = None
@@ -194,9 +216,8 @@ class AutoAttackSuite:
                 drop_broken_images(apgd)
         with torch.no_grad():
             classes = wrapped(batch.x[:1]).shape[1]
-        for part in self.parts:
-            if classes < FEWEST_CLASSES[part]:
-                raise InputError(f"{part} needs at least {FEWEST_CLASSES[part]} classes, got {classes}: leave it out")
+        for part, reason in self.undefined_parts(classes, batch.x.shape[1:], threat).items():
+            raise InputError(f"{part} {reason}: leave it out")
         # With fewer classes than targets AutoAttack would index beyond the last one.
         for targeted in (adversary.apgd_targeted, adversary.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from empir_plugin.attacks.autoattack import FEWEST_CLASSES, AutoAttackSuite
+from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.batch import Attack
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
@@ -36,7 +37,7 @@ class AttackSpec:
         batch_size: How many images the attack must be given at once, in the order of the data set, because they
             influence each other; any number by default.
         aim: What it attacks and how it judges its success, as a phrase.
-        left_out: Parts of AutoAttack that do not run because they are not defined for so few classes.
+        left_out: Parts of AutoAttack that do not run because they are not defined on the data, with the reason.
 
     Example:
         >>> from empir_plugin.attacks import fgsm
@@ -79,33 +80,38 @@ class AttackSpec:
             return self
         return replace(self, attack=replace(suite, batch_size=batch_size))
 
-    def for_classes(self, num_classes: int) -> AttackSpec:
-        """The same attack without the parts of AutoAttack that are not defined for that many classes.
+    def for_data(self, num_classes: int, image_shape: Sequence[int], threat: Threat) -> AttackSpec:
+        """The same attack without the parts of AutoAttack that are not defined on such data.
+
+        Args:
+            num_classes: K.
+            image_shape: ``(C, H, W)``.
+            threat: Of the evaluation; replaced by the attack's own threat if it has one.
 
         Raises:
-            InputError: If no part is left.
+            InputError: If no part can run.
 
         Example:
-            >>> spec = AttackSpec("AutoAttack", AutoAttackSuite()).for_classes(2)
+            >>> spec = AttackSpec("AutoAttack", AutoAttackSuite()).for_data(2, (3, 32, 32), Threat.parse("Linf:8/255"))
             >>> spec.attack.parts, spec.left_out
-            (('apgd-ce', 'fab-t', 'square'), ('apgd-t',))
+            (('apgd-ce', 'fab-t', 'square'), ('apgd-t needs at least 4 classes, got 2',))
         """
         suite = self.attack
         if not isinstance(suite, AutoAttackSuite):
             return self
-        left_out = tuple(part for part in suite.parts if FEWEST_CLASSES[part] > num_classes)
-        if not left_out:
+        undefined = suite.undefined_parts(num_classes, image_shape, self.threat or threat)
+        reasons = tuple(f"{part} {reason}" for part, reason in undefined.items())
+        if not reasons:
             return self
-        parts = tuple(part for part in suite.parts if part not in left_out)
+        parts = tuple(part for part in suite.parts if part not in undefined)
         if not parts:
-            needed = min(FEWEST_CLASSES[part] for part in left_out)
-            raise InputError(f"{self.name} needs {needed} classes, got {num_classes}: choose other attacks")
-        return replace(self, attack=replace(suite, attacks=parts), left_out=left_out)
+            raise InputError(f"{self.name} cannot run on these data, {'; '.join(reasons)}: choose other attacks")
+        return replace(self, attack=replace(suite, attacks=parts), left_out=reasons)
 
     def describe(self) -> str:
         """The spec as a sentence, for records."""
         images = "all images" if self.attack_all else "the images classified correctly"
         limits = "" if self.bounded else "; without a budget"
         together = "" if self.batch_size is None else f"; in batches of {self.batch_size}"
-        missing = f"; without {', '.join(self.left_out)}, not defined for so few classes" if self.left_out else ""
+        missing = f"; without parts that are not defined here: {'; '.join(self.left_out)}" if self.left_out else ""
         return f"{self.name}: attacks {self.aim}; labels: {self.labels.value}; on {images}{limits}{together}{missing}."

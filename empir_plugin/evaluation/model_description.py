@@ -33,6 +33,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
+from empir_plugin.errors import InputError
+
 _PACKAGE = __name__.partition(".")[0]
 _DEPTH = 8
 
@@ -267,9 +269,30 @@ def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
         tensors: By name; their order does not matter.
     """
     for name, tensor in sorted(tensors.items()):
+        if inner := _inner_tensors(name, tensor):
+            digest.update(f"{name}|{type(tensor).__qualname__}|{tuple(tensor.shape)}|".encode())
+            add_tensors(digest, inner)
+            continue
         flat = tensor.detach().cpu().contiguous()
         digest.update(f"{name}|{_NUMPY_TYPES.get(flat.dtype, flat.dtype)}|{tuple(flat.shape)}|".encode())
         digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _inner_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The plain tensors inside a tensor subclass, such as a quantized weight of torchao; none if it is plain itself.
+
+    Raises:
+        InputError: If the subclass does not name them.
+    """
+    if type(tensor) in (Tensor, nn.Parameter) or type(tensor.data) is Tensor:
+        return {}
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        raise InputError(
+            f"{name or 'a tensor'} is a {type(tensor).__qualname__}, which does not tell what it contains: give the "
+            "subclass a __tensor_flatten__, or dequantize the model first"
+        )
+    return {f"{name}.{part}": getattr(tensor, part) for part in flatten()[0]}
 
 
 def describe_tensor(tensor: Tensor) -> str:

@@ -83,7 +83,8 @@ def evaluate(
     model = unwrap(model)
     evaluator = Evaluator.of(model, data, threat, settings)
     chosen = protocol.attacks(model, data.name) if attacks is None else attacks
-    specs = tuple(spec.with_batch_size(settings.batch_size).for_classes(data.num_classes) for spec in chosen)
+    about = data.num_classes, data.images.shape[1:], threat
+    specs = tuple(spec.with_batch_size(settings.batch_size).for_data(*about) for spec in chosen)
     _check(specs, evaluator, store, images)
     processes = team.round(len(data), on_progress)
     if settings.int8:

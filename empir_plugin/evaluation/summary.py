@@ -149,7 +149,7 @@ def attack_kind(attack: Attack) -> tuple[str, int]:
 
 def _left_out_flag(spec: AttackSpec) -> Iterator[str]:
     if spec.left_out:
-        yield f"{', '.join(spec.left_out)} did not run: not defined for so few classes"
+        yield f"without parts that are not defined here: {'; '.join(spec.left_out)}"
 
 
 def _zero_gradient_flag(outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
+from empir_plugin.errors import InputError
 from empir_plugin.evaluation import model_description
+from empir_plugin.evaluation.identity import model_fingerprint
 from empir_plugin.evaluation.model_description import describe_model
 from empir_plugin.models.architectures import blocks
 from empir_plugin.models.architectures import networks as convnets
@@ -232,3 +235,26 @@ def test_quantized_convolutions_have_the_settings_of_both_bases() -> None:
     assert settings["stride"] == "(2, 2)"
     assert settings["weight_quantizer"].startswith("empir_plugin.WeightQuantizer(bits=2")
     assert settings["activation_quantizer"] == "empir_plugin.ActivationQuantizer(bits=2, clip=empir_plugin.Clip())"
+
+
+def test_tensor_subclasses_count_by_what_they_contain() -> None:
+    """Quantized weights of torchao are such; torch brings a small one for its own tests."""
+
+    def network(value: float) -> nn.Module:
+        layer = nn.Linear(2, 2, bias=False)
+        layer.weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.full((2, 2), value)), requires_grad=False)
+        return layer
+
+    assert model_fingerprint(network(1.0)) == model_fingerprint(network(1.0))
+    assert model_fingerprint(network(1.0)) != model_fingerprint(network(2.0))
+
+
+class Opaque(Tensor):
+    """A subclass that does not tell what it contains."""
+
+
+def test_a_tensor_subclass_of_unknown_content_is_refused_by_name() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Opaque), requires_grad=False)
+    with pytest.raises(InputError, match=r"weight is a Opaque.*dequantize"):
+        model_fingerprint(layer)

@@ -85,7 +85,7 @@ def test_the_audit_has_the_check_too(toys: ModuleType) -> None:
     model, data = InBatch(Brightness()), shaded(toys, 80)
     decided = model(data.as_float()).argmax(1)
     data = replace(data, labels=decided)
-    found = {check.name: check for check in audit(model, data, THREAT).checks}
+    found = {check.name: check for check in audit(model, data, THREAT, settings=Settings(batch_size=8)).checks}
     assert not found["batch dependence"].passed
     assert found["batch dependence"].value > found["batch dependence"].threshold
     assert {check.name: check for check in audit(toys.network(), toys.noise_images(60), THREAT).checks}[
@@ -158,8 +158,8 @@ def test_few_classes_leave_out_only_what_is_not_defined(classes: int, protocol: 
     record = evaluate(model, data, THREAT, protocol=protocol)  # type: ignore[arg-type]
     attack = next(attack for attack in record.attacks if attack.name == "AutoAttack")
     assert [part.name for part in attack.parts] == ["clean", "apgd-ce", "fab-t", "square"]
-    assert any("apgd-t did not run" in flag for flag in attack.flags)
-    assert "without apgd-t" in attack.rules
+    assert any("apgd-t needs at least 4 classes" in flag for flag in attack.flags)
+    assert f"apgd-t needs at least 4 classes, got {classes}" in attack.rules
     assert attack.kind == "autoattack"
 
 
@@ -174,9 +174,23 @@ def test_an_attack_of_which_nothing_is_defined_is_refused_before_anything_runs()
     model, data = few_classes(2)
     ran: list[str] = []
     specs = [AttackSpec("FGSM", fgsm()), AttackSpec("targeted", AutoAttackSuite(attacks=("apgd-t",)))]
-    with pytest.raises(InputError, match=r"targeted needs 4 classes, got 2"):
+    with pytest.raises(InputError, match=r"targeted.*4 classes, got 2"):
         evaluate(model, data, THREAT, specs, on_progress=lambda name, done, total: ran.append(name))
     assert ran == []
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 64), (3, 2, 2), (1, 4, 9)], ids=str)
+def test_square_under_l2_on_images_of_few_rows(shape: tuple[int, int, int]) -> None:
+    pixels = torch.randint(0, 256, (6, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels[0].numel(), 5)).eval()
+    data = ImageSet("toy", "test", pixels, model(pixels / 255).argmax(1), tuple("abcde"))
+    record = evaluate(model, data, Threat.parse("L2:0.5"), protocol=standard)
+    assert [part.name for part in record.attacks[0].parts] == ["clean", "apgd-ce", "apgd-t", "fab-t"]
+    assert any(f"square needs images of at least 5 rows under L2, got {shape[1]}" in f for f in record.attacks[0].flags)
+    with pytest.raises(InputError, match=f"square needs.*5 rows.*{shape[1]}"):
+        AutoAttackSuite().run(model, data.as_float(), data.labels, Threat.parse("L2:0.5"))
+    whole = evaluate(model, data, THREAT, protocol=standard)
+    assert [part.name for part in whole.attacks[0].parts][-1] == "square"
 
 
 class Around(nn.Module):
