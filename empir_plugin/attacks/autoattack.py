@@ -21,7 +21,7 @@ from pyautoattack.checks import check_square_sr
 from torch import Tensor
 
 from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
-from empir_plugin.attacks.batch import Batch, freeze_parameters
+from empir_plugin.attacks.batch import Batch, check_is_tensor, freeze_parameters
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
 from empir_plugin.attacks.threat import L2, Threat
@@ -245,6 +245,7 @@ def _wrap(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         view = surrogate(model, contiguous_gradient(x))
+        check_is_tensor(view.logits)
         # Square overwrites the logits it is given, and they may be memory of the model.
         return view.logits.clone() if surrogate == plain else _raise_decision(view)
 

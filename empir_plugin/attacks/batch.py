@@ -119,15 +119,25 @@ class Batch:
             InputError: If it is not a tensor ``(N, K)`` or a label has no class.
             EvaluationError: If a logit is NaN.
         """
-        if not isinstance(logits, Tensor):
-            got = type(logits).__name__
-            raise InputError(f"a model must return logits (N, K), got a {got}: wrap the model and return its logits")
+        logits = check_is_tensor(logits)
         if logits.ndim != 2 or len(logits) != len(self):
             raise InputError(f"a model must return logits (N, K) with N = {len(self)}, got {tuple(logits.shape)}")
         if logits.shape[1] < self.classes:
             raise InputError(f"labels up to {self.classes - 1} need more than K = {logits.shape[1]}: another data set?")
         if torch.isnan(logits).any():
             raise EvaluationError("the model returned NaN: no verdict on it means anything; check its weights")
+
+
+def check_is_tensor(logits: object) -> Tensor:
+    """The output of a model, if it is a tensor.
+
+    Raises:
+        InputError: If it is not, as some models return a tuple or a dictionary.
+    """
+    if not isinstance(logits, Tensor):
+        got = type(logits).__name__
+        raise InputError(f"a model must return logits (N, K), got a {got}: wrap the model and return its logits")
+    return logits
 
 
 def _check_images(x: Tensor) -> None:
