@@ -6,7 +6,7 @@ every quantized layer then have k bits, whatever pooling, residual sum or non-li
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -235,6 +235,16 @@ class QuantLinear(QuantizedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map features ``(..., in_features)``."""
         return nn.functional.linear(self.quantized_input(input), self.quantized_weight(), self.bias)
+
+
+def input_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a layer, from the arguments of its call: the first one, or the first tensor given by keyword.
+
+    Example:
+        >>> input_of_call((), {"output_size": [3], "input": torch.zeros(2)})
+        tensor([0., 0.])
+    """
+    return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

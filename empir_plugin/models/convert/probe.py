@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import is_signed
-from empir_plugin.models.layers import quantized_layers
+from empir_plugin.models.layers import input_of_call, quantized_layers
 
 _NOISE_IMAGES = 2
 _BATCH = 256
@@ -68,12 +68,12 @@ def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: T
     tallies: dict[str, _SignTally] = {}
 
     def watch(name: str, layer: nn.Module) -> Any:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tally = tallies.setdefault(name, _SignTally())
-            tally.negative += int((inputs[0] < 0).sum())
-            tally.total += inputs[0].numel()
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            values, tally = input_of_call(args, kwargs), tallies.setdefault(name, _SignTally())
+            tally.negative += int((values < 0).sum())
+            tally.total += values.numel()
 
-        return layer.register_forward_pre_hook(note)
+        return layer.register_forward_pre_hook(note, with_kwargs=True)
 
     handles = [watch(name, layer) for name, layer in layers.items()]
     try:
@@ -154,13 +154,14 @@ def start_ranges_(model: nn.Module, images: Tensor) -> None:
         images: ``(N, C, H, W)`` in [0, 1]: one batch.
     """
 
-    def start(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].abs() if is_signed(layer.activation_quantizer) else inputs[0].clamp_min(0)
+    def start(layer: Any, args: Any, kwargs: Any) -> None:
+        inputs = input_of_call(args, kwargs)
+        values = inputs.abs() if is_signed(layer.activation_quantizer) else inputs.clamp_min(0)
         rank = max(1, math.ceil(_QUANTILE * values.numel()))
         layer.activation_bound.fill_(values.flatten().kthvalue(rank).values.clamp_min(_SMALLEST_BOUND))
 
     learning = [layer for _, layer in quantized_layers(model) if layer.activation_bound is not None]
-    handles = [layer.register_forward_pre_hook(start) for layer in learning]
+    handles = [layer.register_forward_pre_hook(start, with_kwargs=True) for layer in learning]
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     try:
         with _averaging(model):

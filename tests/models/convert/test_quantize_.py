@@ -46,7 +46,26 @@ def unchanged(model: nn.Module, before: list[Any]) -> bool:
     return after[0] == before[0] and all(torch.equal(a, b) for a, b in zip(after[1:], before[1:], strict=True))
 
 
+class ByKeyword(nn.Sequential):
+    """Modules one after the other, each called with its input as keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self:
+            x = module(input=x)
+        return x
+
+
 # -- What changes and what stays
+
+
+@pytest.mark.parametrize("activations", ["auto", "pact"])
+def test_layers_called_by_keyword_are_converted_as_others(activations: str) -> None:
+    model, called = network(), ByKeyword(*network())
+    report = quantize_(model, "w4a4", calibration=IMAGES, activations=activations)
+    found = quantize_(called, "w4a4", calibration=IMAGES, activations=activations)
+    assert [layer.name for layer in found.converted] == ["3", "5"]
+    assert found.converted == report.converted
+    assert torch.equal(called(IMAGES), model(IMAGES))
 
 
 def test_the_result_is_the_network_written_with_quantized_layers() -> None:
