@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
 from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer, in_float32, is_half
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 
@@ -83,6 +83,7 @@ class QuantizedLayer(nn.Module):
     """
 
     weight: Tensor
+    bias: Any
     weight_quantizer: AnyWeightQuantizer
     activation_quantizer: InputQuantizer
     activation_bound: nn.Parameter | None
@@ -141,6 +142,16 @@ class QuantizedLayer(nn.Module):
         quantized = self.weight_quantizer(self.weight)
         return quantized + (baked - quantized).detach()
 
+    def operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Quantized input, quantized weights and bias, in float32 if the layer has half precision."""
+        bias: Tensor | None = self.bias
+        inputs, weights = self.quantized_input(input), self.quantized_weight()
+        return in_float32(inputs), in_float32(weights), None if bias is None else in_float32(bias)
+
+    def in_own_type(self, output: Tensor) -> Tensor:
+        """An output in half precision if the layer has it, for the layers that follow."""
+        return output.to(self.weight.dtype) if is_half(self.weight) else output
+
     def quantized_input(self, input: Tensor) -> Tensor:
         """The quantized input, of the same shape."""
         if self.activation_bound is None:
@@ -162,7 +173,12 @@ class QuantizedLayer(nn.Module):
         """Move or convert the layer, and its baked weights with it."""
         baked, value = self._baked, self.baked_weight
         super()._apply(fn, recurse)
-        self._baked = None if baked is None or value is None else baked.for_copies(fn(value), self.weight)
+        if baked is None or value is None:
+            self._baked = None
+            return self
+        moved: Tensor = fn(value)
+        moved = value.to(moved.device) if is_half(moved) else moved  # Levels are exact in float32 only.
+        self._baked = baked.for_copies(moved, self.weight)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -211,7 +227,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        return self._conv_forward(self.quantized_input(input), self.quantized_weight(), self.bias)
+        return self.in_own_type(self._conv_forward(*self.operands(input)))
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):
@@ -234,7 +250,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map features ``(..., in_features)``."""
-        return nn.functional.linear(self.quantized_input(input), self.quantized_weight(), self.bias)
+        return self.in_own_type(nn.functional.linear(*self.operands(input)))
 
 
 def input_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:

@@ -65,10 +65,15 @@ class _SignTimesMean(ElementwiseFunction):
         return grads[0]
 
 
+def is_half(x: Tensor) -> bool:
+    """Whether a tensor has half precision: float16 or bfloat16."""
+    return x.dtype in (torch.float16, torch.bfloat16)
+
+
 def in_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; other tensors are returned as they are."""
     # Half precision moves values to other levels (0.7 % of them at 2 bits, 21 % at 8): the function would change.
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if is_half(x) else x
 
 
 def quantize_unit(x: Tensor, bits: int) -> Tensor:
@@ -155,6 +160,7 @@ class WeightQuantizer:
 
     def factor(self, w: Tensor) -> Tensor:
         """The factor of the levels in [-1, 1]: a detached scalar tensor."""
+        w = in_float32(w)
         return (_mean_abs(w) if self.bits == 1 else _SCALES[self.scale](w)).detach()
 
     def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
