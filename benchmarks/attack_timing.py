@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from empir_plugin.models.layers import input_of_call
 
 Make = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """An attack: from network, images ``(N, C, H, W)`` and labels ``(N,)`` to adversarial images."""
@@ -88,14 +91,15 @@ def count_passes(network: nn.Module) -> Iterator[Tally]:
     """Count the images that pass through a network, and through copies made of it inside the context."""
     tally = Tally()
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if torch.is_grad_enabled() and inputs[0].requires_grad:
-            tally.gradient += len(inputs[0])
+    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+        images = input_of_call(args, kwargs)
+        if torch.is_grad_enabled() and images.requires_grad:
+            tally.gradient += len(images)
         else:
-            tally.forward += len(inputs[0])
+            tally.forward += len(images)
 
     # Deep copies share a hook that is a function, so their passes are counted here, too.
-    handle = network.register_forward_pre_hook(count)
+    handle = network.register_forward_pre_hook(count, with_kwargs=True)
     try:
         yield tally
     finally:

@@ -15,6 +15,7 @@ from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, plain
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.models.backward import clamp_min
 
 # Keeps arctanh finite at black and white pixels; the constant of the authors' code and of EMPIR's release.
 _INSIDE = 0.999999
@@ -172,7 +173,7 @@ class CarliniWagner:
             adv = _to_image(w)
             view = self.surrogate(model, adv)
             batch.check_logits(view.logits)
-            shortfall = (self.confidence - margin(view.logits, batch.y, batch.targets)).clamp_min(0)
+            shortfall = clamp_min(self.confidence - margin(view.logits, batch.y, batch.targets), 0)
             if not shortfall.requires_grad:
                 raise EvaluationError(NO_GRADIENT)
             objective = adam.distance(adv) + adam.const * shortfall

@@ -100,12 +100,11 @@ class Reweighted:
     def __call__(self, logits: Tensor, leader: int | None) -> Tensor:
         """Log of the weighted mean probability."""
         log_p = logits.log_softmax(-1)
-        with torch.no_grad():
-            winner = MaxVote()(logits, leader).argmax(1)  # (N,)
-            best, second = log_p.topk(2, dim=-1).values.unbind(-1)  # (M, N) each
-            # topk may break ties differently from argmax, which is what decides who voted for the winner.
-            margin = (best - second).masked_fill(logits.argmax(-1) != winner, float("inf"))
-            weights = (-margin / self.temperature).softmax(0)
+        winner = MaxVote()(logits.detach(), leader).argmax(1)  # (N,)
+        best, second = log_p.detach().topk(2, dim=-1).values.unbind(-1)  # (M, N) each
+        # topk may break ties differently from argmax, which is what decides who voted for the winner.
+        margin = (best - second).masked_fill(logits.argmax(-1) != winner, float("inf"))
+        weights = (-margin / self.temperature).softmax(0)
         return _log_weighted_mean(log_p, weights)
 
     def __str__(self) -> str:

@@ -32,7 +32,7 @@ from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 
 _DEPTH = 12
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_IRRELEVANT = frozenset({"training", "weights_loaded", "default_cfg", "pretrained_cfg", "baked_weight"})
+_IRRELEVANT = frozenset({"training", "weights_loaded", "default_cfg", "pretrained_cfg", "_baked"})
 """Attributes and buffers of networks that belong to their origin or their mode, and do not decide what they compute."""
 
 _INFRASTRUCTURE = frozenset(vars(nn.Module()))

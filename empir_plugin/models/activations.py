@@ -137,7 +137,7 @@ def quantize_in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tenso
         (tensor([0.0000, 1.3333, 2.0000]), (tensor(1.),))
     """
     x = in_float32(x)
-    width = bound.detach().clamp_min(torch.finfo(x.dtype).tiny)
+    width = in_float32(bound.detach()).clamp_min(torch.finfo(x.dtype).tiny)
     scaled = x / width
     beyond = (scaled >= 1).to(x.dtype) - ((scaled <= -1).to(x.dtype) if is_signed(quantizer) else 0)
     return width * quantizer(scaled) + beyond * (bound - bound.detach())

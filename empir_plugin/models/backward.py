@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from empir_plugin.errors import InputError
 
@@ -27,15 +28,67 @@ class BackwardRule(Protocol):
         ...
 
 
-class _Clip(torch.autograd.Function):
-    """Forward: the clip to [0, 1]. Backward: 1 on [0, 1], both ends included, and 0 outside."""
+class ElementwiseFunction(torch.autograd.Function):
+    """Base of functions whose gradient is stated: that of every element of the first input, times ``slope``."""
 
-    # Not torch.clamp: its gradient at the ends, where black and white pixels lie, depends on the version.
     generate_vmap_rule = True
 
     @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        """The slope at ``x``, of its shape; the arguments are those of ``forward``."""
+        raise NotImplementedError
+
+
+class _WithSlope(torch.autograd.Function):
+    """A value and its slope in ``x``, for forward-mode differentiation as well."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return tangents[0] * slope
+
+
+def apply(function: type[ElementwiseFunction], x: Tensor, *args: Any) -> Tensor:
+    """Call an elementwise function on tensors of any shape, for differentiation in either mode.
+
+    Example:
+        >>> torch.func.jvp(as_trained, (torch.tensor([0.5, 2.0]),), (torch.ones(2),))
+        (tensor([0.5000, 1.0000]), tensor([1., 0.]))
+    """
+    # torch.compile cannot trace functions that have a forward mode, so they are used in that mode only.
+    if forward_ad._current_level < 0:
+        return function.apply(x, *args)  # type: ignore[no-any-return]
+    fixed = x.detach()
+    return _WithSlope.apply(x, function.forward(fixed, *args), function.slope(fixed, *args))  # type: ignore[no-any-return]
+
+
+class _Clip(ElementwiseFunction):
+    """Forward: the clip to [0, 1]. Backward: 1 on [0, 1], both ends included, and 0 outside."""
+
+    # Not torch.clamp: its gradient at the ends, where black and white pixels lie, depends on the version.
+    @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x.clamp(0, 1)
+
+    @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        return ((x >= 0) & (x <= 1)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -47,14 +100,16 @@ class _Clip(torch.autograd.Function):
         return grads[0] * ((x >= 0) & (x <= 1))
 
 
-class _ClipWithSlope(torch.autograd.Function):
+class _ClipWithSlope(ElementwiseFunction):
     """Forward: the clip to [0, 1]. Backward: the gradient times a slope, of the input's shape."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, slope: Tensor) -> Tensor:
         return x.clamp(0, 1)
+
+    @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        return args[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -66,8 +121,41 @@ class _ClipWithSlope(torch.autograd.Function):
         return grads[0] * slope, None
 
 
-def _apply(function: type[torch.autograd.Function], *args: Tensor) -> Tensor:
-    return function.apply(*args)  # type: ignore[no-any-return]
+class _ClampMin(ElementwiseFunction):
+    """Forward: the larger of input and bound. Backward: 1 from the bound on, including it, and 0 below."""
+
+    @staticmethod
+    def forward(x: Tensor, bound: float) -> Tensor:
+        return x.clamp_min(bound)
+
+    @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        return (x >= args[0]).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grads[0] * (x >= ctx.bound), None
+
+
+def clamp_min(x: Tensor, bound: float) -> Tensor:
+    """``x.clamp_min(bound)`` with gradient 1 at exactly the bound, where torch's depends on the version.
+
+    Args:
+        x: Any shape.
+        bound: The least value of the result.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+        >>> torch.autograd.grad(clamp_min(x, 0).sum(), x)
+        (tensor([0., 1., 1.]),)
+    """
+    return apply(_ClampMin, x, bound)
 
 
 @dataclass(frozen=True)
@@ -82,7 +170,7 @@ class Clip:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Clip activations of any shape."""
-        return _apply(_Clip, x)
+        return apply(_Clip, x)
 
     def __str__(self) -> str:
         return "clip"
@@ -100,7 +188,7 @@ class Identity:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Clip activations of any shape."""
-        return _apply(_ClipWithSlope, x, torch.ones_like(x))
+        return apply(_ClipWithSlope, x, torch.ones_like(x))
 
     def __str__(self) -> str:
         return "identity"
@@ -133,10 +221,9 @@ class Soft:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Clip activations of any shape."""
-        with torch.no_grad():
-            s = ((x - x.clamp(0, 1)).abs_() / self.width).sigmoid_()
-            slope = 4 * s * (1 - s)
-        return _apply(_ClipWithSlope, x, slope)
+        fixed = x.detach()
+        s = ((fixed - fixed.clamp(0, 1)).abs_() / self.width).sigmoid_()
+        return apply(_ClipWithSlope, x, 4 * s * (1 - s))
 
     def __str__(self) -> str:
         return "soft" if self == Soft() else f"soft:{self.width:g}"

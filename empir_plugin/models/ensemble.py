@@ -84,7 +84,7 @@ class MaxVote:
 
 def _winner(votes: Tensor, log_p: Tensor, leader: int | None) -> Tensor:
     """The class ``(N,)`` elected by votes ``(M, N)``."""
-    counts = nn.functional.one_hot(votes, log_p.shape[-1]).sum(0)  # (N, K)
+    counts = _one_hot(votes, log_p.shape[-1]).sum(0)  # (N, K)
     tied = counts == counts.amax(1, keepdim=True)  # (N, K)
     by_probability = log_p.logsumexp(0).masked_fill(~tied, -math.inf).argmax(1)
     if leader is None:
@@ -93,13 +93,16 @@ def _winner(votes: Tensor, log_p: Tensor, leader: int | None) -> Tensor:
     return torch.where(tied.gather(1, choice.unsqueeze(1)).squeeze(1), choice, by_probability)
 
 
+def _one_hot(classes: Tensor, count: int) -> Tensor:
+    """Where a class is the given one ``(..., K)``; torch's own cannot be differentiated under ``vmap``."""
+    return classes.unsqueeze(-1) == torch.arange(count, device=classes.device)
+
+
 def _lift(log_p: Tensor, winner: Tensor) -> Tensor:
     """Raise the winner's entry where rounding made it equal to one of lower index, so the winner is the argmax."""
-    with torch.no_grad():
-        best, index = log_p.max(1, keepdim=True)
-        own = nn.functional.one_hot(winner, log_p.shape[1]).bool()  # (N, K)
-        raised = own & (index != winner.unsqueeze(1))
-        above = torch.nextafter(best, torch.full_like(best, math.inf))
+    best, index = log_p.detach().max(1, keepdim=True)
+    raised = _one_hot(winner, log_p.shape[1]) & (index != winner.unsqueeze(1))  # (N, K)
+    above = torch.nextafter(best, torch.full_like(best, math.inf))
     return torch.where(raised, above + (log_p - log_p.detach()), log_p)
 
 

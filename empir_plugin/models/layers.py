@@ -6,10 +6,10 @@ every quantized layer then have k bits, whatever pooling, residual sum or non-li
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,65 @@ from torch import Tensor, nn
 from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
 from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer, in_float32, is_half
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
+
+
+class _Baked(NamedTuple):
+    """Quantized weights, and the state of the latent weights they stand for.
+
+    Args:
+        value: The quantized weights.
+        latent: The latent weights themselves, not a copy.
+        version: Count of the changes that autograd has seen; None for inference tensors, which have none.
+        address: Of their values in memory.
+        copy: Their values, where changes may go uncounted; None for frozen weights.
+    """
+
+    value: Tensor
+    latent: Tensor
+    version: int | None
+    address: int
+    copy: Tensor | None
+
+    @classmethod
+    def of(cls, value: Tensor, latent: Tensor, *, watched: bool = False) -> _Baked:
+        version = None if latent.is_inference() else latent._version
+        # Fused optimizers, `.data` and NumPy views change values without a count. They change weights in training; a
+        # frozen network, which is what the evaluation attacks, is not worth a comparison in every forward pass.
+        copied = (watched or latent.requires_grad or version is None) and not latent.is_meta
+        return cls(value, latent, version, latent.data_ptr(), latent.detach().clone() if copied else None)
+
+    def for_copies(self, value: Tensor, latent: Tensor) -> _Baked:
+        """The same for copies of both tensors, which start to count their changes anew."""
+        return _Baked.of(value, latent, watched=self.copy is not None)
+
+    def is_current(self, latent: Tensor) -> bool:
+        """Whether the latent weights are the same tensor with the same values."""
+        if torch.compiler.is_dynamo_compiling():  # A graph can hold neither the count nor a comparison.
+            return latent is self.latent and not latent.requires_grad
+        if _is_exporting():  # The network is called with stand-ins for its parameters.
+            return self._is_unchanged()
+        if latent is not self.latent or not self._is_unchanged():
+            return False
+        return self.copy is None or torch.equal(latent, self.copy)
+
+    def _is_unchanged(self) -> bool:
+        counted = self.version is None or self.latent._version == self.version
+        return counted and self.latent.data_ptr() == self.address
+
+
+def _is_exporting() -> bool:
+    return getattr(torch.compiler, "is_exporting", bool)()
 
 
 class QuantizedLayer(nn.Module):
     """Base of quantized layers: latent float weights, two quantizers and, for evaluation, weights quantized in advance.
+
+    Weights quantized in advance ("baked") are used in evaluation mode while the latent weights are the same tensor with
+    the same values; after any change of theirs the layer computes with the new ones, as an ordinary layer does. Two
+    changes of frozen weights are not seen: one that bypasses autograd (``weight.data.mul_(2)``), and one in place after
+    ``torch.compile``. Call :meth:`bake_` again after these.
 
     The state dict holds the latent weights under the names of the full-precision layer, so weights load strictly from
     one into the other, both ways. Only a learned range has a name of its own, ``activation_bound``; a state dict
@@ -30,10 +83,11 @@ class QuantizedLayer(nn.Module):
     """
 
     weight: Tensor
+    bias: Any
     weight_quantizer: AnyWeightQuantizer
     activation_quantizer: InputQuantizer
     activation_bound: nn.Parameter | None
-    baked_weight: Tensor | None
+    _baked: _Baked | None = None
 
     def _set_quantizers(self, precision: Precision, scale: Scale) -> None:
         weights = WeightQuantizer(precision.weight_bits, scale)
@@ -52,19 +106,51 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer, self.activation_quantizer = weights, activations
         learned = None if bound is None else nn.Parameter(self.weight.new_tensor(bound))
         self.register_parameter("activation_bound", learned)
-        self.register_buffer("baked_weight", None, persistent=False)
+        self._baked = None
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter; new latent weights drop the baked ones."""
+        super().register_parameter(name, param)
+        self._baked = None if name == "weight" else self._baked
 
     @property
     def precision(self) -> Precision:
         """Bits of this layer's weights and input."""
         return Precision(self.weight_quantizer.bits, self.activation_quantizer.bits)
 
+    @property
+    def baked_weight(self) -> Tensor | None:
+        """Weights quantized in advance; None if there are none, or the latent weights have changed since."""
+        if self._baked is None or "weight" not in self._parameters or not self._baked.is_current(self.weight):
+            return None
+        return self._baked.value
+
+    @baked_weight.setter
+    def baked_weight(self, value: Tensor | None) -> None:
+        self._baked = None if value is None else _Baked.of(value, self.weight)
+
     def quantized_weight(self) -> Tensor:
         """The quantized weights, of the latent weights' shape; the baked ones only in evaluation mode."""
         # A new network is in training mode and may be baked then; its latent weights must still get gradients.
-        if self.baked_weight is None or self.training:
+        baked = None if self.training else self.baked_weight
+        if baked is None:
             return self.weight_quantizer(self.weight)
-        return self.baked_weight
+        asked = self.weight.requires_grad and torch.is_grad_enabled()
+        if not asked or torch.jit.is_tracing() or _is_exporting():  # A traced graph has no gradients of weights.
+            return baked
+        # The gradient of the quantizer, and exactly the baked numbers, whose scale can differ in the last bit.
+        quantized = self.weight_quantizer(self.weight)
+        return quantized + (baked - quantized).detach()
+
+    def operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Quantized input, quantized weights and bias, in float32 if the layer has half precision."""
+        bias: Tensor | None = self.bias
+        inputs, weights = self.quantized_input(input), self.quantized_weight()
+        return in_float32(inputs), in_float32(weights), None if bias is None else in_float32(bias)
+
+    def in_own_type(self, output: Tensor) -> Tensor:
+        """An output in half precision if the layer has it, for the layers that follow."""
+        return output.to(self.weight.dtype) if is_half(self.weight) else output
 
     def quantized_input(self, input: Tensor) -> Tensor:
         """The quantized input, of the same shape."""
@@ -80,14 +166,34 @@ class QuantizedLayer(nn.Module):
     def train(self, mode: bool = True) -> Any:
         """Set the mode; training mode drops baked weights, as the latent weights are about to change."""
         if mode:
-            self.baked_weight = None
+            self._baked = None
         return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move or convert the layer, and its baked weights with it."""
+        baked, value = self._baked, self.baked_weight
+        super()._apply(fn, recurse)
+        if baked is None or value is None:
+            self._baked = None
+            return self
+        moved: Tensor = fn(value)
+        moved = value.to(moved.device) if is_half(moved) else moved  # Levels are exact in float32 only.
+        self._baked = baked.for_copies(moved, self.weight)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_baked": self._baked if self.baked_weight is not None else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._baked is not None:
+            self._baked = self._baked.for_copies(self._baked.value, self.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if self.activation_bound is not None:
             state_dict.setdefault(f"{prefix}activation_bound", self.activation_bound.detach())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.baked_weight = None
+        self._baked = None
 
     def extra_repr(self) -> str:
         """The parent's description, the precision, and any quantizers other than EMPIR's."""
@@ -121,7 +227,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        return self._conv_forward(self.quantized_input(input), self.quantized_weight(), self.bias)
+        return self.in_own_type(self._conv_forward(*self.operands(input)))
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):
@@ -144,7 +250,17 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map features ``(..., in_features)``."""
-        return nn.functional.linear(self.quantized_input(input), self.quantized_weight(), self.bias)
+        return self.in_own_type(nn.functional.linear(*self.operands(input)))
+
+
+def input_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a layer, from the arguments of its call: the first one, or the first tensor given by keyword.
+
+    Example:
+        >>> input_of_call((), {"output_size": [3], "input": torch.zeros(2)})
+        tensor([0., 0.])
+    """
+    return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.layers import QuantizedLayer, quantized_layers
+from empir_plugin.models.layers import QuantizedLayer, input_of_call, quantized_layers
 from empir_plugin.models.precision import FULL_BITS
 
 LinearMap = Callable[[Tensor], Tensor]
@@ -169,10 +169,10 @@ def _shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[tuple[int, ...]
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def watch(name: str, layer: nn.Module) -> Any:
-        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            shapes[name] = tuple(inputs[0].shape), tuple(output.shape)
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            shapes[name] = tuple(input_of_call(args, kwargs).shape), tuple(output.shape)
 
-        return layer.register_forward_hook(note)
+        return layer.register_forward_hook(note, with_kwargs=True)
 
     handles = [watch(name, layer) for name, layer in quantized_layers(model)]
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.convert.layers import quantize_layer_class_
+from empir_plugin.models.convert.layers import quantize_layer_class_, undo_on_error
 from empir_plugin.models.convert.probe import negative_shares, noise
 from empir_plugin.models.convert.select import Layers, Plan, plan, refuse_uncalled
 from empir_plugin.models.precision import FULL_BITS
@@ -65,8 +65,9 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
         raise InputError(f"{first.name or first.kind} cannot be quantized ({first.reason}): name others with layers=")
     if not selected.chosen:
         raise InputError(f"nothing to quantize in {type(model).__name__}: it has no convolution or linear layer")
-    for layer in selected.chosen.values():
-        quantize_layer_class_(layer).use_quantizers_(quantizer, ActivationQuantizer(FULL_BITS))
+    with undo_on_error(selected.chosen.values()):
+        for layer in selected.chosen.values():
+            quantize_layer_class_(layer).use_quantizers_(quantizer, ActivationQuantizer(FULL_BITS))
     return tuple(selected.chosen)
 
 

@@ -18,20 +18,22 @@ import torch
 from torch import Tensor
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.backward import BackwardRule, as_trained
+from empir_plugin.models.backward import BackwardRule, ElementwiseFunction, apply, as_trained, clamp_min
 from empir_plugin.models.precision import FULL_BITS, check_bits
 
 Scale = Literal["none", "max", "mean"]
 
 
-class _RoundToLevels(torch.autograd.Function):
+class _RoundToLevels(ElementwiseFunction):
     """Forward: the nearest of the levels 0, 1/n, ..., 1, ties to even. Backward: the identity."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, n: int) -> Tensor:
         return torch.round(x * n) / n
+
+    @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        return torch.ones_like(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -42,15 +44,17 @@ class _RoundToLevels(torch.autograd.Function):
         return grads[0], None
 
 
-class _SignTimesMean(torch.autograd.Function):
+class _SignTimesMean(ElementwiseFunction):
     """Forward: ``mean|w|`` with the sign of ``w``, positive for zero. Backward: the identity."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(w: Tensor) -> Tensor:
         mean = w.abs().mean()
         return torch.where(w < 0, -mean, mean)
+
+    @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        return torch.ones_like(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -61,10 +65,15 @@ class _SignTimesMean(torch.autograd.Function):
         return grads[0]
 
 
+def is_half(x: Tensor) -> bool:
+    """Whether a tensor has half precision: float16 or bfloat16."""
+    return x.dtype in (torch.float16, torch.bfloat16)
+
+
 def in_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; other tensors are returned as they are."""
     # Half precision moves values to other levels (0.7 % of them at 2 bits, 21 % at 8): the function would change.
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if is_half(x) else x
 
 
 def quantize_unit(x: Tensor, bits: int) -> Tensor:
@@ -80,11 +89,7 @@ def quantize_unit(x: Tensor, bits: int) -> Tensor:
         >>> quantize_unit(torch.tensor([0.0, 0.2, 0.5, 0.9]), 1)
         tensor([0., 0., 0., 1.])
     """
-    return _apply(_RoundToLevels, in_float32(x), 2**bits - 1)
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    return function.apply(*args)  # type: ignore[no-any-return]
+    return apply(_RoundToLevels, in_float32(x), 2**bits - 1)
 
 
 def _one(w: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ class WeightQuantizer:
             return w
         w = in_float32(w)
         if self.bits == 1:
-            return _apply(_SignTimesMean, w)
+            return apply(_SignTimesMean, w)
         levels = 2 * quantize_unit(self._to_unit(w), self.bits) - 1
         return levels if self.scale == "none" else levels * self.factor(w)
 
@@ -155,6 +160,7 @@ class WeightQuantizer:
 
     def factor(self, w: Tensor) -> Tensor:
         """The factor of the levels in [-1, 1]: a detached scalar tensor."""
+        w = in_float32(w)
         return (_mean_abs(w) if self.bits == 1 else _SCALES[self.scale](w)).detach()
 
     def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
@@ -166,7 +172,7 @@ class WeightQuantizer:
 
     def _to_unit(self, w: Tensor) -> Tensor:
         t = w.tanh()
-        largest = t.abs().max().clamp_min(torch.finfo(t.dtype).tiny)
+        largest = clamp_min(t.abs().max(), torch.finfo(t.dtype).tiny)
         return t / (largest.detach() if self.detach_max else largest) * 0.5 + 0.5
 
 

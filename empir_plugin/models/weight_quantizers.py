@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from empir_plugin._files.tables import choice
 from empir_plugin.errors import InputError
+from empir_plugin.models.backward import ElementwiseFunction, apply
 from empir_plugin.models.quantize import WeightQuantizer, in_float32
 
 
@@ -46,14 +47,16 @@ class OneBit(Enum):
         return choice(cls, "one_bit", value)
 
 
-class _SignWithin(torch.autograd.Function):
+class _SignWithin(ElementwiseFunction):
     """Forward: the sign, 1 for zero. Backward: 1 where ``|w| <= 1``, 0 elsewhere."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(w: Tensor) -> Tensor:
         return torch.where(w < 0, -1.0, 1.0)
+
+    @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        return (x.abs() <= 1).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -91,7 +94,7 @@ class SignWeightQuantizer:
     def __call__(self, w: Tensor) -> Tensor:
         """Quantize latent weights ``(out, ...)``."""
         w = in_float32(w)
-        sign: Any = _SignWithin.apply(w)
+        sign = apply(_SignWithin, w)
         return sign * _means(w) if self.per_filter else sign
 
     def codes(self, w: Tensor) -> Tensor:

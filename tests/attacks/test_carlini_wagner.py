@@ -91,6 +91,17 @@ def test_equals_a_literal_restatement(checks: int, every: int, small_network: nn
     torch.testing.assert_close(attack(small_network, images, y, UNBOUNDED), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+def test_an_image_at_exactly_the_confidence_is_still_pushed_beyond_it(confidence: float) -> None:
+    """There the loss has a kink; with slope zero the image would be a fixed point, and a tie would count as robust."""
+    x, y = torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2]).view(1, 1, 1, 2), torch.tensor([0])
+    attack = CarliniWagner(search_steps=1, iterations=2, initial_const=1.0, confidence=confidence)
+    adv = attack(nn.Flatten(), x, y, UNBOUNDED)
+    assert float(adv[0, 0, 0, 1] - adv[0, 0, 0, 0]) > confidence - 1e-6
+    if not confidence:
+        assert not torch.equal(adv, x)
+
+
 def test_images_do_not_depend_on_each_other(small_network: nn.Module, images: Tensor) -> None:
     y = small_network(images).argmax(1)
     together = carlini_wagner_of_empir()(small_network, images, y, UNBOUNDED)

@@ -121,6 +121,23 @@ def test_a_range_that_collapsed_gives_finite_numbers_and_can_grow_again() -> Non
 # -- Texts
 
 
+@pytest.mark.parametrize(
+    "quantizer", [ActivationQuantizer(2), SignedActivationQuantizer(2), SignActivationQuantizer()], ids=str
+)
+@pytest.mark.parametrize("learned", [False, True])
+def test_forward_mode_differentiates_as_reverse_mode(quantizer: InputQuantizer, learned: bool) -> None:
+    def quantized(x: Tensor, bound: Tensor) -> Tensor:
+        return quantize_in_learned_range(quantizer, x, bound) if learned else quantizer(x)
+
+    x, bound = torch.tensor([-3.0, -1.0, -0.2, 0.0, 0.4, 1.0, 2.0]), torch.tensor(1.5)
+    forward = torch.func.jacfwd(quantized, argnums=(0, 1))(x, bound)
+    reverse = torch.func.jacrev(quantized, argnums=(0, 1))(x, bound)
+    assert torch.equal(forward[0], reverse[0])
+    assert torch.equal(forward[1], reverse[1])
+    assert 0 < int(forward[0].count_nonzero()) < len(x), "flat outside the range only"
+    assert bool(forward[1].any()) is learned
+
+
 def test_modes_have_texts() -> None:
     assert [Activations.parse(text) for text in ("auto", "unsigned", "signed", "pact")] == list(Activations)
     assert Activations.parse(Activations.PACT) is Activations.PACT

@@ -11,7 +11,7 @@ from empir_plugin.attacks.gradient import bim, pgd
 from empir_plugin.attacks.surrogates import Through, mean_probability, parse_surrogate, plain
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
-from empir_plugin.models.backward import BackwardRule, Soft, as_trained, identity, parse_backward, soft
+from empir_plugin.models.backward import BackwardRule, Soft, as_trained, clamp_min, identity, parse_backward, soft
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, use_backward_rule
 from empir_plugin.models.precision import Precision
@@ -66,6 +66,35 @@ def test_soft_lies_between_the_clip_and_the_identity() -> None:
         assert narrow == pytest.approx(wide, abs=1e-9)
     assert slope(Soft(1e6), points) == pytest.approx([1.0] * 71)
     assert sorted(slope(soft, [1.0, 1.5, 2.0, 3.0]), reverse=True) == slope(soft, [1.0, 1.5, 2.0, 3.0])
+
+
+def test_a_lower_bound_has_slope_one_at_exactly_the_bound() -> None:
+    assert clamp_min(torch.tensor(POINTS), 0.3).tolist() == torch.tensor(POINTS).clamp_min(0.3).tolist()
+    assert slope(lambda x: clamp_min(x, 0.3), POINTS) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert slope(lambda x: clamp_min(x, 0), [-0.0, 0.0]) == [1, 1]
+
+
+@pytest.mark.parametrize("rule", [*RULES, lambda x: clamp_min(x, 0.3)], ids=str)
+def test_forward_mode_has_the_same_slopes(rule: BackwardRule) -> None:
+    points, ones = torch.tensor(POINTS, dtype=torch.float64), torch.ones(len(POINTS), dtype=torch.float64)
+    value, tangent = torch.func.jvp(rule, (points,), (ones,))
+    assert torch.equal(value, rule(points))
+    assert tangent.tolist() == slope(rule, POINTS)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_transforms_of_functions_can_be_nested(rule: BackwardRule) -> None:
+    def cube(x: Tensor) -> Tensor:
+        return rule(x).pow(3).sum()
+
+    x = torch.tensor([0.2, 0.9, 1.0], dtype=torch.float64)
+    expected = torch.diag(6 * x)
+    torch.testing.assert_close(torch.func.hessian(cube)(x), expected)
+    torch.testing.assert_close(torch.func.jacfwd(torch.func.jacfwd(cube))(x), expected)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.jacfwd(cube))(x), expected)
+    rows = torch.vmap(torch.func.jacfwd(cube))(torch.stack([x, x + 3]))
+    assert torch.equal(rows[0], torch.func.grad(cube)(x))
+    assert torch.equal(rows[1], torch.func.grad(cube)(x + 3))
 
 
 def test_the_quantizer_uses_the_rule_and_32_bits_have_no_clip() -> None:

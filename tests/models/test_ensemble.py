@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability, Rule
+from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanLogits, MeanProbability, Rule
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.precision import Precision
 
@@ -339,3 +339,52 @@ def test_its_text_names_the_rule_which_decides_what_it_computes() -> None:
     members = [nn.Flatten(), nn.Flatten()]
     assert "rule=MaxVote()" in repr(Ensemble(members))
     assert "rule=MeanProbability()" in repr(Ensemble(members, MeanProbability()))
+
+
+# -- Transforms of functions
+
+
+def small_ensemble(rule: Rule) -> Ensemble:
+    torch.manual_seed(0)
+    bits = [Precision.parse("w2a2"), Precision.parse("w4a2"), Precision()]
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), QuantLinear(8, 4, precision=b)) for b in bits]
+    return Ensemble(members, rule).eval()
+
+
+RULES = pytest.mark.parametrize("rule", [MaxVote(), MeanProbability(), MeanLogits()], ids=str)
+
+
+@RULES
+def test_vectorized_gradients_equal_the_loop_over_images(rule: Rule) -> None:
+    ensemble, x, y = small_ensemble(rule), torch.rand(6, 3, 2, 2), torch.arange(6) % 4
+
+    def loss(image: Tensor, label: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(ensemble(image[None]), label[None])
+
+    together = torch.vmap(torch.func.grad(loss))(x, y)
+    one_by_one = torch.stack([torch.func.grad(loss)(image, label) for image, label in zip(x, y, strict=True)])
+    torch.testing.assert_close(together, one_by_one)
+    assert together.flatten(1).any(1).all()
+
+
+@RULES
+def test_forward_mode_equals_reverse_mode(rule: Rule) -> None:
+    ensemble, x = small_ensemble(rule), torch.rand(5, 3, 2, 2)
+    direction = torch.randn_like(x)
+    jacobian = torch.vmap(torch.func.jacrev(lambda image: ensemble(image[None])[0]))(x)  # (N, K, C, H, W)
+    logits, tangent = torch.func.jvp(ensemble, (x,), (direction,))
+    assert torch.equal(logits, ensemble(x))
+    torch.testing.assert_close(tangent, (jacobian * direction.unsqueeze(1)).flatten(2).sum(2))
+    torch.testing.assert_close(torch.vmap(torch.func.jacfwd(lambda image: ensemble(image[None])[0]))(x), jacobian)
+    assert jacobian.any()
+
+
+def test_a_lifted_winner_has_the_gradient_it_had() -> None:
+    """Two classes whose log-probabilities round to one number; the vote is for the second."""
+    logits = torch.tensor([[[0.0, 1e-9, -9.0]]])
+    rule = MaxVote()
+    assert rule(logits, None).argmax(1).item() == 1
+    for differentiate in (torch.func.jacfwd, torch.func.jacrev):
+        found = differentiate(lambda z: rule(z, None))(logits)
+        expected = differentiate(lambda z: z[0].log_softmax(-1))(logits)
+        torch.testing.assert_close(found, expected)

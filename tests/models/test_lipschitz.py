@@ -37,6 +37,20 @@ def of_error(layer: Any) -> nn.Conv2d:
     return plain
 
 
+def test_layers_called_by_keyword_have_norms() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = QuantLinear(4, 3, precision=W2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(input=x.flatten(1))
+
+    model, images = Called().eval(), torch.zeros(2, 1, 2, 2)
+    expected = error_norms(model.layer, (2, 4), (2, 3))
+    assert quantization_error_norms(model, images) == {"layer": expected}
+
+
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "plain": dict(kernel_size=3),
     "padded": dict(kernel_size=3, padding=1),

@@ -415,3 +415,12 @@ def test_impossible_bits(make: Callable[[int], object], bits: int) -> None:
 def test_an_unknown_scale() -> None:
     with pytest.raises(InputError, match=r"scale .*none, max, mean.*'median'"):
         WeightQuantizer(2, "median")  # type: ignore[arg-type]
+
+
+def test_weights_at_the_smallest_maximum_have_the_gradient_of_larger_ones() -> None:
+    """The largest weight is always the outermost level, so its own gradient is zero, whatever its size."""
+    tiny = torch.finfo(torch.float32).tiny
+    for size in (tiny, 2 * tiny, 0.5):
+        w = torch.tensor([size, 0.0, 0.0], requires_grad=True)
+        (grad,) = torch.autograd.grad(WeightQuantizer(2)(w)[0], w)
+        assert grad[0].item() == 0

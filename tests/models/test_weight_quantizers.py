@@ -11,7 +11,13 @@ from torch import nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.quantize import WeightQuantizer
-from empir_plugin.models.weight_quantizers import OneBit, SignWeightQuantizer, UniformWeightQuantizer, clip_latent_
+from empir_plugin.models.weight_quantizers import (
+    AnyWeightQuantizer,
+    OneBit,
+    SignWeightQuantizer,
+    UniformWeightQuantizer,
+    clip_latent_,
+)
 
 W = torch.tensor([[-2.0, 0.5, 0.0], [0.3, -0.3, 0.6]])
 WEIGHTS = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=30)
@@ -123,3 +129,25 @@ def test_the_gradient_of_uniform_levels_is_the_identity() -> None:
 def test_unsupported_bits_of_a_uniform_grid(bits: float) -> None:
     with pytest.raises(InputError, match=r"uniform grid .*2 to 8 bits"):
         UniformWeightQuantizer(bits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        WeightQuantizer(1),
+        WeightQuantizer(2),
+        WeightQuantizer(4, "max"),
+        WeightQuantizer(4, "mean", detach_max=True),
+        SignWeightQuantizer(),
+        SignWeightQuantizer(per_filter=True),
+        UniformWeightQuantizer(3),
+    ],
+    ids=repr,
+)
+def test_forward_mode_differentiates_as_reverse_mode(quantizer: AnyWeightQuantizer) -> None:
+    w = torch.tensor([[-1.5, 0.3, 0.2], [0.0, 1.0, -0.4]])
+    forward, reverse = torch.func.jacfwd(quantizer)(w), torch.func.jacrev(quantizer)(w)
+    torch.testing.assert_close(forward, reverse)
+    assert forward.any()
+    both = torch.vmap(quantizer)(torch.stack([w, -2 * w]))
+    torch.testing.assert_close(both, torch.stack([quantizer(w), quantizer(-2 * w)]))

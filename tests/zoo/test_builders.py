@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from empir_plugin.data.image_set import load_images
 from empir_plugin.errors import WeightsError
@@ -100,3 +101,18 @@ def test_a_damaged_weight_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(builders, "files", lambda package: tmp_path)
     with pytest.raises(WeightsError, match="damaged or not the published file"):
         build_model(card)
+
+
+@pytest.mark.parametrize("name", ["empir-mnist", "wrn-10-1-w2a2"])
+def test_shipped_models_can_be_transformed(name: str) -> None:
+    model = build_model(cards()[name])
+    x = torch.rand(3, *((1, 28, 28) if "mnist" in name else (3, 32, 32)))
+
+    def best(image: Tensor) -> Tensor:
+        return model(image[None]).amax()
+
+    expected = torch.stack([torch.func.grad(best)(image) for image in x])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(best))(x), expected)
+    logits, tangent = torch.func.jvp(lambda z: torch.stack([best(image) for image in z]), (x,), (expected,))
+    torch.testing.assert_close(tangent, expected.square().flatten(1).sum(1), rtol=1e-3, atol=1e-4)
+    assert torch.equal(logits, torch.stack([best(image) for image in x]))

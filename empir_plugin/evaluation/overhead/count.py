@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.layers import QuantizedLayer, is_full_precision, quantized_layers
+from empir_plugin.models.layers import QuantizedLayer, input_of_call, is_full_precision, quantized_layers
 from empir_plugin.models.packing import save_packed
 from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
@@ -191,18 +191,18 @@ def _count_calls(layers: Mapping[str, nn.Module], flops: FlopCounterMode) -> Ite
     tally, flops_before = _Tally(), dict.fromkeys(layers, 0)
 
     def register_hooks(name: str, layer: Any) -> Iterator[Any]:
-        def before_forward(module: nn.Module, inputs: Any) -> None:
+        def before_forward(module: nn.Module, args: Any) -> None:
             flops_before[name] = flops.get_total_flops()
 
-        def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def after_forward(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             # Each element of the output, or of a transposed convolution's input, takes one slice of the weights.
-            elements = inputs[0] if getattr(layer, "transposed", False) else output
+            elements = input_of_call(args, kwargs) if getattr(layer, "transposed", False) else output
             tally.macs[name] = tally.macs.get(name, 0) + elements.numel() * layer.weight[0].numel()
             tally.outputs[name] = tally.outputs.get(name, 0) + output.numel()
             tally.inside += (flops.get_total_flops() - flops_before[name]) // 2
 
         yield layer.register_forward_pre_hook(before_forward)
-        yield layer.register_forward_hook(after_forward)
+        yield layer.register_forward_hook(after_forward, with_kwargs=True)
 
     handles = [handle for name, layer in layers.items() for handle in register_hooks(name, layer)]
     try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
+from empir_plugin.models.quantize import in_float32
 
 with silence_harmless_warnings():
     from timm.layers.conv2d_same import Conv2dSame
@@ -23,8 +26,8 @@ class QuantConv2dSame(QuantizedLayer, Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        x = _pad_same(self, self.quantized_input(x))
-        return self._conv_forward(x, self.quantized_weight(), self.bias)
+        x, weight, bias = self.operands(x)
+        return self.in_own_type(self._conv_forward(_pad_same(self, x), weight, bias))
 
 
 def _pad_same(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -43,7 +46,8 @@ class QuantStdConv2d(QuantizedLayer, StdConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        return self._conv_forward(self.quantized_input(x), _standardize(self.quantized_weight(), self.eps), self.bias)
+        x, weight, bias = self.operands(x)
+        return self.in_own_type(self._conv_forward(x, _standardize(weight, self.eps), bias))
 
 
 class QuantStdConv2dSame(QuantizedLayer, StdConv2dSame):
@@ -51,9 +55,9 @@ class QuantStdConv2dSame(QuantizedLayer, StdConv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        x = self.quantized_input(x)
+        x, weight, bias = self.operands(x)
         padded = _pad_same(self, x) if self.same_pad else x
-        return self._conv_forward(padded, _standardize(self.quantized_weight(), self.eps), self.bias)
+        return self.in_own_type(self._conv_forward(padded, _standardize(weight, self.eps), bias))
 
 
 class QuantScaledStdConv2d(QuantizedLayer, ScaledStdConv2d):
@@ -61,8 +65,9 @@ class QuantScaledStdConv2d(QuantizedLayer, ScaledStdConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        weight = _standardize(self.quantized_weight(), self.eps, (self.gain * self.scale).view(-1))
-        return self._conv_forward(self.quantized_input(x), weight, self.bias)
+        x, weight, bias = self.operands(x)
+        weight = _standardize(weight, self.eps, in_float32(self.gain * self.scale).view(-1))
+        return self.in_own_type(self._conv_forward(x, weight, bias))
 
 
 class QuantScaledStdConv2dSame(QuantizedLayer, ScaledStdConv2dSame):
@@ -70,10 +75,10 @@ class QuantScaledStdConv2dSame(QuantizedLayer, ScaledStdConv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        x = self.quantized_input(x)
+        x, weight, bias = self.operands(x)
         padded = _pad_same(self, x) if self.same_pad else x
-        weight = _standardize(self.quantized_weight(), self.eps, (self.gain * self.scale).view(-1))
-        return self._conv_forward(padded, weight, self.bias)
+        weight = _standardize(weight, self.eps, in_float32(self.gain * self.scale).view(-1))
+        return self.in_own_type(self._conv_forward(padded, weight, bias))
 
 
 _QUANTIZED = (
@@ -99,6 +104,7 @@ _WHOLE: Mapping[type[nn.Module], str] = MappingProxyType(
 )
 """Modules that use the weights of their children without calling them."""
 
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WITH_WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NOT_MULTIPLIED = (nn.Embedding, nn.EmbeddingBag, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -112,6 +118,22 @@ def quantize_layer_class_(layer: nn.Module) -> QuantizedLayer:
     return cast("QuantizedLayer", layer)
 
 
+@contextmanager
+def undo_on_error(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Turn layers back into what they were if their conversion fails inside the block."""
+    before = [(layer, type(layer), {*vars(layer)}, {*layer._parameters}) for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, kind, attributes, parameters in before:
+            layer.__class__ = kind
+            for name in {*vars(layer)} - attributes:
+                delattr(layer, name)
+            for name in {*layer._parameters} - parameters:
+                delattr(layer, name)
+        raise
+
+
 def unsupported_whole_reason(module: nn.Module) -> str:
     """Why a module and everything inside it cannot be quantized; empty if they can."""
     return next((reason for kind, reason in _WHOLE.items() if isinstance(module, kind)), "")
@@ -122,10 +144,17 @@ def unsupported_reason(module: nn.Module) -> str:
     if whole := unsupported_whole_reason(module):
         return whole
     if type(module) in QUANTIZED:
-        return "" if "weight" in module._parameters else "its weight is recomputed from other parameters"
+        return _unsupported_weight_reason(module)
     if isinstance(module, _NOT_MULTIPLIED) or not _multiplies(module):
         return ""
     return f"{type(module).__name__} has no quantized counterpart here"
+
+
+def _unsupported_weight_reason(layer: nn.Module) -> str:
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is recomputed from other parameters"
+    return "" if weight.dtype in _TYPES else f"its weight is {weight.dtype}, which has no quantizer"
 
 
 def _multiplies(module: nn.Module) -> bool:

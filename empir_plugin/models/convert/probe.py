@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import is_signed
-from empir_plugin.models.layers import quantized_layers
+from empir_plugin.models.layers import input_of_call, quantized_layers
+from empir_plugin.models.quantize import in_float32
 
 _NOISE_IMAGES = 2
 _BATCH = 256
@@ -36,7 +37,12 @@ def check_images(model: nn.Module, images: object) -> Tensor:
         raise InputError(f"calibration needs two images at least, got {len(images)}: one has no statistics")
     if not bool(images.isfinite().all()):
         raise InputError("calibration has values that are not finite: images are in [0, 1]")
-    parameter = next(model.parameters(), images)
+    return _like_parameters(images, model)
+
+
+def _like_parameters(images: Tensor, model: nn.Module) -> Tensor:
+    """The images on the device and in the type of a network's first parameter of floating-point numbers."""
+    parameter = next((each for each in model.parameters() if each.is_floating_point()), images)
     return images.to(parameter.device, parameter.dtype)
 
 
@@ -46,9 +52,7 @@ def noise(model: nn.Module) -> Tensor | None:
     size = config.get("input_size") if isinstance(config, Mapping) else None
     if size is None:
         return None
-    images = torch.rand(_NOISE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
-    parameter = next(model.parameters(), images)
-    return images.to(parameter.device, parameter.dtype)
+    return _like_parameters(torch.rand(_NOISE_IMAGES, *size, generator=torch.Generator().manual_seed(0)), model)
 
 
 @dataclass
@@ -68,12 +72,12 @@ def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: T
     tallies: dict[str, _SignTally] = {}
 
     def watch(name: str, layer: nn.Module) -> Any:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tally = tallies.setdefault(name, _SignTally())
-            tally.negative += int((inputs[0] < 0).sum())
-            tally.total += inputs[0].numel()
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            values, tally = input_of_call(args, kwargs), tallies.setdefault(name, _SignTally())
+            tally.negative += int((values < 0).sum())
+            tally.total += values.numel()
 
-        return layer.register_forward_pre_hook(note)
+        return layer.register_forward_pre_hook(note, with_kwargs=True)
 
     handles = [watch(name, layer) for name, layer in layers.items()]
     try:
@@ -96,8 +100,8 @@ def run(model: nn.Module, images: Tensor) -> None:
         model(images)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        shape = tuple(images.shape)
-        raise InputError(f"{type(model).__name__} does not take images of shape {shape}: {reason}") from error
+        kind = f"images of shape {tuple(images.shape)} and type {str(images.dtype).removeprefix('torch.')}"
+        raise InputError(f"{type(model).__name__} does not take {kind}: {reason}") from error
 
 
 @contextmanager
@@ -154,28 +158,29 @@ def start_ranges_(model: nn.Module, images: Tensor) -> None:
         images: ``(N, C, H, W)`` in [0, 1]: one batch.
     """
 
-    def start(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].abs() if is_signed(layer.activation_quantizer) else inputs[0].clamp_min(0)
+    def start(layer: Any, args: Any, kwargs: Any) -> None:
+        inputs = in_float32(input_of_call(args, kwargs))
+        values = inputs.abs() if is_signed(layer.activation_quantizer) else inputs.clamp_min(0)
         rank = max(1, math.ceil(_QUANTILE * values.numel()))
         layer.activation_bound.fill_(values.flatten().kthvalue(rank).values.clamp_min(_SMALLEST_BOUND))
 
     learning = [layer for _, layer in quantized_layers(model) if layer.activation_bound is not None]
-    handles = [layer.register_forward_pre_hook(start) for layer in learning]
-    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    handles = [layer.register_forward_pre_hook(start, with_kwargs=True) for layer in learning]
+    before = {name: value.clone() for name, value in model.named_buffers()}
     try:
         with _averaging(model):
             run(model, check_images(model, images)[:_BATCH])
     finally:
         for handle in handles:
             handle.remove()
-        for name, value in model.named_buffers():
-            value.copy_(statistics[name])
+        restore_buffers_(model, before)
 
 
 @contextmanager
 def _averaging(model: nn.Module) -> Iterator[list[Any]]:
     """Evaluation mode, except for batch normalisations: their statistics become averages over the batches inside."""
     norms: list[Any] = [module for module in model.modules() if _has_statistics(module)]
+    before = {name: value.clone() for name, value in model.named_buffers()}
     momenta = [norm.momentum for norm in norms]
     with preserve_modes(model):
         model.eval()
@@ -185,9 +190,19 @@ def _averaging(model: nn.Module) -> Iterator[list[Any]]:
             norm.training = True
         try:
             yield norms
+        except BaseException:
+            restore_buffers_(model, before)
+            raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+
+@torch.no_grad()
+def restore_buffers_(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Write earlier copies of a network's buffers back into them."""
+    for name, value in model.named_buffers():
+        value.copy_(before[name])
 
 
 def _has_statistics(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from empir_plugin.models.activations import (
     SignActivationQuantizer,
     SignedActivationQuantizer,
 )
-from empir_plugin.models.convert.layers import quantize_layer_class_
+from empir_plugin.models.convert.layers import quantize_layer_class_, undo_on_error
 from empir_plugin.models.convert.probe import check_images, negative_shares, noise, recalibrate_, start_ranges_
 from empir_plugin.models.convert.report import ConversionReport, ConvertedLayer
 from empir_plugin.models.convert.select import INNER, Layers, Plan, plan, refuse_uncalled
@@ -136,8 +136,9 @@ def quantize_(
     if negative is not None:
         selected = refuse_uncalled(selected, negative)
     _check(model, selected, allow_unsupported)
-    converted = _convert(selected.chosen, settings, negative or {})
-    renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
+    with undo_on_error(selected.chosen.values()):
+        converted = _convert(selected.chosen, settings, negative or {})
+        renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
     if calibration is not None:
         converted = _with_bounds(converted, selected.chosen)
     return ConversionReport(

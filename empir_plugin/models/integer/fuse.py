@@ -318,7 +318,7 @@ def put_on_codes(traced: fx.GraphModule, node: fx.Node, module: nn.Module | None
         bypass(node)  # no code is negative
     elif isinstance(module, nn.MaxPool2d):
         sizes = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-        call_instead(traced, node, PoolCodes(*sizes), node.args[:1])
+        call_instead(traced, node, PoolCodes(*sizes), tuple(node.all_input_nodes))
     elif _is_pool(node, module):
         call_instead(traced, node, PoolCodes(*node.args[1:], **node.kwargs), node.args[:1])
 

@@ -45,9 +45,9 @@ class IntegerLayer(QuantizedLayer):
         """A copy of the layer with some fields of its :class:`IntegerOp` changed."""
         return IntegerLayer(self.precision, self.grid, replace(self.op, **changes), self.kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map inputs, float or codes, ``(N, C, H, W)`` or ``(..., F)``."""
-        codes = x if x.dtype == torch.uint8 else self.grid.codes(x)
+        codes = input if input.dtype == torch.uint8 else self.grid.codes(input)
         if self.op.geometry is not None:
             return self._program(codes)
         return self._program(codes.reshape(-1, codes.shape[-1])).view(*codes.shape[:-1], -1)

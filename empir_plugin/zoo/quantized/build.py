@@ -6,6 +6,7 @@ normalisation, as RobustBench's do; those for ImageNet normalise them as their a
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
@@ -109,12 +110,15 @@ def normalize_images_(model: nn.Module, mean: Channels, std: Channels) -> None:
     if isinstance(model, nn.Sequential):
         raise InputError("a Sequential cannot be given a normalisation: put one at its beginning yourself")
     model.add_module("normalize_images", Normalize(mean, std))
-    model.register_forward_pre_hook(_normalize)
+    model.register_forward_pre_hook(_normalize, with_kwargs=True)
 
 
-def _normalize(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    images: Tensor = model.get_submodule("normalize_images")(inputs[0])
-    return (images, *inputs[1:])
+def _normalize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    normalize = model.get_submodule("normalize_images")
+    if args:
+        return (normalize(args[0]), *args[1:]), kwargs
+    name = next(each for each in (*inspect.signature(model.forward).parameters, *kwargs) if each in kwargs)
+    return (), {**kwargs, name: normalize(kwargs[name])}
 
 
 def _on_weights_loaded(name: str, model: nn.Module, incompatible: Any) -> None:

@@ -43,6 +43,22 @@ def small() -> nn.Module:
     ).eval()
 
 
+class CalledByKeyword(nn.Sequential):
+    """Modules one after the other, each called with its input as keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self:
+            x = module(input=x)
+        return x
+
+
+def test_calls_by_keyword_count_as_others() -> None:
+    modules = nn.Conv2d(2, 6, 3), nn.ConvTranspose2d(6, 6, 2, stride=2), *small()[2:3]
+    x = torch.zeros(1, 2, 6, 6)
+    called, plain = CalledByKeyword(*modules).eval(), nn.Sequential(*modules).eval()
+    assert count(called, x).layers == count(plain, x).layers
+
+
 def test_a_small_network_by_hand() -> None:
     cost = count(small(), torch.zeros(1, 2, 8, 8))
     # 8x8 -> 4x4 (stride 2) -> 2x2 (3x3 without padding) -> 1x1

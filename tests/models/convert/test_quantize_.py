@@ -46,7 +46,83 @@ def unchanged(model: nn.Module, before: list[Any]) -> bool:
     return after[0] == before[0] and all(torch.equal(a, b) for a, b in zip(after[1:], before[1:], strict=True))
 
 
+class ByKeyword(nn.Sequential):
+    """Modules one after the other, each called with its input as keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self:
+            x = module(input=x)
+        return x
+
+
+# -- Failing half-way, and other types
+
+
+class FailsAtCall(nn.Module):
+    """Passes its input on, but fails at one of its calls."""
+
+    def __init__(self, number: int, error: BaseException) -> None:
+        super().__init__()
+        self.left, self.error = number, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if not self.left:
+            raise self.error
+        return x
+
+
+# Each network is called to look at the inputs, then to start ranges if they are learned, and then to calibrate.
+@pytest.mark.parametrize(("activations", "call"), [("auto", 1), ("auto", 2), ("unsigned", 2), ("pact", 2), ("pact", 3)])
+@pytest.mark.parametrize("error", [RuntimeError("full"), TypeError("odd"), KeyboardInterrupt()], ids=repr)
+def test_a_conversion_that_fails_half_way_is_undone(activations: str, error: BaseException, call: int) -> None:
+    model = network(act=nn.Sequential(nn.ReLU(), FailsAtCall(call, error)))
+    layers = [(layer, type(layer), {*vars(layer)}, {*layer._parameters}) for layer in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    expected = InputError if isinstance(error, RuntimeError) else type(error)
+    with pytest.raises(expected, match="full" if isinstance(error, RuntimeError) else None):
+        quantize_(model, "w4a4", calibration=IMAGES, activations=activations)
+    assert [(x, type(x), {*vars(x)}, {*x._parameters}) for x in model.modules()] == layers
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert len(quantize_(model, "w4a4", calibration=IMAGES, activations=activations).converted) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("activations", ["auto", "pact"])
+def test_other_precisions_compute_in_their_own_type_with_exact_levels(dtype: torch.dtype, activations: str) -> None:
+    model, reference = network(norm=False).to(dtype), network(norm=False).to(dtype).float()
+    images = IMAGES.to(dtype)
+    quantize_(model, "w4a4", calibration=images, activations=activations)
+    quantize_(reference, "w4a4", calibration=images.float(), activations=activations)
+    assert model(images).dtype == dtype
+    for layer, exact in zip(model, reference, strict=True):
+        if isinstance(layer, QuantizedLayer):
+            assert isinstance(exact, QuantizedLayer)
+            torch.testing.assert_close(layer.quantized_weight().float(), exact.quantized_weight())
+            x = torch.rand(4, 6, 3, 3) if isinstance(layer, nn.Conv2d) else torch.rand(4, 96)
+            torch.testing.assert_close(layer(x.to(dtype)), exact(x.to(dtype).float()).to(dtype), rtol=0.02, atol=0.002)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_other_types_are_refused_by_type(dtype: torch.dtype) -> None:
+    model = network()
+    model[3].weight = nn.Parameter(model[3].weight.to(dtype), requires_grad=False)
+    with pytest.raises(InputError, match=f"3 .*{dtype}.*allow_unsupported"):
+        quantize_(model, "w4a4", activations="unsigned")
+
+
 # -- What changes and what stays
+
+
+@pytest.mark.parametrize("activations", ["auto", "pact"])
+def test_layers_called_by_keyword_are_converted_as_others(activations: str) -> None:
+    model, called = network(), ByKeyword(*network())
+    report = quantize_(model, "w4a4", calibration=IMAGES, activations=activations)
+    found = quantize_(called, "w4a4", calibration=IMAGES, activations=activations)
+    assert [layer.name for layer in found.converted] == ["3", "5"]
+    assert found.converted == report.converted
+    assert torch.equal(called(IMAGES), model(IMAGES))
 
 
 def test_the_result_is_the_network_written_with_quantized_layers() -> None:

@@ -25,6 +25,7 @@ FOUR_BITS = Grid(1 / 15, 0, 15)
 
 EIGHT_BITS = Grid(1 / 255, 0, 255)
 
+W4A4 = Precision.parse("w4a4")
 SIGNED = Grid(1 / 15, 15, 30, SignedActivationQuantizer(4))
 
 each_grid = pytest.mark.parametrize("grid", [FOUR_BITS, EIGHT_BITS, SIGNED], ids=["4", "8", "signed"])
@@ -61,6 +62,22 @@ def linear(text: str = "w4a4", *, bias: bool = True) -> QuantLinear:
 
 def layers_of(network: nn.Module) -> dict[str, IntegerLayer]:
     return {name: module for name, module in network.named_modules() if isinstance(module, IntegerLayer)}
+
+
+def test_modules_called_by_keyword_are_fused_as_others(kernel: Kernel) -> None:
+    class ByKeyword(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for module in self:
+                x = module(input=x)
+            return x
+
+    modules = conv(), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), QuantLinear(24, 5, precision=W4A4)
+    plain, called = nn.Sequential(*modules).eval(), ByKeyword(*modules).eval()
+    expected, found = to_integer(plain, kernel=kernel), to_integer(called, kernel=kernel)
+    assert found.report.notes == expected.report.notes
+    assert [layer.op.emits for layer in layers_of(found).values()] == [FOUR_BITS, None]
+    assert torch.equal(found(inputs(3, 4, 4, 4)), expected(inputs(3, 4, 4, 4)))
+    assert agree(plain, found, inputs(9, 4, 4, 4)).differing_decisions == 0
 
 
 def test_batch_normalisation_is_folded_and_codes_are_passed_on(kernel: Kernel, block: Callable[..., nn.Module]) -> None:

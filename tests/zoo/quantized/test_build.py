@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.models.layers import quantized_layers
@@ -95,6 +95,19 @@ _numbers = iter(range(1000))
 def test_errors_say_what_to_do(call: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         call()
+
+
+def test_images_are_normalized_however_they_are_passed() -> None:
+    class Net(nn.Module):
+        def forward(self, pixels: Tensor, factor: Tensor | None = None) -> Tensor:
+            return pixels if factor is None else factor * pixels
+
+    normalize_images_(net := Net(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    expected = (IMAGES - 0.5) / 0.25
+    torch.testing.assert_close(net(IMAGES), expected)
+    torch.testing.assert_close(net(pixels=IMAGES), expected)
+    torch.testing.assert_close(net(IMAGES, factor=torch.tensor(2.0)), 2 * expected)
+    torch.testing.assert_close(net(factor=torch.tensor(2.0), pixels=IMAGES), 2 * expected)
 
 
 # -- Names
