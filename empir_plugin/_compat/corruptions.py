@@ -27,14 +27,16 @@ def repair_corruptions() -> None:
     from robustbench import data
     from robustbench import eval as evaluation
 
-    loaders: Any = data.CORRUPTION_DATASET_LOADERS
+    # A release without these has nothing to repair.
+    loaders: Any = getattr(data, "CORRUPTION_DATASET_LOADERS", {})
+    measure: Any = getattr(evaluation, "corruptions_evaluation", None)
     for by_threat in loaders.values():
         for threat, loader in by_threat.items():
             if "prepr" not in signature(loader).parameters:
                 by_threat[threat] = _with_preprocessing(loader)
-    if _BASELINE in evaluation.corruptions_evaluation.__code__.co_consts:
+    if measure is not None and _BASELINE in measure.__code__.co_consts:
         names: Any = vars(evaluation)
-        names["corruptions_evaluation"] = _without_baseline(evaluation.corruptions_evaluation)
+        names["corruptions_evaluation"] = _without_baseline(measure)
         names["update_json"] = _without_error(evaluation.update_json)
 
 

@@ -59,9 +59,10 @@ class ForeignEntry:
 
     def __post_init__(self) -> None:
         if self._rank is None:
-            keys = " or ".join(key for key in _RANKED_BY if key in self.values) or ", ".join(_RANKED_BY)
-            got = [self.values.get(key) for key in _RANKED_BY if key in self.values] or "none of them"
-            raise InputError(f"it has no accuracy to rank it by: {keys} must be a number in percent, got {got}")
+            keys = ", ".join(_RANKED_BY)
+            got = ", ".join(f"{key} {json.dumps(self.values[key])}" for key in _RANKED_BY if key in self.values)
+            wanted = f"it has no accuracy to rank it by: one of {keys} must be a number in percent"
+            raise InputError(f"{wanted}, got {got or 'none of them'}")
 
     @property
     def link(self) -> str:

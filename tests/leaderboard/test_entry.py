@@ -272,3 +272,37 @@ def test_allowed_markup_has_no_problem(footnote: str) -> None:
 )
 def test_other_markup_is_named(footnote: str, problem: str) -> None:
     assert footnote_problem(footnote) == problem
+
+
+CORRUPTED = {key: TABLE[key] for key in TABLE if key not in ("autoattack_acc", "external", "unreliable", "overhead")}
+CORRUPTED |= {"eps": None, "corruptions_acc": "61.20"}
+
+
+def test_entries_of_corruptions_have_null_for_eps(tmp_path: Path) -> None:
+    entry = Entry.of(CORRUPTED)
+    assert (entry.board_acc, entry.lowest_acc, entry.eps) == ("61.20", "61.20", None)
+    entry.write(tmp_path / "Sen2020EMPIR.json")
+    assert json.loads((tmp_path / "Sen2020EMPIR.json").read_text()) == CORRUPTED
+    assert Draft202012Validator(schema()).is_valid(CORRUPTED)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"eps": "8/255"}, "eps must be"),
+        ({"corruptions_acc": "61.2"}, "corruptions_acc must be"),
+        ({"autoattack_acc": "1.40"}, "autoattack_acc belongs on another board"),
+        ({"unreliable": False}, "unreliable belongs on another board"),
+    ],
+    ids=["eps", "one decimal", "AutoAttack", "flag"],
+)
+def test_entries_of_corruptions_are_as_strict(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Entry.of({**CORRUPTED, **change})
+    assert not Draft202012Validator(schema()).is_valid({**CORRUPTED, **change})
+    assert problems({key: CORRUPTED[key] for key in CORRUPTED if key != "eps"}) == ("eps is missing",)
+
+
+def test_an_entry_without_eps_must_be_one_of_corruptions() -> None:
+    assert problems({**TABLE, "eps": None})[0].startswith("eps must be a text")
+    assert not Draft202012Validator(schema()).is_valid({**TABLE, "eps": None})
