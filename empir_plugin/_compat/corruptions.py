@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -22,11 +23,9 @@ _SEVERITIES = range(1, 6)
 def repair_corruptions() -> None:
     """Let ``robustbench.benchmark(threat_model="corruptions")`` run: https://github.com/RobustBench/robustbench.
 
-    RobustBench must have been imported. The second call changes nothing.
+    RobustBench must have been imported; without it, and at a second call, nothing changes.
     """
-    from robustbench import data
-    from robustbench import eval as evaluation
-
+    data, evaluation = (sys.modules.get(f"robustbench.{name}") for name in ("data", "eval"))
     # A release without these has nothing to repair.
     loaders: Any = getattr(data, "CORRUPTION_DATASET_LOADERS", {})
     measure: Any = getattr(evaluation, "corruptions_evaluation", None)
@@ -37,7 +36,7 @@ def repair_corruptions() -> None:
     if measure is not None and _BASELINE in measure.__code__.co_consts:
         names: Any = vars(evaluation)
         names["corruptions_evaluation"] = _without_baseline(measure)
-        names["update_json"] = _without_error(evaluation.update_json)
+        names["update_json"] = _without_error(names["update_json"])
 
 
 def _with_preprocessing(loader: Callable[..., Any]) -> Callable[..., Any]:
