@@ -12,7 +12,6 @@ from empir_plugin.leaderboard.add import compose
 from empir_plugin.leaderboard.eligibility import find_missing_records
 from empir_plugin.leaderboard.entry import KEYS, Entry
 from empir_plugin.leaderboard.evidence import Evidence
-from empir_plugin.leaderboard.foreign import ForeignEntry
 from empir_plugin.leaderboard.papers import Facts, require_stem
 from empir_plugin.leaderboard.tree import Place, Problem, Tree, is_own, reason_of
 
@@ -61,7 +60,7 @@ def notes(tree: Tree) -> list[Problem]:
 
 def _notes_on(place: Place) -> Iterator[str]:
     try:
-        entry = ForeignEntry.read(place.entry)
+        entry = place.read_foreign()
     except InputError as error:
         yield f"left out: {reason_of(error, place)}"
         return

@@ -140,16 +140,15 @@ def contradictions(table: Mapping[str, Any]) -> Iterator[str]:
         # RobustBench ranks by it if it is present, so a higher value would lift the model.
         yield f"external {table['external']} must be below autoattack_acc {table['autoattack_acc']}: leave it out"
     if _is_of_corruptions(table):
-        yield from (
-            f"{key} belongs on another board than corruptions_acc: leave it out" for key in _ATTACKED & {*table}
-        )
+        others = (key for key in _ATTACKED if table.get(key) is not None)
+        yield from (f"{key} belongs on another board than corruptions_acc: leave it out" for key in others)
     if bad := footnote_problem(str(table.get("footnote") or "")):
         yield f"footnote has markup that is not allowed: {_short(bad)}"
     if not is_finite(table):
         yield "a number is NaN or infinite: JSON has only finite ones"
 
 
-_ATTACKED = {"autoattack_acc", "external", "unreliable"}
+_ATTACKED = "autoattack_acc", "external", "unreliable"
 
 
 def accuracy(value: object) -> float | None:
@@ -163,7 +162,7 @@ def accuracy(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if 0 <= number <= 100 else None
 

@@ -24,8 +24,9 @@ from empir_plugin.leaderboard.papers import require_stem
 _KIND = JsonKind("a leaderboard entry", InputError)
 _BREAK = re.compile(r"<br ?/?>")
 _LINK = re.compile(r"https?://[^\s\"'<>]+")
-_RANKED_BY = ("external", "autoattack_acc", "corruptions_acc")
-"""The accuracies that RobustBench ranks by: the first that is there."""
+BY_ATTACKS = ("external", "autoattack_acc")
+BY_CORRUPTIONS = ("corruptions_acc",)
+"""The accuracies that RobustBench ranks by on boards of attacks and of corruptions: the first that is there."""
 
 _OF_ROBUSTBENCH = {*KEYS, "corruptions_mce", "corruptions_acc_3d", "corruptions_mce_3d"} - {"overhead"}
 
@@ -39,6 +40,7 @@ class ForeignEntry:
         stem: Of the file.
         content: The bytes of the file, which is what :meth:`write` writes.
         repeated: Keys that occur more than once in the file; as in every reader of JSON, the last one counts.
+        ranked_by: The accuracies that its board ranks by: the first that is there.
 
     Raises:
         InputError: If the file has no accuracy to rank it by.
@@ -56,12 +58,13 @@ class ForeignEntry:
     stem: str
     content: bytes = b""
     repeated: tuple[str, ...] = ()
+    ranked_by: tuple[str, ...] = BY_ATTACKS
 
     def __post_init__(self) -> None:
         if self._rank is None:
-            keys = ", ".join(_RANKED_BY)
-            got = ", ".join(f"{key} {json.dumps(self.values[key])}" for key in _RANKED_BY if key in self.values)
-            wanted = f"it has no accuracy to rank it by: one of {keys} must be a number in percent"
+            keys = " or ".join(self.ranked_by)
+            got = ", ".join(f"{key} {json.dumps(self.values[key])}" for key in self.ranked_by if key in self.values)
+            wanted = f"it has no accuracy to rank it by: {keys} must be a number in percent"
             raise InputError(f"{wanted}, got {got or 'none of them'}")
 
     @property
@@ -93,8 +96,7 @@ class ForeignEntry:
     @property
     def board_acc(self) -> str:
         """The accuracy that its board is about, in percent with two decimals: under AutoAttack or corruptions."""
-        known = (accuracy(self.values.get(key)) for key in _RANKED_BY[1:])
-        return self._percent(next((number for number in known if number is not None), None))
+        return self._percent(accuracy(self.values.get(self.ranked_by[-1])))
 
     @property
     def lowest_acc(self) -> str:
@@ -110,7 +112,10 @@ class ForeignEntry:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is unusual in the file, in sentences; empty if this package would have written it like that."""
-        return tuple(dict.fromkeys(self._notes()))
+        try:
+            return tuple(dict.fromkeys(map(_printable, self._notes())))
+        except RecursionError:
+            return ("a value is nested too deep to be examined",)
 
     def write(self, path: Path) -> None:
         """Write the entry as it was found, byte for byte.
@@ -129,8 +134,12 @@ class ForeignEntry:
             raise InputError(f"the entry cannot be written to {path} ({reason}): choose another file") from error
 
     @classmethod
-    def read(cls, path: Path) -> ForeignEntry:
+    def read(cls, path: Path, ranked_by: tuple[str, ...] = BY_ATTACKS) -> ForeignEntry:
         """Read an entry of others.
+
+        Args:
+            path: Of the file.
+            ranked_by: The accuracies that its board ranks by.
 
         Raises:
             InputError: If the file is missing, is not a JSON object, or has no accuracy to rank it by.
@@ -138,7 +147,7 @@ class ForeignEntry:
         try:
             content = path.read_bytes()
             values, repeated = _parse(content)
-            return cls(values, path.stem, content, repeated)
+            return cls(values, path.stem, content, repeated, ranked_by)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{path} cannot be read as a leaderboard entry ({reason}): check the path") from error
@@ -149,7 +158,7 @@ class ForeignEntry:
 
     @property
     def _rank(self) -> float | None:
-        numbers = (accuracy(self.values.get(key)) for key in _RANKED_BY)
+        numbers = (accuracy(self.values.get(key)) for key in self.ranked_by)
         return next((number for number in numbers if number is not None), None)
 
     def _may_be_null(self, key: str) -> bool:
@@ -159,7 +168,7 @@ class ForeignEntry:
         value = self.values.get(key)
         if not isinstance(value, str):
             return ""
-        return escape_html(" ".join(html.unescape(_BREAK.sub(" ", value)).split()))
+        return escape_html(_printable(" ".join(html.unescape(_BREAK.sub(" ", value)).split())))
 
     @staticmethod
     def _percent(number: float | None) -> str:
@@ -183,6 +192,11 @@ class ForeignEntry:
             require_stem(self.stem)
         except InputError as error:
             yield str(error).removesuffix(": rename it")
+
+
+def _printable(text: str) -> str:
+    """A text that every file can hold: JSON may have one half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _parse(content: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.leaderboard.entry import Entry, escape_html
 from empir_plugin.leaderboard.evidence import Evidence, SourceFile
-from empir_plugin.leaderboard.foreign import ForeignEntry
+from empir_plugin.leaderboard.foreign import BY_ATTACKS, BY_CORRUPTIONS, ForeignEntry
 from empir_plugin.leaderboard.papers import all_facts
 
 CORRUPTIONS = "corruptions"
@@ -118,7 +118,15 @@ class Place:
         Raises:
             InputError: If it cannot be read, or has no accuracy to rank it by.
         """
-        return Entry.read(self.entry) if self.is_own else ForeignEntry.read(self.entry)
+        return Entry.read(self.entry) if self.is_own else self.read_foreign()
+
+    def read_foreign(self) -> ForeignEntry:
+        """Read the entry as one of others.
+
+        Raises:
+            InputError: If it cannot be read, or has no accuracy to rank it by.
+        """
+        return ForeignEntry.read(self.entry, BY_ATTACKS if self.board.threat else BY_CORRUPTIONS)
 
     def __str__(self) -> str:
         return f"{self.board}/{self.stem}"
@@ -253,7 +261,7 @@ def publish(place: Place, entry: Entry, evidence: Evidence) -> None:
         InputError: If the files cannot be written, or the existing file is not an entry.
     """
     if place.entry.exists():
-        old = Entry.read(place.entry).table() if place.evidence.exists() else ForeignEntry.read(place.entry).values
+        old = Entry.read(place.entry).table() if place.evidence.exists() else place.read_foreign().values
         entry = entry.in_place_of(old)
     try:
         with _replacing(place.evidence) as evidence_file, _replacing(place.entry) as entry_file:
@@ -340,7 +348,7 @@ def _table(board: Board, rows: Iterable[Row]) -> str:
 def _cells(rank: int, place: Place, entry: Entry | ForeignEntry) -> Iterator[str]:
     link = entry.link.replace("(", "%28").replace(")", "%29")
     title = _escape_markdown(entry.name)
-    yield from (str(rank), _escape_markdown(place.stem), f"[{title}]({link})" if link else title)
+    yield from (str(rank), _escape_markdown(escape_html(place.stem)), f"[{title}]({link})" if link else title)
     accuracies = (entry.clean_acc, entry.board_acc, *([entry.lowest_acc] if place.board.threat else []))
     yield from (f"{accuracy} %" if accuracy else "" for accuracy in accuracies)
     if place.board.threat:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from empir_plugin._compat.corruptions import repair_corruptions
 from empir_plugin._compat.hooks import silence_harmless_warnings
-from empir_plugin.leaderboard.foreign import ForeignEntry
+from empir_plugin.leaderboard.foreign import BY_CORRUPTIONS, ForeignEntry
 
 with silence_harmless_warnings():
     from robustbench import data
@@ -85,7 +85,7 @@ def test_what_to_disk_writes_can_be_read(benchmark: Callable[..., Any], tmp_path
     for name in ("Mine2026First", "Mine2026Second", "Mine2026First"):
         benchmark(to_disk=True, model_name=name)
     folder = tmp_path / "model_info" / "cifar10" / "corruptions"
-    entry = ForeignEntry.read(folder / "Mine2026First.json")
+    entry = ForeignEntry.read(folder / "Mine2026First.json", BY_CORRUPTIONS)
     assert (entry.clean_acc, entry.board_acc) == ("100.00", "70.00")
     assert entry.values["corruptions_mce"] is None
     rows = (folder / "unaggregated_results.csv").read_text().splitlines()

@@ -11,7 +11,8 @@ import pytest
 
 from empir_plugin.errors import InputError
 from empir_plugin.leaderboard.check import check, notes
-from empir_plugin.leaderboard.foreign import ForeignEntry
+from empir_plugin.leaderboard.foreign import BY_ATTACKS, BY_CORRUPTIONS, ForeignEntry
+from empir_plugin.leaderboard.page.render import render
 from empir_plugin.leaderboard.tree import Tree, markdown_tables, ranking
 
 USUAL: dict[str, Any] = {
@@ -77,7 +78,8 @@ def test_every_oddity_is_read_noted_and_written_back(
 ) -> None:
     path, copy = tmp_path / "Any2020Title.json", tmp_path / "copy" / "Any2020Title.json"
     path.write_bytes(json.dumps(table, **layout).encode())
-    entry = ForeignEntry.read(path)
+    ranked_by = BY_CORRUPTIONS if table.get("corruptions_acc") else BY_ATTACKS
+    entry = ForeignEntry.read(path, ranked_by)
     assert entry.values == table
     assert list(entry.values) == list(table)
     joined = "; ".join(entry.notes)
@@ -105,11 +107,14 @@ def test_ranked_by_external_if_it_is_a_number() -> None:
 UNREADABLE = {
     "cut": (b'{"autoattack_acc": "1.00"', "not valid JSON"),
     "list": (b"[]", "an entry is a JSON object, got a list"),
-    "no accuracy": (b'{"clean_acc": "1.00"}', "external, autoattack_acc, corruptions_acc must be a number in percent"),
+    "no accuracy": (b'{"clean_acc": "1.00"}', "external or autoattack_acc must be a number in percent"),
     "not a number": (b'{"autoattack_acc": "nan"}', 'got autoattack_acc "nan"'),
     "a share": (b'{"autoattack_acc": 101}', "got autoattack_acc 101"),
     "bytes": (b"\xff\xfe", "not valid JSON"),
     "deep": (b"[" * 100_000, "not valid JSON"),
+    "huge": (b'{"autoattack_acc": 1' + b"0" * 400 + b"}", "got autoattack_acc 1"),
+    "infinite": (b'{"autoattack_acc": 1e999}', "got autoattack_acc Infinity"),
+    "latin-1": (b'{"name": "\xe9", "autoattack_acc": "1.00"}', "not valid JSON"),
     "empty": (b"", "not valid JSON"),
 }
 
@@ -148,6 +153,25 @@ def test_repeated_keys_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     assert (tmp_path / "copy.json").read_bytes() == path.read_bytes()
 
 
+def test_nothing_in_a_file_can_end_the_table_or_the_page(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    folder = tree.model_info / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    (folder / "<b>|2020File.json").write_text(json.dumps({**USUAL, "name": "half \ud800 a | b", "more": deep}))
+    (folder / "Folder2020File.json").mkdir()
+    (folder / "Gone2020File.json").symlink_to(tmp_path / "nowhere")
+    text = markdown_tables(tree)
+    assert "| 1 | &lt;b&gt;\\|2020File | [half ? a \\| b](https://arxiv.org/abs/2001.00001) |" in text
+    left_out = text.partition("### Files left out")[2]
+    assert "Folder2020File.json" in left_out
+    assert "Gone2020File.json" in left_out
+    assert "half ? a" in render(tree)
+    assert all(str(note).encode() for note in notes(tree))
+
+
 def test_notes_compare_with_the_folder_and_the_convention_for_names(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
     for where, table in (
@@ -170,6 +194,20 @@ def test_notes_compare_with_the_folder_and_the_convention_for_names(tmp_path: Pa
     assert check(tree) == []
 
 
+def test_an_entry_in_the_folder_of_another_kind_of_board_is_left_out(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    for board, table in (("corruptions", USUAL), ("Linf", corruptions())):
+        path = tree.model_info / "cifar10" / board / "Any2020Title.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(table))
+    boards, left_out = ranking(tree)
+    assert boards == {}
+    assert [problem.reason.partition(" must")[0].split(": ")[1] for problem in left_out] == [
+        "external or autoattack_acc",
+        "corruptions_acc",
+    ]
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "Any2020Title.json"
     path.write_text(json.dumps(USUAL))
@@ -186,7 +224,7 @@ def test_all_of_robustbench_s_own_files(tmp_path: Path) -> None:
     paths = sorted(root.rglob("*.json"))
     assert len([path for path in paths if path.parent.name != "corruptions"]) >= 188
     for path in paths:
-        entry = ForeignEntry.read(path)
+        entry = ForeignEntry.read(path, BY_CORRUPTIONS if path.parent.name == "corruptions" else BY_ATTACKS)
         entry.write(tmp_path / path.name)
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     tree = Tree(root.parent)
