@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
-from empir_plugin.data.image_set import ImageSet
+from empir_plugin.data.corruptions import CORRUPTIONS
+from empir_plugin.data.image_set import ImageSet, load_images
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -44,3 +46,18 @@ def tiny_mnist() -> ImageSet:
     labels = torch.arange(48) % 10
     images[torch.arange(48), 0, 2 * labels + 4] = 255
     return ImageSet("mnist", "train", images, labels, DIGITS)
+
+
+@pytest.fixture
+def corrupted_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a CIFAR-10-C of 12 images: at each severity s, the first s are black, and the others are clean."""
+    monkeypatch.setattr("empir_plugin.data.corruptions._N", 12)
+    clean, folder = load_images("cifar10", n_examples=12), tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    images = clean.images.permute(0, 2, 3, 1).repeat(5, 1, 1, 1).numpy()
+    for severity in range(1, 6):
+        images[12 * (severity - 1) : 12 * (severity - 1) + severity] = 0
+    for name in CORRUPTIONS:
+        np.save(folder / f"{name}.npy", images)
+    np.save(folder / "labels.npy", clean.labels.repeat(5).numpy())
+    return tmp_path

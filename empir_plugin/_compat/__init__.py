@@ -1,9 +1,9 @@
 """Compatibility with an unmodified RobustBench: https://github.com/RobustBench/robustbench.
 
 The published release imports ``autoattack``, which is on no package index, and ``pkg_resources``, which setuptools has
-removed; it lacks its own leaderboard template, and has no MNIST. Nothing of it is copied or changed on disk: import
-hooks (``hooks``) supply what is missing, and detect it by feature, never by version. Importing this package loads
-neither torch nor RobustBench.
+removed; it lacks its own leaderboard template, cannot evaluate under corruptions, and has no MNIST. Nothing of it is
+copied or changed on disk: import hooks (``hooks``) supply what is missing, and detect it by feature, never by version.
+Importing this package loads neither torch nor RobustBench.
 """
 
 from empir_plugin._compat.hooks import enable_mnist as enable_mnist

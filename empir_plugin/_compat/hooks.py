@@ -1,7 +1,8 @@
 """Import hooks that let an unmodified RobustBench run, and what they patch in its modules.
 
 One hook supplies ``autoattack`` from pyautoattack. The other wraps the import of some of RobustBench's modules: it
-stubs ``pkg_resources``, supplies the missing leaderboard template, adds MNIST and silences harmless warnings.
+stubs ``pkg_resources``, supplies the missing leaderboard template, repairs the evaluation under corruptions, adds MNIST
+and silences harmless warnings.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from empir_plugin._compat.corruptions import repair_corruptions
 from empir_plugin.errors import CompatibilityError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def install() -> None:
         supply_template(sys.modules[TEMPLATE])
     sys.meta_path.insert(0, first)
     sys.meta_path.append(last)
+    on_robustbench_import(repair_corruptions)
 
 
 def on_robustbench_import(callback: Callable[[], object]) -> None:

@@ -89,7 +89,7 @@ def read_mnist(data_dir: Path, split: str) -> LabelledImages:
     Raises:
         DataError: If a file is missing, truncated or not in MNIST's format.
     """
-    raw = _inside(data_dir, *_MNIST_RAW)
+    raw = inside(data_dir, *_MNIST_RAW)
     images, labels = (raw / f"{_MNIST_PREFIX[split]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
     _check_idx(images, (28, 28))
     _check_idx(labels, ())
@@ -124,7 +124,7 @@ def read_cifar(data_dir: Path, split: str, dataset: type[CIFAR10]) -> LabelledIm
     Raises:
         DataError: If a file is missing or does not have the published MD5.
     """
-    folder = _inside(data_dir, dataset.base_folder)
+    folder = inside(data_dir, dataset.base_folder)
     try:
         files = dataset(str(folder.parent), train=split == "train", download=False)
     except RuntimeError as error:
@@ -180,7 +180,7 @@ def read_imagenet(data_dir: Path, n_examples: int | None) -> LabelledImages:
 
 
 def _imagenet_val(data_dir: Path) -> Path:
-    val = _inside(data_dir, "val")
+    val = inside(data_dir, "val")
     # RobustBench numbers the classes by the folders that exist: if one is missing, labels shift silently.
     classes = sum(entry.is_dir() for entry in val.iterdir()) if val.is_dir() else 0
     if classes != _IMAGENET_CLASSES:
@@ -188,7 +188,7 @@ def _imagenet_val(data_dir: Path) -> Path:
     return val
 
 
-def _inside(data_dir: Path, *inner: str) -> Path:
+def inside(data_dir: Path, *inner: str) -> Path:
     """The inner folder of a data folder; ``data_dir`` may also be that inner folder itself, or a folder on its path."""
     folder = data_dir.expanduser().absolute()
     if not folder.is_dir():

@@ -126,7 +126,9 @@ def attack_record(spec: AttackSpec, threat: Threat, outcomes: Sequence[Outcome],
     )
 
 
-_RESERVED = frozenset({"autoattack-standard", "autoattack", "gradient", "carlini-wagner", "transfer", "on-member"})
+_RESERVED = frozenset(
+    {"autoattack-standard", "autoattack", "gradient", "carlini-wagner", "transfer", "on-member", "corruption"}
+)
 
 
 def attack_kind(attack: Attack) -> tuple[str, int]:

@@ -21,7 +21,16 @@ from empir_plugin.leaderboard.eligibility import (
 from empir_plugin.leaderboard.entry import Entry, escape_html
 from empir_plugin.leaderboard.evidence import OVERHEAD, Evidence, Findings, SourceFile
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
-from empir_plugin.leaderboard.tree import Board, Place, Tree, board_of, copy_to_runs, publish, source_file
+from empir_plugin.leaderboard.tree import (
+    CORRUPTIONS,
+    Board,
+    Place,
+    Tree,
+    board_of,
+    copy_to_runs,
+    publish,
+    source_file,
+)
 
 
 def compose(findings: Findings, board: Board) -> Entry:
@@ -39,25 +48,27 @@ def compose(findings: Findings, board: Board) -> Entry:
     numbers = measure(facts.model, board, findings.records, findings.audit)
     if overhead is not None:
         overhead = require_same_overhead_subject(overhead, findings.records[0])
+    common = {**facts.fields(), "clean_acc": format_percent(numbers.clean), "overhead": overhead}
+    robust = format_percent(numbers.autoattack)
+    if board.threat is None:
+        return Entry(**common, eps=None, reported="", corruptions_acc=robust, footnote=facts.note or None)
     return Entry(
-        **facts.fields(),
-        eps=board.threat.eps_text,
-        clean_acc=format_percent(numbers.clean),
+        **common,
+        eps=board.eps_text,
         reported=facts.reported_accuracy(board.threat),
-        autoattack_acc=format_percent(numbers.autoattack),
+        autoattack_acc=robust,
         external=None if numbers.external is None else format_percent(numbers.external),
-        footnote=" ".join(_footnote(facts, numbers, board)) or None,
+        footnote=" ".join(_footnote(facts, numbers, board.threat)) or None,
         unreliable=numbers.unreliable,
-        overhead=overhead,
     )
 
 
-def _footnote(facts: Facts, numbers: Numbers, board: Board) -> Iterator[str]:
+def _footnote(facts: Facts, numbers: Numbers, threat: Threat) -> Iterator[str]:
     if facts.note:
         yield facts.note
-    if facts.claims and not facts.reported_accuracy(board.threat):
+    if facts.claims and not facts.reported_accuracy(threat):
         claims = ", ".join(f"{claim.accuracy}% under {claim.attack} at {_text(claim.threat)}" for claim in facts.claims)
-        yield f"The paper attacks at another eps ({claims}), so nothing is reported for eps = {board.threat.eps_text}."
+        yield f"The paper attacks at another eps ({claims}), so nothing is reported for eps = {threat.eps_text}."
     if numbers.external is not None:
         count = numbers.attacks - 1
         others = f"AutoAttack and {count} other attack{'s' if count > 1 else ''} of empir-plugin"
@@ -144,7 +155,7 @@ def add(tree: Tree, model: str, files: Files) -> Place:
     files = replace(files, records=tuple(dict.fromkeys(files.records)))
     sources = _source_files(tree, files)
     findings = files.findings(model)
-    board = board_of(findings.facts.dataset, str(Threat.parse(findings.records[0].threat).norm))
+    board = board_of(findings.facts.dataset, _threat_model(findings.records[0]))
     for path, record in zip(files.records, findings.records, strict=True):
         if _is_partial(board, findings.facts, record):
             copy_to_runs(tree, path, sources[path])
@@ -159,6 +170,10 @@ def add(tree: Tree, model: str, files: Files) -> Place:
     place = tree.place(board, findings.facts.stem)
     publish(place, entry, files.evidence(model, sources))
     return place
+
+
+def _threat_model(record: Record) -> str:
+    return CORRUPTIONS if record.threat == CORRUPTIONS else str(Threat.parse(record.threat).norm)
 
 
 def _source_files(tree: Tree, files: Files) -> dict[Path, SourceFile]:

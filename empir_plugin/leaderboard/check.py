@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
 from pathlib import Path
 
 from empir_plugin._files.atomic import PARTIAL
@@ -14,27 +13,13 @@ from empir_plugin.leaderboard.eligibility import find_missing_records
 from empir_plugin.leaderboard.entry import KEYS, Entry
 from empir_plugin.leaderboard.evidence import Evidence
 from empir_plugin.leaderboard.papers import Facts, require_stem
-from empir_plugin.leaderboard.tree import Place, Tree
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a file.
-
-    Args:
-        path: Of the file.
-        reason: What is wrong.
-    """
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+from empir_plugin.leaderboard.tree import Place, Problem, Tree, is_own, reason_of
 
 
 def check(tree: Tree) -> list[Problem]:
-    """Find everything that is wrong with a tree; nothing if all its entries follow from their sources.
+    """Find everything that is wrong with a tree; nothing if all its own entries follow from their sources.
+
+    What is unusual in files of others is not wrong: see :func:`notes`.
 
     Raises:
         InputError: If the folder does not exist.
@@ -48,9 +33,39 @@ def check(tree: Tree) -> list[Problem]:
         ['Sen2020EMPIR.json']
     """
     tree.require()
-    places = list(tree.places())
+    places = [place for place in tree.places() if place.is_own]
     problems = [Problem(place.entry, reason) for place in places for reason in check_entry(tree, place)]
-    return [*problems, *_stray_files(tree, places)]
+    return [*problems, *(problem for problem in _stray_files(tree) if _is_own(tree, problem.path))]
+
+
+def notes(tree: Tree) -> list[Problem]:
+    """What is unusual in the files of others: entries without sources in this tree, and whatever else is beside them.
+
+    Raises:
+        InputError: If the folder does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> board = Path(tempfile.mkdtemp(), "model_info", "cifar10", "Linf")
+        >>> board.mkdir(parents=True)
+        >>> _ = (board / "Standard.json").write_text('{"autoattack_acc": "0.0"}')
+        >>> notes(Tree(board.parents[2]))[0].reason
+        'link is missing'
+    """
+    tree.require()
+    places = [place for place in tree.places() if not place.is_own]
+    found = [Problem(place.entry, reason) for place in places for reason in _notes_on(place)]
+    return [*found, *(problem for problem in _stray_files(tree) if not _is_own(tree, problem.path))]
+
+
+def _notes_on(place: Place) -> Iterator[str]:
+    try:
+        entry = place.read_foreign()
+    except InputError as error:
+        yield f"left out: {reason_of(error, place)}"
+        return
+    yield from entry.notes
+    yield from _compare_with_folder(entry.values.get("dataset"), entry.values.get("eps"), place)
 
 
 def check_entry(tree: Tree, place: Place) -> list[str]:
@@ -59,15 +74,15 @@ def check_entry(tree: Tree, place: Place) -> list[str]:
         require_stem(place.stem)
         entry = Entry.read(place.entry)
     except InputError as error:
-        return [str(error).removeprefix(f"{place.entry} is not a leaderboard entry: ")]
-    return [*_compare_with_folder(entry, place), *_compare_with_sources(entry, tree, place)]
+        return [reason_of(error, place)]
+    return [*_compare_with_folder(entry.dataset, entry.eps, place), *_compare_with_sources(entry, tree, place)]
 
 
-def _compare_with_folder(entry: Entry, place: Place) -> Iterator[str]:
-    if entry.dataset != place.board.dataset:
-        yield f"its dataset is {entry.dataset}, its folder is that of {place.board.dataset}"
-    if entry.eps != place.board.threat.eps_text:
-        yield f"its eps is {entry.eps}, entries on {place.board} have {place.board.threat.eps_text}"
+def _compare_with_folder(dataset: object, eps: object, place: Place) -> Iterator[str]:
+    if dataset != place.board.dataset:
+        yield f"its dataset is {_plain(dataset)}, its folder is that of {place.board.dataset}"
+    if eps != place.board.eps_text:
+        yield f"its eps is {_plain(eps)}, entries on {place.board} have {_plain(place.board.eps_text)}"
 
 
 def _compare_with_sources(entry: Entry, tree: Tree, place: Place) -> Iterator[str]:
@@ -92,12 +107,16 @@ def _compare_with_facts(facts: Facts, place: Place) -> Iterator[str]:
         yield f"entries of {facts.model} are named {facts.stem} on {facts.dataset}, not {place}"
 
 
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _text(value: object) -> str:
     return "left out" if value is None else json.dumps(value)
 
 
-def _stray_files(tree: Tree, places: list[Place]) -> Iterator[Problem]:
-    known = {path for place in places for path in (place.entry, place.evidence)}
+def _stray_files(tree: Tree) -> Iterator[Problem]:
+    known = {path for place in tree.places() for path in (place.entry, place.evidence)}
     for folder, reason in (
         (tree.model_info, "no board has a file here: entries are <dataset>/<norm>/<Stem>.json"),
         (tree.evidence, "there is no entry that this is the evidence of"),
@@ -108,4 +127,14 @@ def _stray_files(tree: Tree, places: list[Place]) -> Iterator[Problem]:
 
 def _is_stray(path: Path, known: Set[Path]) -> bool:
     """Whether a file belongs to no entry; the partial file of a killed `add` does not count."""
-    return path.is_file() and path not in known and not path.name.endswith(PARTIAL)
+    return path.is_file() and path not in known and not path.name.endswith(PARTIAL) and path.name not in UNAGGREGATED
+
+
+UNAGGREGATED = ("unaggregated_results.csv", "unaggregated_results_3d.csv")
+"""Where RobustBench keeps the accuracies under every corruption, beside the entries."""
+
+
+def _is_own(tree: Tree, path: Path) -> bool:
+    if path.is_relative_to(tree.evidence):
+        return True
+    return is_own(path, tree.evidence / path.relative_to(tree.model_info))

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.data.image_set import OFFICIAL_FINGERPRINTS
+from empir_plugin.data.corruptions import CORRUPTIONS, SEVERITIES
+from empir_plugin.data.image_set import OFFICIAL, OFFICIAL_FINGERPRINTS
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.audit.report import AuditReport
+from empir_plugin.evaluation.corruptions import KIND, THREAT, mean_accuracies
 from empir_plugin.evaluation.identity import IDENTITY, ModelIdentity, model_fingerprint
 from empir_plugin.evaluation.record import AttackRecord, Record, common_worst_case, percent
 from empir_plugin.leaderboard.tree import Board, Tree
@@ -36,7 +38,8 @@ class Numbers:
 
     Args:
         clean: Percent of the test set that the model classifies correctly.
-        autoattack: Robust accuracy under standard AutoAttack, in percent.
+        autoattack: Robust accuracy under standard AutoAttack, in percent; on a board of corruptions the mean accuracy
+            under them.
         external: Robust accuracy over all attacks of the records, worst case per image, in percent, if that is lower;
             else None.
         attacks: Number of different attacks in the worst case.
@@ -73,6 +76,8 @@ def measure(model: str, board: Board, records: Sequence[Record], audit: AuditRep
     for record in records:
         require_eligible(model, board, record)
     _require_one_subject(model, records)
+    if board.threat is None:
+        return _measure_corruptions(records, audit)
     if audit is not None:
         _require_same_audit_subject(model, records[0], board, audit)
     runs = [(record, attack) for record in records for attack in record.attacks if _is_standard(record, attack)]
@@ -92,6 +97,13 @@ def measure(model: str, board: Board, records: Sequence[Record], audit: AuditRep
         flags=tuple(dict.fromkeys(flag for _, attack in runs for flag in attack.flags)),
         masked=tuple(finding.name for finding in audit.failed) if audit else (),
     )
+
+
+def _measure_corruptions(records: Sequence[Record], audit: AuditReport | None) -> Numbers:
+    if audit is not None:
+        raise EvaluationError("an audit is about attacks, and no corruption is one: leave it out")
+    lowest = min(records, key=lambda record: record.headline_accuracy)
+    return Numbers(lowest.clean_accuracy, lowest.headline_accuracy, None, len(mean_accuracies(lowest)), (), ())
 
 
 def _is_standard(record: Record, attack: AttackRecord) -> bool:
@@ -148,6 +160,9 @@ def covers_test_set(board: Board, record: Record) -> bool:
 
 def _require_threat(board: Board, record: Record) -> None:
     """Radii are compared as numbers: 0.5 and 127.5/255 are the same."""
+    if board.threat is None:
+        _require_corruptions(board, record)
+        return
     threats = [record.threat, *(attack.threat or record.threat for attack in record.attacks if attack.in_worst_case)]
     for threat in threats:
         if not _is_threat(threat, board.threat):
@@ -155,6 +170,23 @@ def _require_threat(board: Board, record: Record) -> None:
                 f"the record has attacks under {threat}, entries on {board} are under {board.threat}: "
                 "keep it in the tree's runs, and attack under the board's threat for an entry"
             )
+
+
+def _require_corruptions(board: Board, record: Record) -> None:
+    if record.threat != THREAT:
+        raise EvaluationError(
+            f"the record is under {record.threat}, entries on {board} are under {THREAT}: "
+            f"run `empir evaluate --threat {THREAT}`"
+        )
+    images = record.data.get("corruptions") or {}
+    if images.get("source") != OFFICIAL:
+        raise EvaluationError(
+            f"the record is on {images.get('name')} ({images.get('source')}), an entry on {board} needs the published "
+            "corrupted images: evaluate on them (--data-dir); other records are kept in the tree's runs"
+        )
+    expected = {f"{name} {severity}" for name in CORRUPTIONS for severity in SEVERITIES}
+    if {attack.name for attack in record.attacks if attack.kind == KIND} != expected:
+        raise EvaluationError(f"the record does not have each of {len(expected)} corruptions: evaluate on all of them")
 
 
 def _is_threat(text: str, threat: Threat) -> bool:
@@ -226,7 +258,7 @@ def _require_same_audit_subject(model: str, record: Record, board: Board, audit:
     if not is_same_model(model, _identity(record), _identity(audit)):
         raise EvaluationError(f"the audit is of other weights than the records: audit {model} {_AGAIN}")
     images = audit.data["name"], audit.data.get("split")
-    if images != (board.dataset, "test") or not _is_threat(audit.threat, board.threat):
+    if images != (board.dataset, "test") or board.threat is None or not _is_threat(audit.threat, board.threat):
         got = f"{' '.join(map(str, images))} under {audit.threat}"
         raise EvaluationError(f"the audit is on {got}, not on {board.dataset} test under {board.threat}: audit there")
 

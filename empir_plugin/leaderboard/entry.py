@@ -2,7 +2,10 @@
 
 The keys, their order and their types are those of the files in RobustBench's ``model_info``
 (https://github.com/RobustBench/robustbench): accuracies are texts in percent with two decimals, eps is a text such as
-``"8/255"``, and what does not apply is left out. The additional key is ``overhead``.
+``"8/255"``, and what does not apply is left out. On a board of corruptions, ``corruptions_acc`` takes the place of
+``autoattack_acc``, and eps is null. The additional key is ``overhead``.
+
+Files of others take more liberties: see :mod:`empir_plugin.leaderboard.foreign`.
 """
 
 from __future__ import annotations
@@ -105,9 +108,17 @@ def problems(table: object) -> tuple[str, ...]:
     """
     if not isinstance(table, Mapping):
         return (f"an entry is a JSON object, got a {type(table).__name__}",)
-    missing = [f"{key} is missing" for key in schema()["required"] if key not in table]
-    wrong = [_sentence(error) for error in _validator().iter_errors(table) if error.absolute_path]
-    return tuple(dict.fromkeys([*missing, *wrong])) or tuple(_beyond_the_schema(table))
+    return tuple(_against_the_schema(table)) or tuple(contradictions(table))
+
+
+def _against_the_schema(table: Mapping[str, Any]) -> Iterator[str]:
+    required = [*schema()["required"], *schema()["then" if _is_of_corruptions(table) else "else"]["required"]]
+    yield from (f"{key} is missing" for key in required if key not in table)
+    yield from dict.fromkeys(_sentence(error) for error in _validator().iter_errors(table) if error.absolute_path)
+
+
+def _is_of_corruptions(table: Mapping[str, Any]) -> bool:
+    return table.get("corruptions_acc") is not None
 
 
 def _sentence(error: ValidationError) -> str:
@@ -120,17 +131,40 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _beyond_the_schema(table: Mapping[str, Any]) -> Iterator[str]:
-    clean, robust = float(table["clean_acc"]), float(table["autoattack_acc"])
-    if robust > clean:
+def contradictions(table: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with an entry beyond the schema, as far as its values can be read."""
+    clean, robust, external = (accuracy(table.get(key)) for key in ("clean_acc", "autoattack_acc", "external"))
+    if clean is not None and robust is not None and robust > clean:
         yield f"autoattack_acc {table['autoattack_acc']} is above clean_acc {table['clean_acc']}"
-    if "external" in table and float(table["external"]) >= robust:
+    if external is not None and robust is not None and external >= robust:
         # RobustBench ranks by it if it is present, so a higher value would lift the model.
         yield f"external {table['external']} must be below autoattack_acc {table['autoattack_acc']}: leave it out"
-    if bad := footnote_problem(table.get("footnote", "")):
+    if _is_of_corruptions(table):
+        others = (key for key in _ATTACKED if table.get(key) is not None)
+        yield from (f"{key} belongs on another board than corruptions_acc: leave it out" for key in others)
+    if bad := footnote_problem(str(table.get("footnote") or "")):
         yield f"footnote has markup that is not allowed: {_short(bad)}"
     if not is_finite(table):
         yield "a number is NaN or infinite: JSON has only finite ones"
+
+
+_ATTACKED = "autoattack_acc", "external", "unreliable"
+
+
+def accuracy(value: object) -> float | None:
+    """A value of an entry as an accuracy in percent; None if it is none.
+
+    Example:
+        >>> accuracy("58"), accuracy(56.5), accuracy(None), accuracy("nan")
+        (58.0, 56.5, None, None)
+    """
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if 0 <= number <= 100 else None
 
 
 def is_finite(value: object) -> bool:
@@ -158,13 +192,14 @@ class Entry:
         dataset: Name of the data set.
         venue: Where and when the paper appeared.
         architecture: Of the model.
-        eps: Radius, in units of the image, as text.
+        eps: Radius, in units of the image, as text; None on a board of corruptions.
         clean_acc: Clean accuracy in percent.
         reported: Robust accuracy that the paper reports at the same eps, in percent; empty if it reports none.
-        autoattack_acc: Robust accuracy under standard AutoAttack, in percent.
+        autoattack_acc: Robust accuracy under standard AutoAttack, in percent; None on a board of corruptions.
+        corruptions_acc: Mean accuracy over 15 corruptions at 5 severities, in percent, on such a board.
         external: Robust accuracy over all known attacks, worst case per image, in percent, if that is lower.
         footnote: For readers, with simple markup.
-        unreliable: Whether AutoAttack's number is likely to be too high.
+        unreliable: Whether AutoAttack's number is likely to be too high; None on a board of corruptions.
         overhead: Overhead of the model.
         others: Keys that are unknown to this package; they are kept.
         order: Of the keys in the file it was read from.
@@ -181,13 +216,14 @@ class Entry:
     dataset: str
     venue: str
     architecture: str
-    eps: str
+    eps: str | None
     clean_acc: str
     reported: str
-    autoattack_acc: str
+    autoattack_acc: str | None = None
+    corruptions_acc: str | None = None
     external: str | None = None
     footnote: str | None = None
-    unreliable: bool
+    unreliable: bool | None = None
     overhead: Mapping[str, Any] | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = field(default=(), compare=False)
@@ -196,14 +232,20 @@ class Entry:
         _refuse(problems(self.table()))
 
     @property
+    def board_acc(self) -> str:
+        """The accuracy that its board is about, in percent: under AutoAttack, or under corruptions."""
+        return self.autoattack_acc or self.corruptions_acc or ""
+
+    @property
     def lowest_acc(self) -> str:
         """The lowest robust accuracy known, in percent; RobustBench ranks by it."""
-        return self.external or self.autoattack_acc
+        return self.external or self.board_acc
 
     def table(self) -> dict[str, Any]:
         """Keys and values in the order of the file; unknown keys keep their positions."""
         known = {key: getattr(self, key) for key in KEYS}
-        present = {key: value for key, value in known.items() if value is not None} | dict(self.others)
+        # RobustBench writes eps as null where there is none.
+        present = {key: value for key, value in known.items() if value is not None or key == "eps"} | dict(self.others)
         return {key: present[key] for key in _order_keys(list(present), [key for key in self.order if key in present])}
 
     def to_json(self) -> str:
@@ -219,9 +261,10 @@ class Entry:
         """
         return _KIND.text(self.table())
 
-    def in_place_of(self, old: Entry) -> Entry:
-        """This entry with the order and the unknown keys of the one it replaces."""
-        return replace(self, others={**old.others, **self.others}, order=old.order)
+    def in_place_of(self, old: Mapping[str, Any]) -> Entry:
+        """This entry with the order and the unknown keys of the one it replaces; those without a value are dropped."""
+        unknown = {key: value for key, value in old.items() if key not in KEYS and value is not None}
+        return replace(self, others={**unknown, **self.others}, order=tuple(old))
 
     def write(self, path: Path) -> None:
         """Write the entry atomically.

@@ -16,7 +16,7 @@ from empir_plugin.leaderboard.check import check_entry
 from empir_plugin.leaderboard.entry import Entry, unescape_html
 from empir_plugin.leaderboard.evidence import Evidence, Findings
 from empir_plugin.leaderboard.papers import Facts
-from empir_plugin.leaderboard.tree import Board, Place, Tree
+from empir_plugin.leaderboard.tree import CORRUPTIONS, Board, Place, Tree
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.registry import load_model, timm_name
 
@@ -52,7 +52,7 @@ def find(tree: Tree, name: str) -> Submission:
         InputError: If there is no such entry, or more than one.
         EvaluationError: If the entry does not pass :func:`empir_plugin.leaderboard.check.check_entry`.
     """
-    places = list(tree.places())
+    places = [place for place in tree.places() if place.is_own]
     matches = [place for place in places if name in (place.stem, str(place), _model(place))]
     if len(matches) != 1:
         options = " or ".join(map(str, matches or places))
@@ -101,6 +101,8 @@ def submit(
     stem, board = found.place.stem, found.place.board
     if images is not None and not board.in_robustbench:
         raise InputError(f"RobustBench has no board for {board}, so none to evaluate {stem} on: pass no images")
+    if images is not None and board.threat is None:
+        raise InputError(f"{board} is not about adversarial images, so there are none to report: pass no images")
     texts = {
         f"model_info/{board}/{stem}.json": found.place.entry.read_text(encoding="ascii"),
         "new-model.md": new_model(stem, found.entry, found.findings, board, code_url),
@@ -109,16 +111,16 @@ def submit(
         texts["zoo_row.py"] = zoo_row(stem, found.findings.facts, board)
     tensor = out / f"{stem}.pt"
     if images is not None:
-        exported, norm = _export(found, images, tensor, data_dir), str(board.threat.norm)
+        exported, norm = _export(found, images, tensor, data_dir), board.threat_model
         texts["new-external-evaluation.md"] = external_evaluation(stem, found.entry, norm, exported, tensor.name)
     return [*_write(out, texts), *([tensor] if images is not None else [])]
 
 
 def _export(found: Submission, images: Path, tensor: Path, data_dir: Path | None) -> ExportedImages:
     facts, record = found.findings.facts, found.findings.records[0]
-    model = load_model(facts.model, dataset=facts.dataset, threat_model=str(found.place.board.threat.norm))
+    model = load_model(facts.model, dataset=facts.dataset, threat_model=found.place.board.threat_model)
     clean = load_images(facts.dataset, data_dir=data_dir) if data_dir is not None else None
-    return export_images(images, tensor, model, record, below=float(found.entry.autoattack_acc), clean=clean)
+    return export_images(images, tensor, model, record, below=float(found.entry.board_acc), clean=clean)
 
 
 def _write(out: Path, texts: Mapping[str, str]) -> list[Path]:
@@ -160,7 +162,7 @@ ROW = ("{stem}", {{"model": {function}, "gdrive_id": None}})
 
 def zoo_row(stem: str, facts: Facts, board: Board) -> str:
     """Python source of a function for timm's registry and of a row for RobustBench's ``model_dicts``."""
-    norm = str(board.threat.norm)
+    norm = board.threat_model
     function = re.sub(r"\W", "_", timm_name(stem, board.dataset, norm))
     return _TEMPLATE.format(stem=stem, norm=norm, dataset=board.dataset, model=facts.model, function=function)
 
@@ -224,8 +226,8 @@ def external_evaluation(stem: str, entry: Entry, norm: str, images: ExportedImag
 
 def _proposal(stem: str, board: Board) -> Iterator[str]:
     yield (
-        f"> **Note**: RobustBench has no board for {board.dataset} under {board.threat.norm}. This proposes one, with "
-        f"eps = {board.threat.eps_text} and all {board.n:,} test images. Until there is one, the entry "
+        f"> **Note**: RobustBench has no board for {board.dataset} under {board.threat_model}. This proposes one, with "
+        f"eps = {board.eps_text} and all {board.n:,} test images. Until there is one, the entry "
         f"(`model_info/{board}/{stem}.json`) belongs in a tree of your own."
     )
     yield ""
@@ -242,8 +244,8 @@ def _paper(entry: Entry) -> Iterator[str]:
 def _claim(entry: Entry, findings: Findings, board: Board, code_url: str) -> Iterator[str]:
     yield from ("# Leaderboard Claim(s)", "", "## Model 1", "")
     yield f"- **Architecture**: {unescape_html(entry.architecture)}"
-    yield f"- **Threat Model**: {board.threat.norm}"
-    yield f"- **eps**: {entry.eps}"
+    yield f"- **Threat Model**: {board.threat_model}"
+    yield f"- **eps**: {entry.eps or 'none'}"
     yield f"- **Clean accuracy**: {entry.clean_acc}%"
     yield f"- **Robust accuracy**: {_robust(entry)}"
     yield f"- **Additional data**: {str(entry.additional_data).lower()}"
@@ -271,6 +273,8 @@ def _zoo(model: str, board: Board) -> Iterator[str]:
 
 
 def _robust(entry: Entry) -> str:
+    if entry.corruptions_acc:
+        return f"{entry.corruptions_acc}% on average under corruptions"
     known = f", {entry.external}% in the worst case per image over all attacks" if entry.external else ""
     return f"{entry.autoattack_acc}% under AutoAttack{known}"
 
@@ -285,6 +289,9 @@ def _methods(entry: Entry, findings: Findings) -> Iterator[str]:
 def _method(record: Record) -> str:
     versions, names = record.run.get("versions", {}), [attack.name for attack in record.attacks]
     releases = ", ".join(f"{package} {versions[package]}" for package in _PACKAGES if package in versions)
+    if record.threat == CORRUPTIONS:
+        images = record.data["corruptions"]["name"]
+        return f"{images}: {len(names)} corruptions and severities ({releases}), {record.data['n']:,} images each."
     return f"{', '.join(names)} (seed {record.run.get('seed')}, {releases}), on all {record.data['n']:,} test images."
 
 

@@ -12,8 +12,13 @@ from types import MappingProxyType
 from empir_plugin._files.atomic import replacing, write_atomically
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.leaderboard.entry import Entry
+from empir_plugin.leaderboard.entry import Entry, escape_html
 from empir_plugin.leaderboard.evidence import Evidence, SourceFile
+from empir_plugin.leaderboard.foreign import BY_ATTACKS, BY_CORRUPTIONS, ForeignEntry
+from empir_plugin.leaderboard.papers import all_facts
+
+CORRUPTIONS = "corruptions"
+"""RobustBench's name of the threat model of common corruptions, https://arxiv.org/abs/1903.12261."""
 
 
 @dataclass(frozen=True)
@@ -22,34 +27,47 @@ class Board:
 
     Args:
         dataset: Name of the data set.
-        threat: Of all its entries.
+        threat: Of all its entries; None for common corruptions, which have no radius.
         n: Number of test images that an entry must cover.
         in_robustbench: Whether RobustBench (https://robustbench.github.io) has this board.
     """
 
     dataset: str
-    threat: Threat
+    threat: Threat | None
     n: int = 10_000
     in_robustbench: bool = True
 
     @property
+    def threat_model(self) -> str:
+        """RobustBench's name of the threat: ``Linf``, ``L2`` or ``corruptions``."""
+        return CORRUPTIONS if self.threat is None else str(self.threat.norm)
+
+    @property
+    def eps_text(self) -> str | None:
+        """The eps of its entries as text; None for corruptions."""
+        return None if self.threat is None else self.threat.eps_text
+
+    @property
     def folder(self) -> PurePosixPath:
         """Folder of its entries below ``model_info``, as in RobustBench."""
-        return PurePosixPath(self.dataset, str(self.threat.norm))
+        return PurePosixPath(self.dataset, self.threat_model)
 
     def __str__(self) -> str:
         return str(self.folder)
 
 
 def _board(dataset: str, threat: str, n: int = 10_000, *, in_robustbench: bool = True) -> Board:
-    return Board(dataset, Threat.parse(threat), n, in_robustbench)
+    return Board(dataset, None if threat == CORRUPTIONS else Threat.parse(threat), n, in_robustbench)
 
 
 _ALL = (
     _board("cifar10", "Linf:8/255"),
     _board("cifar10", "L2:0.5"),
+    _board("cifar10", CORRUPTIONS),
     _board("cifar100", "Linf:8/255"),
+    _board("cifar100", CORRUPTIONS),
     _board("imagenet", "Linf:4/255", 5_000),
+    _board("imagenet", CORRUPTIONS, 5_000),
     _board("mnist", "Linf:0.3", in_robustbench=False),
 )
 
@@ -57,8 +75,8 @@ BOARDS: Mapping[str, Board] = MappingProxyType({str(board): board for board in _
 """Every board by its folder, such as ``"cifar10/Linf"``."""
 
 
-def board_of(dataset: str, norm: str) -> Board:
-    """The board of a data set and a norm.
+def board_of(dataset: str, threat_model: str) -> Board:
+    """The board of a data set and a threat model: ``Linf``, ``L2`` or ``corruptions``.
 
     Raises:
         InputError: If there is no such board.
@@ -67,7 +85,7 @@ def board_of(dataset: str, norm: str) -> Board:
         >>> str(board_of("cifar10", "Linf").threat)
         'Linf:8/255'
     """
-    folder = f"{dataset}/{norm}"
+    folder = f"{dataset}/{threat_model}"
     if folder not in BOARDS:
         raise InputError(f"a board is one of {', '.join(BOARDS)}, got {folder!r}: choose one of them")
     return BOARDS[folder]
@@ -89,8 +107,55 @@ class Place:
     entry: Path
     evidence: Path
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the entry is one of this tree's own, and not a file of others."""
+        return is_own(self.entry, self.evidence)
+
+    def read(self) -> Entry | ForeignEntry:
+        """Read the entry: strictly if it is one of this tree's own.
+
+        Raises:
+            InputError: If it cannot be read, or has no accuracy to rank it by.
+        """
+        return Entry.read(self.entry) if self.is_own else self.read_foreign()
+
+    def read_foreign(self) -> ForeignEntry:
+        """Read the entry as one of others.
+
+        Raises:
+            InputError: If it cannot be read, or has no accuracy to rank it by.
+        """
+        return ForeignEntry.read(self.entry, BY_ATTACKS if self.board.threat else BY_CORRUPTIONS)
+
     def __str__(self) -> str:
         return f"{self.board}/{self.stem}"
+
+
+def is_own(entry: Path, evidence: Path) -> bool:
+    """Whether a file is an entry of this tree's own: it has an evidence file, or the name of a model of this package.
+
+    Args:
+        entry: Path of the entry.
+        evidence: Path of its evidence file, which may be missing.
+    """
+    return evidence.exists() or entry.stem in {facts.stem for facts in all_facts().values()}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file.
+
+    Args:
+        path: Of the file.
+        reason: What is wrong.
+    """
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +261,8 @@ def publish(place: Place, entry: Entry, evidence: Evidence) -> None:
         InputError: If the files cannot be written, or the existing file is not an entry.
     """
     if place.entry.exists():
-        entry = entry.in_place_of(Entry.read(place.entry))
+        old = Entry.read(place.entry).table() if place.evidence.exists() else place.read_foreign().values
+        entry = entry.in_place_of(old)
     try:
         with _replacing(place.evidence) as evidence_file, _replacing(place.entry) as entry_file:
             evidence_file.write_bytes(evidence.to_json().encode())
@@ -215,33 +281,78 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 _HEAD = ("#", "model", "paper", "clean", "AutoAttack", "lowest known", "unreliable", "architecture", "venue")
 _ALIGNMENT = ("---:", "---", "---", "---:", "---:", "---:", "---", "---", "---")
+_CORRUPTIONS_HEAD = ("#", "model", "paper", "clean", "corruptions", "architecture", "venue")
+_CORRUPTIONS_ALIGNMENT = ("---:", "---", "---", "---:", "---:", "---", "---")
+
+
+Row = tuple[Place, "Entry | ForeignEntry"]
+
+
+def ranking(tree: Tree) -> tuple[dict[Board, list[Row]], list[Problem]]:
+    """The entries of every board, ranked as in RobustBench: by the lowest robust accuracy known.
+
+    Returns:
+        The rows of each board that has entries, and the files of others that are left out, with the reasons.
+
+    Raises:
+        InputError: If the folder does not exist, or an entry of the tree's own is malformed.
+    """
+    tree.require()
+    boards: dict[Board, list[Row]] = {}
+    left_out: list[Problem] = []
+    for place in tree.places():
+        entry = _read(place)
+        if isinstance(entry, Problem):
+            left_out.append(entry)
+        else:
+            boards.setdefault(place.board, []).append((place, entry))
+    return {board: sorted(rows, key=lambda row: -float(row[1].lowest_acc)) for board, rows in boards.items()}, left_out
+
+
+def _read(place: Place) -> Entry | ForeignEntry | Problem:
+    """The entry, or what is wrong with it if it is one of others."""
+    try:
+        return place.read()
+    except InputError as error:
+        if place.is_own:
+            raise
+        return Problem(place.entry, reason_of(error, place))
+
+
+def reason_of(error: InputError, place: Place) -> str:
+    """What is wrong with an entry, without its path."""
+    return str(error).removeprefix(f"{place.entry} is not a leaderboard entry: ")
 
 
 def markdown_tables(tree: Tree) -> str:
-    """A Markdown table for each board with entries, ranked as in RobustBench: by the lowest robust accuracy known.
+    """A Markdown table for each board with entries, ranked as in RobustBench, and the files that are left out.
 
     Raises:
-        InputError: If the folder does not exist, or a file is not an entry.
+        InputError: If the folder does not exist, or an entry of the tree's own is malformed.
     """
-    tree.require()
-    entries: dict[str, list[tuple[str, Entry]]] = {}
-    for place in tree.places():
-        entries.setdefault(str(place.board), []).append((place.stem, Entry.read(place.entry)))
-    return "\n\n".join(_table(BOARDS[board], rows) for board, rows in entries.items()) + "\n" if entries else ""
+    boards, left_out = ranking(tree)
+    parts = [_table(board, rows) for board, rows in boards.items()]
+    if left_out:
+        lines = (f"- {_escape_markdown(escape_html(str(problem)))}" for problem in left_out)
+        parts.append("\n".join(["### Files left out", "", *lines]))
+    return "\n\n".join(parts) + "\n" if parts else ""
 
 
-def _table(board: Board, rows: Iterable[tuple[str, Entry]]) -> str:
-    ranked = sorted(rows, key=lambda row: -float(row[1].lowest_acc))
-    title = f"### {board.dataset}, {board.threat.norm}, eps = {board.threat.eps_text}"
-    lines = [_line(_HEAD), _line(_ALIGNMENT), *(_line(_cells(rank, *row)) for rank, row in enumerate(ranked, 1))]
-    return "\n".join([title, "", *lines])
+def _table(board: Board, rows: Iterable[Row]) -> str:
+    title = f"### {board.dataset}, {board.threat_model}" + (f", eps = {board.eps_text}" if board.eps_text else "")
+    head, alignment = (_HEAD, _ALIGNMENT) if board.threat else (_CORRUPTIONS_HEAD, _CORRUPTIONS_ALIGNMENT)
+    lines = (_line(_cells(rank, *row)) for rank, row in enumerate(rows, 1))
+    return "\n".join([title, "", _line(head), _line(alignment), *lines])
 
 
-def _cells(rank: int, stem: str, entry: Entry) -> Iterator[str]:
+def _cells(rank: int, place: Place, entry: Entry | ForeignEntry) -> Iterator[str]:
     link = entry.link.replace("(", "%28").replace(")", "%29")
-    yield from (str(rank), _escape_markdown(stem), f"[{_escape_markdown(entry.name)}]({link})")
-    yield from (f"{accuracy} %" for accuracy in (entry.clean_acc, entry.autoattack_acc, entry.lowest_acc))
-    yield "yes" if entry.unreliable else "no"
+    title = _escape_markdown(entry.name)
+    yield from (str(rank), _escape_markdown(escape_html(place.stem)), f"[{title}]({link})" if link else title)
+    accuracies = (entry.clean_acc, entry.board_acc, *([entry.lowest_acc] if place.board.threat else []))
+    yield from (f"{accuracy} %" if accuracy else "" for accuracy in accuracies)
+    if place.board.threat:
+        yield {True: "yes", False: "no", None: ""}[entry.unreliable]
     yield from (_escape_markdown(text) for text in (entry.architecture, entry.venue))
 
 

@@ -235,4 +235,50 @@ def test_an_unwritable_tree_is_refused(tmp_path: Path, files: Files) -> None:
 
 
 def test_an_entry_has_every_key(place: Place) -> None:
-    assert list(json.loads(place.entry.read_text())) == list(KEYS)
+    assert list(json.loads(place.entry.read_text())) == [key for key in KEYS if key != "corruptions_acc"]
+
+
+def test_an_entry_of_corruptions_has_robustbench_s_keys(tree: Tree, tmp_path: Path, make: Any) -> None:
+    make.corruptions().write(tmp_path / "c.json")
+    place = add(tree, "empir-cifar", Files((tmp_path / "c.json",)))
+    assert str(place) == "cifar10/corruptions/Sen2020EMPIR"
+    table = json.loads(place.entry.read_text())
+    assert list(table) == [
+        "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture",
+        "eps", "clean_acc", "reported", "corruptions_acc", "footnote",
+    ][: len(table)]  # fmt: skip
+    assert (table["eps"], table["clean_acc"], table["reported"]) == (None, "75.23", "")
+    assert table["corruptions_acc"] == "50.00", "the mean, not the worst case of 48.00"
+    assert check(tree) == []
+    place.entry.write_text(place.entry.read_text().replace('"50.00"', '"50.01"'))
+    assert [problem.reason for problem in check(tree)] == ['corruptions_acc is "50.01", its sources make it "50.00"']
+
+
+def test_the_lower_of_two_records_of_corruptions_counts(tree: Tree, tmp_path: Path, make: Any) -> None:
+    for name, mean in (("a", 5000), ("b", 4900)):
+        make.corruptions(mean).write(tmp_path / f"{name}.json")
+    add(tree, "empir-cifar", Files((tmp_path / "a.json",)))
+    place = add(tree, "empir-cifar", Files((tmp_path / "a.json", tmp_path / "b.json")))
+    assert Entry.read(place.entry).corruptions_acc == "49.00"
+    with pytest.raises(EvaluationError, match=r"has more records .* cifar10/corruptions.*b\.json"):
+        add(tree, "empir-cifar", Files((tmp_path / "a.json",)))
+
+
+def test_boards_of_one_model_are_independent(place: Place, tree: Tree, tmp_path: Path, make: Any) -> None:
+    make.corruptions().write(tmp_path / "c.json")
+    add(tree, "empir-cifar", Files((tmp_path / "c.json",)))
+    assert check(tree) == []
+    assert {str(each) for each in tree.places()} == {"cifar10/Linf/Sen2020EMPIR", "cifar10/corruptions/Sen2020EMPIR"}
+
+
+def test_a_file_of_others_under_the_same_name_is_replaced_and_its_own_keys_stay(
+    tree: Tree, files: Files, place: Place
+) -> None:
+    for path in (place.entry, place.evidence):
+        path.unlink()
+    place.entry.write_text('{"eps": 0.0313, "autoattack_acc": "1.4", "corruptions_mce": null, "mine": 3}')
+    add(tree, "empir-cifar", files)
+    table = json.loads(place.entry.read_text())
+    assert (table["eps"], table["autoattack_acc"], table["mine"]) == ("8/255", "1.40", 3)
+    assert "corruptions_mce" not in table
+    assert check(tree) == []

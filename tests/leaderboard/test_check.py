@@ -12,7 +12,7 @@ import pytest
 
 from empir_plugin.errors import InputError
 from empir_plugin.leaderboard.add import Files, add
-from empir_plugin.leaderboard.check import check
+from empir_plugin.leaderboard.check import check, notes
 from empir_plugin.leaderboard.tree import Place, Tree
 
 ROOT = Path(__file__).parents[2]
@@ -180,10 +180,31 @@ def test_partial_files_of_a_killed_add_are_ignored(place: Place, tree: Tree) -> 
     place.entry.with_name(f".{place.entry.name}.7.partial").write_text("{")
     assert check(tree) == []
     place.entry.with_name("README").write_text("")
-    assert [problem.path.name for problem in check(tree)] == ["README"]
+    assert check(tree) == []
+    assert [problem.path.name for problem in notes(tree)] == ["README"]
 
 
 def test_a_missing_tree_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.*--tree"):
         check(Tree(tmp_path / "none"))
     assert check(Tree(tmp_path)) == []
+
+
+def test_an_entry_of_others_is_a_note_and_one_of_ours_an_error(place: Place, tree: Tree) -> None:
+    other = place.entry.with_name("Other2020Entry.json")
+    other.write_bytes(place.entry.read_bytes())
+    set_keys(unreliable=...)(tree.place(place.board, other.stem), tree)
+    assert check(tree) == []
+    assert str(notes(tree)[0]) == f"{other}: unreliable is missing"
+    # Its evidence file makes it one of ours.
+    evidence = place.evidence.with_name(other.name)
+    evidence.write_bytes(place.evidence.read_bytes())
+    assert notes(tree) == []
+    assert [problem.reason for problem in check(tree)] == ["unreliable is missing"]
+
+
+def test_a_name_of_ours_without_sources_is_no_entry_of_others(place: Place, tree: Tree) -> None:
+    place.evidence.unlink()
+    set_keys(clean_acc="99.99")(place, tree)
+    assert notes(tree) == []
+    assert any("cannot be read as the sources of an entry" in problem.reason for problem in check(tree))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -276,3 +277,39 @@ def _check_refusals(model: str, board: Board, record: Record) -> None:
 
 def test_accuracies_are_written_with_two_decimals() -> None:
     assert [format_percent(value) for value in (0.0, 1.4, 75.23, 100.0)] == ["0.00", "1.40", "75.23", "100.00"]
+
+
+def test_corruptions_count_by_their_mean(make: Any) -> None:
+    numbers = measure("empir-cifar", board_of("cifar10", "corruptions"), [make.corruptions(5000)])
+    assert (numbers.clean, numbers.autoattack, numbers.external, numbers.attacks) == (75.23, 50.0, None, 15)
+    assert not numbers.unreliable
+
+
+MADE = {"name": "corruptions of cifar10", "source": "made with imagecorruptions-imaug 1.1.5"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"images": MADE}, "corruptions of cifar10 (made with imagecorruptions-imaug 1.1.5)"),
+        ({"images": {"source": "folder"}}, "the record is on CIFAR-10-C (folder)"),
+        ({"attacks": ()}, "does not have each of 75 corruptions"),
+        ({"model": "cifarconv-fp"}, "the record is of 'cifarconv-fp'"),
+    ],
+    ids=["made", "other files", "no corruption", "other model"],
+)
+def test_ineligible_records_of_corruptions_are_refused(changes: dict[str, Any], sentence: str, make: Any) -> None:
+    with pytest.raises(EvaluationError, match=re.escape(sentence)):
+        measure("empir-cifar", board_of("cifar10", "corruptions"), [make.corruptions(**changes)])
+
+
+def test_attacks_and_corruptions_have_different_boards(standard: Record, make: Any) -> None:
+    with pytest.raises(EvaluationError, match=r"under Linf:8/255, .* under corruptions: run `empir evaluate --threat"):
+        measure("empir-cifar", board_of("cifar10", "corruptions"), [standard])
+    with pytest.raises(EvaluationError, match=r"under corruptions, entries on cifar10/Linf are under Linf:8/255"):
+        measure("empir-cifar", board_of("cifar10", "Linf"), [make.corruptions()])
+
+
+def test_an_audit_has_no_place_on_a_board_of_corruptions(standard: Record, make: Any) -> None:
+    with pytest.raises(EvaluationError, match="an audit is about attacks"):
+        measure("empir-cifar", board_of("cifar10", "corruptions"), [make.corruptions()], make.audit(standard))

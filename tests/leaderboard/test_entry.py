@@ -56,7 +56,8 @@ def test_entries_are_written_as_robustbench_writes_them(tmp_path: Path) -> None:
 
 def test_fields_without_a_value_have_no_key() -> None:
     bare = replace(ENTRY, external=None, footnote=None, overhead=None, order=())
-    assert list(bare.table()) == [key for key in KEYS if key not in ("external", "footnote", "overhead")]
+    absent = ("corruptions_acc", "external", "footnote", "overhead")
+    assert list(bare.table()) == [key for key in KEYS if key not in absent]
     assert bare.lowest_acc == "1.40"
     assert ENTRY.lowest_acc == "0.90"
 
@@ -74,7 +75,7 @@ def test_unknown_keys_are_kept(tmp_path: Path) -> None:
 
 def test_an_entry_keeps_the_key_order_of_the_one_it_replaces() -> None:
     old = Entry.of({"mine": 1, **{key: TABLE[key] for key in reversed(TABLE) if key != "external"}})
-    new = replace(ENTRY, clean_acc="75.24", footnote=None).in_place_of(old)
+    new = replace(ENTRY, clean_acc="75.24", footnote=None).in_place_of(old.table())
     keys = list(new.table())
     assert keys[0] == "mine"
     assert keys[keys.index("autoattack_acc") + 1] == "external"
@@ -171,7 +172,7 @@ def test_invalid_entries_are_refused(change: dict[str, Any], sentence: str) -> N
     assert len(problems({**TABLE, **change})) == 1
 
 
-@pytest.mark.parametrize("key", schema()["required"])
+@pytest.mark.parametrize("key", [*schema()["required"], *schema()["else"]["required"]])
 def test_a_missing_key_is_named(key: str) -> None:
     assert problems({name: item for name, item in TABLE.items() if name != key}) == (f"{key} is missing",)
 
@@ -185,7 +186,9 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_the_schema_is_valid_and_has_every_key() -> None:
     Draft202012Validator.check_schema(schema())
     assert tuple(schema()["properties"]) == KEYS
-    assert set(schema()["required"]) == set(KEYS) - {"external", "footnote", "overhead"}
+    optional, attacked = {"external", "footnote", "overhead"}, {"autoattack_acc", "unreliable"}
+    assert set(schema()["required"]) == {*KEYS} - optional - attacked - {"corruptions_acc"}
+    assert set(schema()["else"]["required"]) == attacked
     assert Draft202012Validator(schema()).is_valid(TABLE), "the file alone is enough for other tools"
 
 
@@ -269,3 +272,37 @@ def test_allowed_markup_has_no_problem(footnote: str) -> None:
 )
 def test_other_markup_is_named(footnote: str, problem: str) -> None:
     assert footnote_problem(footnote) == problem
+
+
+CORRUPTED = {key: TABLE[key] for key in TABLE if key not in ("autoattack_acc", "external", "unreliable", "overhead")}
+CORRUPTED |= {"eps": None, "corruptions_acc": "61.20"}
+
+
+def test_entries_of_corruptions_have_null_for_eps(tmp_path: Path) -> None:
+    entry = Entry.of(CORRUPTED)
+    assert (entry.board_acc, entry.lowest_acc, entry.eps) == ("61.20", "61.20", None)
+    entry.write(tmp_path / "Sen2020EMPIR.json")
+    assert json.loads((tmp_path / "Sen2020EMPIR.json").read_text()) == CORRUPTED
+    assert Draft202012Validator(schema()).is_valid(CORRUPTED)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"eps": "8/255"}, "eps must be"),
+        ({"corruptions_acc": "61.2"}, "corruptions_acc must be"),
+        ({"autoattack_acc": "1.40"}, "autoattack_acc belongs on another board"),
+        ({"unreliable": False}, "unreliable belongs on another board"),
+    ],
+    ids=["eps", "one decimal", "AutoAttack", "flag"],
+)
+def test_entries_of_corruptions_are_as_strict(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Entry.of({**CORRUPTED, **change})
+    assert not Draft202012Validator(schema()).is_valid({**CORRUPTED, **change})
+    assert problems({key: CORRUPTED[key] for key in CORRUPTED if key != "eps"}) == ("eps is missing",)
+
+
+def test_an_entry_without_eps_must_be_one_of_corruptions() -> None:
+    assert problems({**TABLE, "eps": None})[0].startswith("eps must be a text")
+    assert not Draft202012Validator(schema()).is_valid({**TABLE, "eps": None})

@@ -169,3 +169,25 @@ def test_the_issue_of_an_external_evaluation(place: Place) -> None:
     assert "`Sen2020EMPIR.pt`, one float32 tensor, 10,000 images" in text
     assert "the norm of each measured against the official images" in text
     assert "measured" not in external_evaluation("S", entry, "Linf", ExportedImages(0.9, 10_000, checked=False), "S.pt")
+
+
+def test_an_entry_of_corruptions_is_submitted(tree: Tree, tmp_path: Path, make: Any) -> None:
+    make.corruptions().write(tmp_path / "c.json")
+    add(tree, "empir-cifar", Files((tmp_path / "c.json",)))
+    found = find(tree, "cifar10/corruptions/Sen2020EMPIR")
+    paths = submit(found, tmp_path / "out")
+    assert [path.name for path in paths] == ["Sen2020EMPIR.json", "new-model.md", "zoo_row.py"]
+    text = (tmp_path / "out" / "new-model.md").read_text()
+    assert "- **Threat Model**: corruptions\n- **eps**: none\n" in text
+    assert "- **Robust accuracy**: 50.00% on average under corruptions" in text
+    assert "CIFAR-10-C: 75 corruptions and severities" in text
+    assert "AutoAttack" not in text
+    assert 'threat_model="corruptions"' in (tmp_path / "out" / "zoo_row.py").read_text()
+    with pytest.raises(InputError, match="not about adversarial images"):
+        submit(found, tmp_path / "other", images=tmp_path / "images.safetensors")
+
+
+def test_entries_of_others_are_not_ours_to_submit(place: Place, tree: Tree) -> None:
+    (place.entry.parent / "Other2020Entry.json").write_bytes(place.entry.read_bytes())
+    with pytest.raises(InputError, match=r"0 entries for 'Other2020Entry'.*name cifar10/Linf/Sen2020EMPIR$"):
+        find(tree, "Other2020Entry")

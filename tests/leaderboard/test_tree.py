@@ -15,12 +15,15 @@ from empir_plugin.zoo.card import cards
 
 
 def test_the_radii_are_those_of_robustbench() -> None:
-    published = {name: board.threat.eps_text for name, board in BOARDS.items() if board.in_robustbench}
+    published = {name: board.eps_text for name, board in BOARDS.items() if board.in_robustbench}
     assert published == {
         "cifar10/Linf": "8/255",
         "cifar10/L2": "0.5",
+        "cifar10/corruptions": None,
         "cifar100/Linf": "8/255",
+        "cifar100/corruptions": None,
         "imagenet/Linf": "4/255",
+        "imagenet/corruptions": None,
     }
     assert [name for name, board in BOARDS.items() if not board.in_robustbench] == ["mnist/Linf"]
 
@@ -72,3 +75,29 @@ def test_cells_are_escaped(place: Place, tree: Tree) -> None:
     row = markdown_tables(tree).splitlines()[-1]
     assert "a \\| b" in row
     assert "[\\[x\\](y)](https://example.org/a_%28b%29)" in row
+
+
+def test_entries_of_others_are_ranked_with_ours(place: Place, tree: Tree) -> None:
+    for stem, lowest in (("Best2020File", "50.1"), ("Worst2020File", "0")):
+        table = {"clean_acc": "60", "autoattack_acc": lowest, "name": "<b>", "venue": "a | b", "unreliable": None}
+        (place.entry.parent / f"{stem}.json").write_text(json.dumps(table))
+    rows = table_cells(tree)[4:7]
+    assert [row[1] for row in rows] == ["Best2020File", "Sen2020EMPIR", "Worst2020File"]
+    assert rows[0][2:7] == ["&lt;b&gt;", "60.00 %", "50.10 %", "50.10 %", ""]
+    assert "a \\| b" in markdown_tables(tree)
+
+
+def test_a_board_of_corruptions_has_its_own_columns(tree: Tree, tmp_path: Path, make: Any) -> None:
+    make.corruptions().write(tmp_path / "c.json")
+    add(tree, "empir-cifar", Files((tmp_path / "c.json",)))
+    rows = table_cells(tree)
+    assert rows[0] == ["### cifar10, corruptions"]
+    assert rows[2][3:5] == ["clean", "corruptions"]
+    assert rows[4][3:5] == ["75.23 %", "50.00 %"]
+    assert {len(row) for row in rows[2:]} == {7}
+
+
+def test_a_malformed_entry_of_ours_is_an_error(place: Place, tree: Tree) -> None:
+    place.entry.write_text("{}")
+    with pytest.raises(InputError, match="clean_acc is missing"):
+        markdown_tables(tree)

@@ -45,7 +45,11 @@ def test_timm_s_own_call_gives_the_model_whatever_keywords_its_release_adds() ->
             {},
             "empir-mnist is a model for mnist, got dataset='cifar10': pass dataset='mnist'",
         ),
-        ("empir_cifar_cifar10_corruptions", {}, "empir-cifar is registered for 'Linf' or 'L2', got threat_model='corr"),
+        (
+            "empir_imagenet_imagenet_corruptions",
+            {},
+            "empir-imagenet is registered for 'Linf' or 'L2', got threat_model='corr",
+        ),
         ("empir_cifar_cifar10_linf", {"num_classes": 100}, "empir-cifar has 10 classes, got num_classes=100"),
     ],
 )
@@ -65,7 +69,7 @@ def test_load_model_knows_each_model_s_data_set_and_ignores_case_and_dashes() ->
     ("arguments", "message"),
     [
         ({"model_name": "empir-cifar", "dataset": "mnist"}, "empir-cifar is a model for cifar10, got dataset='mnist'"),
-        ({"model_name": "empir-cifar", "threat_model": "L7"}, "empir-cifar is registered for 'Linf' or 'L2', got"),
+        ({"model_name": "empir-cifar", "threat_model": "L7"}, "is registered for 'Linf' or 'L2' or 'corruptions', got"),
     ],
 )
 def test_load_model_refuses_what_does_not_fit(arguments: dict[str, str], message: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from empir_plugin.evaluation.corruptions import mean_accuracies
 from empir_plugin.evaluation.record import AttackRecord
 from empir_plugin.leaderboard.page.entries import STORAGE, TIME, PublishedEntry, number_at
 from empir_plugin.leaderboard.page.table import verdict_of
@@ -34,7 +35,12 @@ class Bar:
 
 def bars(row: PublishedEntry) -> Iterator[Bar]:
     """The bars of an entry: clean accuracy, every attack of every record, and the worst case over all of them."""
-    yield Bar("No attack", float(row.entry.clean_acc), "clean")
+    yield Bar("No corruption" if row.under_corruptions else "No attack", float(row.entry.clean_acc), "clean")
+    if row.under_corruptions:
+        means = mean_accuracies(row.findings.records[0]).items()
+        yield from (Bar(name.replace("_", " "), mean, "attack") for name, mean in means)
+        yield Bar(f"Mean over {count_text(row.measured.attacks, 'corruption')}", row.lowest, "worst")
+        return
     for file in row.records:
         for index, attack in enumerate(file.record.attacks):
             yield from _attack_bars(attack, cascaded=index > 0 and bool(file.record.run.get("cascade")))
@@ -312,9 +318,10 @@ def charts(rows: Sequence[PublishedEntry]) -> tuple[Chart, ...]:
     """Worst case against clean accuracy, storage and time, with the same vertical axis.
 
     Args:
-        rows: Entries ordered by rank.
+        rows: Entries of one board ordered by rank, at least one.
     """
-    y = from_zero("Worst case, %", [row.lowest for row in rows], least=10.0, most=100.0)
+    label = "Under corruptions, %" if rows[0].under_corruptions else "Worst case, %"
+    y = from_zero(label, [row.lowest for row in rows], least=10.0, most=100.0)
     return tuple(_chart(horizontal, rows, y) for horizontal in _HORIZONTALS)
 
 
@@ -334,7 +341,8 @@ def _chart(horizontal: _Horizontal, rows: Sequence[PublishedEntry], y: Axis) -> 
 
 
 def _sentence(horizontal: _Horizontal, row: PublishedEntry, number: float) -> str:
-    return f"{row.place.stem}: {horizontal.wording(number)}, {row.entry.lowest_acc} % in the worst case"
+    where = "under corruptions" if row.under_corruptions else "in the worst case"
+    return f"{row.place.stem}: {horizontal.wording(number)}, {row.entry.lowest_acc} % {where}"
 
 
 def _x(axis: Axis, value: float) -> float:

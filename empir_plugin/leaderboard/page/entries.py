@@ -53,6 +53,11 @@ class PublishedEntry:
     others: tuple[RecordFile, ...]
 
     @property
+    def under_corruptions(self) -> bool:
+        """Whether its board is one of corruptions, where the mean counts and not the worst case."""
+        return self.place.board.threat is None
+
+    @property
     def records(self) -> tuple[RecordFile, ...]:
         """The records the entry is computed from."""
         pairs = zip(self.evidence.records, self.findings.records, strict=True)
@@ -65,7 +70,7 @@ class PublishedEntry:
 
 
 def published_entries(tree: Tree) -> dict[Board, list[PublishedEntry]]:
-    """The entries of every board, ranked as RobustBench ranks: by the lowest robust accuracy known.
+    """The tree's own entries on every board, ranked as RobustBench ranks: by the lowest robust accuracy known.
 
     Raises:
         InputError: If there is no such folder.
@@ -78,7 +83,7 @@ def published_entries(tree: Tree) -> dict[Board, list[PublishedEntry]]:
         )
     runs = _record_files(tree)
     boards: dict[Board, list[PublishedEntry]] = {}
-    for place in tree.places():
+    for place in (place for place in tree.places() if place.is_own):
         boards.setdefault(BOARDS[str(place.board)], []).append(_published_entry(tree, place, runs))
     return {board: sorted(rows, key=lambda row: -row.lowest) for board, rows in boards.items()}
 

@@ -31,9 +31,9 @@ from empir_plugin.leaderboard.page.details import (
     summarize_run,
 )
 from empir_plugin.leaderboard.page.entries import PublishedEntry, published_entries
-from empir_plugin.leaderboard.page.table import COLUMNS, Cell, Verdict, cells, verdict_of
+from empir_plugin.leaderboard.page.table import COLUMNS, Cell, Column, Verdict, cells, columns_of, verdict_of
 from empir_plugin.leaderboard.page.text import count_text, dataset_text, norm_text
-from empir_plugin.leaderboard.tree import Board, Tree
+from empir_plugin.leaderboard.tree import Board, Problem, Row, Tree, ranking
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,35 @@ class EntrySection:
 
 
 @dataclass(frozen=True)
+class RankedRow:
+    """One entry in the ranking of a whole board, which has the entries of others, too. Texts are plain.
+
+    Args:
+        rank: From 1.
+        stem: Name of the entry.
+        key: HTML id of its section; empty for an entry of others.
+        title: Of the paper.
+        link: Address of the paper; may be empty.
+        clean: Clean accuracy in percent.
+        measured: Accuracy under AutoAttack or corruptions, in percent.
+        lowest: The lowest robust accuracy known, in percent.
+        architecture: Of the model.
+        venue: Of the paper.
+    """
+
+    rank: int
+    stem: str
+    key: str
+    title: str
+    link: str
+    clean: str
+    measured: str
+    lowest: str
+    architecture: str
+    venue: str
+
+
+@dataclass(frozen=True)
 class BoardSection:
     """One board on the page.
 
@@ -80,7 +109,8 @@ class BoardSection:
         title: Data set, norm and eps in words.
         images: Size of the test set in words.
         board: The board.
-        entries: Its entries, ranked.
+        entries: The tree's own entries, ranked.
+        whole: The ranking of all entries; empty if there are none of others.
         claims: The claims of their papers, beside the measurements.
         charts: Of all entries.
     """
@@ -90,12 +120,21 @@ class BoardSection:
     images: str
     board: Board
     entries: tuple[EntrySection, ...]
+    whole: tuple[RankedRow, ...]
     claims: tuple[ClaimComparison, ...]
     charts: tuple[Chart, ...]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the ranking of its own entries."""
+        return columns_of(self.board)
 
 
 def render(tree: Tree) -> str:
     """Render the page of a tree. The same tree always gives the same text.
+
+    Entries of others have no records here: they are shown in a ranking of the whole board. Files that cannot be ranked
+    are named.
 
     Raises:
         InputError: If there is no such folder.
@@ -107,11 +146,14 @@ def render(tree: Tree) -> str:
         >>> "There are no entries yet" in render(Tree(Path(tempfile.mkdtemp())))
         True
     """
-    sections = tuple(_board_section(board, rows) for board, rows in published_entries(tree).items())
+    published = published_entries(tree)
+    boards, left_out = ranking(tree)
+    sections = tuple(_board_section(board, published.get(board, ()), rows) for board, rows in boards.items())
     style, script = _static("page.css"), _static("page.js")
     page = _environment().get_template("page.html.j2")
     return page.render(
         sections=sections,
+        left_out=[Problem(problem.path.relative_to(tree.root), problem.reason) for problem in left_out],
         columns=COLUMNS,
         style=Markup(style),
         script=Markup(script),
@@ -138,23 +180,40 @@ def write_page(tree: Tree, out: Path) -> None:
         raise InputError(f"the page cannot be written to {out} ({error.strerror or error}): choose another") from error
 
 
-def _board_section(board: Board, rows: Sequence[PublishedEntry]) -> BoardSection:
+def _board_section(board: Board, rows: Sequence[PublishedEntry], ranked: Sequence[Row]) -> BoardSection:
     return BoardSection(
-        key=f"{board.dataset}-{board.threat.norm}",
-        title=f"{dataset_text(board.dataset)}, {norm_text(str(board.threat.norm))}, ε = {board.threat.eps_text}",
+        key=_key(board),
+        title=f"{dataset_text(board.dataset)}, {_threat(board)}",
         images=count_text(board.n, "test image"),
         board=board,
         entries=tuple(_entry_sections(board, rows)),
-        claims=tuple(claim for row in rows for claim in compare_claims(row)),
-        charts=charts(rows),
+        whole=tuple(_whole(board, ranked)) if len(ranked) > len(rows) else (),
+        claims=() if board.threat is None else tuple(claim for row in rows for claim in compare_claims(row)),
+        charts=charts(rows) if rows else (),
     )
+
+
+def _key(board: Board) -> str:
+    return f"{board.dataset}-{board.threat_model}"
+
+
+def _threat(board: Board) -> str:
+    return "common corruptions" if board.threat is None else f"{norm_text(board.threat_model)}, ε = {board.eps_text}"
+
+
+def _whole(board: Board, ranked: Sequence[Row]) -> Iterator[RankedRow]:
+    for rank, (place, entry) in enumerate(ranked, 1):
+        key = f"{_key(board)}-{place.stem}" if place.is_own else ""
+        title, architecture, venue = map(unescape_html, (entry.name, entry.architecture, entry.venue))
+        accuracies = entry.clean_acc, entry.board_acc, entry.lowest_acc
+        yield RankedRow(rank, place.stem, key, title, entry.link, *accuracies, architecture, venue)
 
 
 def _entry_sections(board: Board, rows: Sequence[PublishedEntry]) -> Iterator[EntrySection]:
     for rank, row in enumerate(rows, 1):
         entry = row.entry
         yield EntrySection(
-            key=f"{board.dataset}-{board.threat.norm}-{row.place.stem}",
+            key=f"{_key(board)}-{row.place.stem}",
             row=row,
             title=unescape_html(entry.name),
             authors=unescape_html(entry.authors),

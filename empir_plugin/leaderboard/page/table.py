@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from empir_plugin.evaluation.corruptions import mean_accuracies
 from empir_plugin.leaderboard.entry import unescape_html
 from empir_plugin.leaderboard.page.entries import STORAGE, TIME, PublishedEntry, number_at
 from empir_plugin.leaderboard.page.text import NOT_MEASURED, TIMES, ratio_text, threat_text
+from empir_plugin.leaderboard.tree import Board
 
 NO_CLAIM = "none"
 """Shown if the paper publishes no number for the model."""
@@ -50,6 +52,23 @@ COLUMNS = (
     Column("time", "Time", TIMES, False, "Equation 6 of EMPIR, as built, relative to one full-precision network."),
 )
 """The sortable columns, in order."""
+
+_UNDER_CORRUPTIONS = {
+    "rank": Column("rank", "Rank", "", False, "By the mean over all corruptions, highest first, as RobustBench ranks."),
+    "autoattack": Column("autoattack", "Corruptions", "%", True, "Mean over 15 corruptions at 5 severities."),
+    "worst": Column("worst", "Worst corruption", "%", True, "The lowest mean over 5 severities of one corruption."),
+}
+
+
+def columns_of(board: Board) -> tuple[Column, ...]:
+    """The columns of the entries on a board.
+
+    Example:
+        >>> from empir_plugin.leaderboard.tree import board_of
+        >>> [column.label for column in columns_of(board_of("cifar10", "corruptions"))][3:5]
+        ['Corruptions', 'Worst corruption']
+    """
+    return COLUMNS if board.threat else tuple(_UNDER_CORRUPTIONS.get(column.key, column) for column in COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -95,15 +114,23 @@ def cells(rank: int, row: PublishedEntry) -> Iterator[Cell]:
         (str(rank), rank, "", ""),
         (row.place.stem, row.place.stem.lower(), unescape_html(entry.architecture), ""),
         (entry.clean_acc, float(entry.clean_acc), "", ""),
-        (entry.autoattack_acc, float(entry.autoattack_acc), "", "unreliable" if entry.unreliable else ""),
-        (entry.lowest_acc, row.lowest, "", ""),
+        (entry.board_acc, float(entry.board_acc), "", "unreliable" if entry.unreliable else ""),
+        _worst(row),
         (claim, float(claim) if where else None, where, ""),
         (verdict.text, None if verdict.kind == "unknown" else verdict.kind, verdict.note, ""),
         (ratio_text(storage), storage, "", ""),
         (ratio_text(time), time, "", ""),
     )
-    for column, (text, sort, note, warning) in zip(COLUMNS, values, strict=True):
+    for column, (text, sort, note, warning) in zip(columns_of(row.place.board), values, strict=True):
         yield Cell(column, text, sort, note, warning)
+
+
+def _worst(row: PublishedEntry) -> tuple[str, float, str, str]:
+    if not row.under_corruptions:
+        return row.entry.lowest_acc, row.lowest, "", ""
+    means = mean_accuracies(row.findings.records[0])
+    name = min(means, key=means.__getitem__)
+    return f"{means[name]:.2f}", means[name], name.replace("_", " "), ""
 
 
 def verdict_of(row: PublishedEntry) -> Verdict:

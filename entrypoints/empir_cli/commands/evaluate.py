@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from empir_cli.group import CommandError
 from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, SEED, THREADS, set_threads
 
 if TYPE_CHECKING:
+    from empir_plugin.data.corruptions import CorruptedImages
     from empir_plugin.evaluation.attack_spec import AttackSpec
     from empir_plugin.evaluation.record import Record
 
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
     "--protocol", default="default", show_default=True, help="default, standard, adaptive, paper or released."
 )
 @click.option("--attack", "chosen", multiple=True, help="Run only this attack of the protocol (repeatable).")
-@click.option("--threat", help="Norm and radius, such as Linf:8/255.  [the protocol's, or the model card's]")
+@click.option(
+    "--threat", help="Norm and radius, such as Linf:8/255, or corruptions.  [the protocol's, or the model card's]"
+)
+@click.option(
+    "--make-corruptions", is_flag=True, help="With --threat corruptions: make them from the clean images; see below."
+)
 @click.option("--n-examples", type=int, help="Number of test images, counted from the first.  [100; all of --data-dir]")
 @DATA_DIR
 @CHECKPOINT
@@ -64,6 +72,7 @@ def evaluate(
     protocol: str,
     chosen: tuple[str, ...],
     threat: str | None,
+    make_corruptions: bool,
     n_examples: int | None,
     data_dir: Path | None,
     checkpoint: Path | None,
@@ -90,10 +99,15 @@ def evaluate(
     Square, noise and transfer. MODEL itself still judges the adversarial images. The option is off by default, so that
     a record does not depend on the processor's instruction set. Without int8 kernels, or where the copy decides
     differently, float32 is used, and the record and the table give the reason.
+
+    With --threat corruptions, no attack is run: the images are those of CIFAR-10-C (or CIFAR-100-C), which must be in
+    --data-dir beside the clean ones, and the result is RobustBench's mean over 15 corruptions at 5 severities. With
+    --make-corruptions they are made from the clean images; their numbers cannot be compared with the leaderboard's.
     """
     from empir_plugin._files.atomic import check_output_file
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.data.image_set import load_images
+    from empir_plugin.evaluation.corruptions import evaluate_corruptions
     from empir_plugin.evaluation.distributed import torchrun_team
     from empir_plugin.evaluation.evaluator import Settings
     from empir_plugin.evaluation.prepare import parse_device
@@ -108,28 +122,57 @@ def evaluate(
     if images is not None:
         check_output_file("--images", images)
     dataset = evaluated.dataset
-    budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or evaluated.threat()
     wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
-    data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
-    network = evaluated.load(str(budget.norm), data)
-    attacks = _select_attacks(plan.attacks(network, dataset), chosen)
+    run: Callable[..., Record]
+    if threat == "corruptions":
+        _refuse_without_attacks(protocol, chosen, images, cascade, int8)
+        corrupted = _load_corruptions(dataset, data_dir, wanted, make_corruptions, seed)
+        run = partial(evaluate_corruptions, evaluated.load(threat, corrupted.clean), corrupted)
+    else:
+        if make_corruptions:
+            raise CommandError("--make-corruptions is for --threat corruptions: pass that, too")
+        budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or evaluated.threat()
+        data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
+        network = evaluated.load(str(budget.norm), data)
+        attacks = _select_attacks(plan.attacks(network, dataset), chosen)
+        run = partial(run_evaluation, network, data, budget, attacks, protocol=plan, images=images)
     with torchrun_team() as team, ProgressBar() as progress:
-        result = run_evaluation(
-            network,
-            data,
-            budget,
-            attacks,
-            protocol=plan,
-            name=evaluated.name,
-            settings=settings,
-            store=store,
-            images=images,
-            team=team,
-            on_progress=progress.update,
-        )
+        about = {"name": evaluated.name, "settings": settings, "store": store}
+        result = run(**about, team=team, on_progress=progress.update)
     if team.is_leader:
         result.write(target)
         click.echo(result.to_json(), nl=False) if as_json else _print_report(result, target, int8)
+
+
+def _refuse_without_attacks(
+    protocol: str, chosen: tuple[str, ...], images: Path | None, cascade: bool, int8: bool
+) -> None:
+    given = {
+        "--protocol": protocol != "default",
+        "--attack": bool(chosen),
+        "--images": images is not None,
+        "--cascade": cascade,
+        "--int8": int8,
+    }
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise CommandError(f"--threat corruptions runs no attack, got {', '.join(names)}: leave that out")
+
+
+def _load_corruptions(
+    dataset: str, data_dir: Path | None, n_examples: int | None, make: bool, seed: int
+) -> CorruptedImages:
+    """The corrupted images, made or read."""
+    from empir_plugin.data.corruptions import MadeCorruptions, PublishedCorruptions
+    from empir_plugin.data.image_set import load_images
+
+    if make:
+        return MadeCorruptions(load_images(dataset, data_dir=data_dir, n_examples=n_examples), seed)
+    if data_dir is None:
+        raise CommandError(
+            "corrupted images are not bundled: pass --data-dir with CIFAR-10-C (https://zenodo.org/records/2535967) "
+            "beside the clean images, or --make-corruptions"
+        )
+    return PublishedCorruptions(load_images(dataset, data_dir=data_dir, n_examples=n_examples), data_dir)
 
 
 _QUICK = 100
@@ -147,6 +190,9 @@ def _select_attacks(attacks: tuple[AttackSpec, ...], names: tuple[str, ...]) -> 
 
 def _print_report(result: Record, path: Path, int8: bool) -> None:
     out = console()
+    if result.threat == "corruptions":
+        _print_corruptions(result, path)
+        return
     images = f"{result.data['n']:,} images of {result.data['name']} ({result.data['source']})"
     out.print(f"{result.model['name']} under {result.threat}, {images}", style="bold", markup=False)
     out.print(_accuracy_table(result))
@@ -161,6 +207,24 @@ def _print_report(result: Record, path: Path, int8: bool) -> None:
     for attack in result.attacks:
         for flag in attack.flags:
             out.print(f"{attack.name} warns: {flag}", markup=False)
+    out.print(f"Record: {path}", markup=False, soft_wrap=True)
+
+
+def _print_corruptions(result: Record, path: Path) -> None:
+    """The mean accuracy under each corruption; the mean over all of them is the number to quote."""
+    from empir_plugin.evaluation.corruptions import mean_accuracies
+
+    out, corruptions = console(), result.data["corruptions"]
+    images = f"{result.data['n']:,} images of {corruptions['name']} ({corruptions['source']})"
+    out.print(f"{result.model['name']} under corruptions, {images}", style="bold", markup=False)
+    rows = table(["corruption"], ["accuracy"])
+    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %")
+    for name, accuracy in mean_accuracies(result).items():
+        rows.add_row(name, f"{accuracy:.2f} %")
+    rows.add_row("[bold]mean over corruptions and severities", f"[bold]{result.headline_accuracy:.2f} %")
+    out.print(rows)
+    if corruptions["source"] != "official":
+        out.print("These are not the published images: the numbers make no leaderboard entry.", markup=False)
     out.print(f"Record: {path}", markup=False, soft_wrap=True)
 
 

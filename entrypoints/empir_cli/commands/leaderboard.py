@@ -36,8 +36,9 @@ def add(
 ) -> None:
     """Create the entry of MODEL from run records, and add entry and records to the tree.
 
-    One record must hold standard AutoAttack on the full official test set, at the board's eps. Records of fewer images
-    do not make an entry; they are kept among the runs.
+    One record must hold standard AutoAttack on the full official test set, at the board's eps. For a board of
+    corruptions it must hold all of them, on the published images. Records of fewer images do not make an entry; they
+    are kept among the runs.
     """
     from empir_plugin.leaderboard.add import Files
     from empir_plugin.leaderboard.add import add as add_entry
@@ -46,31 +47,44 @@ def add(
     place = add_entry(Tree(tree), model, Files(records, audit, overhead, paper))
     click.echo(f"Entry: {place.entry}")
     click.echo(f"Sources: {place.evidence}")
-    if audit is None:
+    if audit is None and place.board.threat is not None:
         click.echo("No --audit was given: `unreliable` reflects AutoAttack's flags only.", err=True)
 
 
 @leaderboard.command()
 @_TREE
 def check(tree: Path) -> None:
-    """Recompute every entry from its sources and compare; exit with code 1 if anything differs."""
+    """Recompute every entry from its sources and compare; exit with code 1 if anything differs.
+
+    Entries of others, which have no sources here, are not recomputed. What is unusual in them is printed as a note and
+    does not change the exit code.
+    """
     from empir_plugin.leaderboard.check import check as check_tree
+    from empir_plugin.leaderboard.check import notes
     from empir_plugin.leaderboard.tree import Tree
 
+    for note in notes(Tree(tree)):
+        click.echo(f"note: {note}")
     problems = check_tree(Tree(tree))
     for problem in problems:
         click.echo(str(problem))
     if problems:
         raise click.exceptions.Exit(1)
-    count = len(list(Tree(tree).places()))
-    agreement = "1 entry agrees with its sources." if count == 1 else f"{count} entries agree with their sources."
-    click.echo(agreement if count else f"{tree} has no entries yet.")
+    places = list(Tree(tree).places())
+    own = sum(place.is_own for place in places)
+    agreement = "1 entry agrees with its sources." if own == 1 else f"{own} entries agree with their sources."
+    click.echo(agreement if own else f"{tree} has no entries {'of its own' if places else 'yet'}.")
+    if others := len(places) - own:
+        click.echo(f"Entries of others, which have no sources here and were not recomputed: {others}.")
 
 
 @leaderboard.command()
 @_TREE
 def table(tree: Path) -> None:
-    """Print the entries as Markdown tables, one for each board, ranked as RobustBench ranks."""
+    """Print the entries as Markdown tables, one for each board, ranked as RobustBench ranks.
+
+    Entries of others are ranked, too. Files that cannot be ranked are named below the tables.
+    """
     from empir_plugin.leaderboard.tree import Tree, markdown_tables
 
     click.echo(markdown_tables(Tree(tree)), nl=False)
@@ -82,7 +96,8 @@ def table(tree: Path) -> None:
 def html(tree: Path, out: Path) -> None:
     """Write the entries as a single HTML page that works offline: tables, charts and run records.
 
-    A tree that `empir leaderboard check` rejects makes no page.
+    A tree that `empir leaderboard check` rejects makes no page. Entries of others, which have no records here, are
+    shown in a ranking of the whole board.
     """
     from empir_plugin.leaderboard.page.render import write_page
     from empir_plugin.leaderboard.tree import Tree

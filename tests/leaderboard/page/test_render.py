@@ -449,3 +449,50 @@ def test_the_command(place: Place, tree: Tree, tmp_path: Path) -> None:
     result = CliRunner().invoke(leaderboard, ["html", "--tree", str(tmp_path / "none"), "--out", str(out)])
     assert result.exit_code == 2
     assert "there is no leaderboard at" in result.output
+
+
+def test_entries_of_others_are_in_the_ranking_of_the_whole_board(place: Place, tree: Tree) -> None:
+    others = {
+        "Best2020File": {"clean_acc": "60", "autoattack_acc": "50.1", "name": HOSTILE, "link": "javascript:alert(1)"},
+        "Bad2020File": {"autoattack_acc": None},
+    }
+    for stem, table in others.items():
+        (place.entry.parent / f"{stem}.json").write_text(json.dumps(table))
+    page = parse(render(tree))
+    (whole,) = [node for node in page.all("table") if node.attributes.get("class") == "whole"]
+    cells = [[cell.text for cell in row.all("td", "th")] for row in whole.all("tr")[1:]]
+    assert [row[:2] for row in cells] == [["1", "Best2020File"], ["2", "Sen2020EMPIR"]]
+    assert cells[0][2:6] == [" ".join(HOSTILE.split()), "60.00", "50.10", "50.10"]
+    assert [link.attributes["href"] for link in whole.all("a")] == [
+        "#cifar10-Linf-Sen2020EMPIR",
+        "https://openreview.net/forum?id=HJem3yHKwH",
+    ]
+    assert "Bad2020File.json" in page.all("ul")[-1].text
+    assert len(ranking(page)) == 1, "only entries with records have a row with their measurements"
+
+
+def test_a_board_with_entries_of_others_only(tmp_path: Path) -> None:
+    board = tmp_path / "model_info" / "cifar100" / "corruptions"
+    board.mkdir(parents=True)
+    (board / "Any2020File.json").write_text(json.dumps({"clean_acc": "60", "corruptions_acc": "50.1"}))
+    page = parse(render(Tree(tmp_path)))
+    assert page.all("h2")[0].text == "CIFAR-100, common corruptions"
+    assert [cell.text for cell in page.all("tr")[1].all("td", "th")][:5] == [
+        "1",
+        "Any2020File",
+        "Any2020File",
+        "60.00",
+        "50.10",
+    ]
+
+
+def test_an_entry_of_corruptions(tree: Tree, tmp_path: Path, make: Any) -> None:
+    make.corruptions().write(tmp_path / "c.json")
+    add(tree, "empir-cifar", Files((tmp_path / "c.json",)))
+    page = parse(render(tree))
+    (row,) = ranking(page)
+    assert (row["clean"], row["autoattack"], row["worst"]) == ("75.23", "50.00", "50.00 shot noise")
+    labels = [node.text.split()[0] for node in page.all("th") if "data-column" in node.attributes]
+    assert "Corruptions" in labels
+    assert "AutoAttack" not in labels
+    assert "Mean over 15 corruptions" in page.text
