@@ -166,8 +166,10 @@ class Case:
             EvaluationError: If the model has no weights.
         """
         if not self.model:
-            hint = "name one with model='...', or define a fixture rb_model that returns your torch.nn.Module"
-            raise InputError(f"the marker robustness needs a model, got none: {hint}")
+            hint = (
+                "name one with --rb-model or model='...', or define a fixture rb_model that returns a torch.nn.Module"
+            )
+            raise InputError(f"an evaluation needs a model, got none: {hint}")
         norm, checkpoint = str(self.budget.norm), self.checkpoint or ""
         model = load_model(self.model, dataset=self._dataset, threat_model=norm, custom_checkpoint=checkpoint)
         require_weights(model, self.model)
