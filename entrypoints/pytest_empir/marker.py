@@ -14,9 +14,9 @@ from pytest_empir.options import option_settings
 
 NAME = "robustness"
 HELP = (
-    "robustness(model, dataset, threat, eps, attack, protocol, n_examples, data, checkpoint, batch_size, device, seed, "
-    "min_robust, min_clean): evaluate the fixture rb_model, or the model named here, and fail below min_robust and "
-    "min_clean, in percent; all arguments are keywords with the meaning of the options --rb-... and override them."
+    "robustness(model, dataset, threat, eps, attack, protocol, n_examples, data, checkpoint, ema, batch_size, device, "
+    "seed, min_robust, min_clean): evaluate the fixture rb_model, or the model named here, and fail below min_robust "
+    "and min_clean, in percent; all arguments are keywords with the meaning of the options --rb-... and override them."
 )
 _KEYWORDS = tuple(HELP.partition("(")[2].partition(")")[0].split(", "))
 _THRESHOLDS = frozenset({"min_robust", "min_clean"})
@@ -87,7 +87,7 @@ def is_marked(item: pytest.Item) -> bool:
 
 def option_case(item: pytest.Item | pytest.Function) -> OptionCase | None:
     """The case of a test that :func:`pytest_generate_tests` has parametrized; None for others."""
-    case = item.callspec.params.get("rb_case") if hasattr(item, "callspec") else None
+    case = getattr(getattr(item, "callspec", None), "params", {}).get("rb_case")
     return case if isinstance(case, OptionCase) else None
 
 
@@ -170,8 +170,7 @@ def _stacks(item: pytest.Item | pytest.Function) -> Iterator[list[pytest.Mark]]:
         owner = getattr(node, "obj", None)
         for each in owner.__mro__ if isinstance(owner, type) else (owner,):
             yield _marks_on(each)
-    if hasattr(item, "callspec"):
-        yield _named(item.callspec.marks)
+    yield _named(getattr(getattr(item, "callspec", None), "marks", ()))
 
 
 def _marks_on(owner: object) -> list[pytest.Mark]:
