@@ -34,6 +34,8 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 _COUNTER = "num_batches_tracked"
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|shadow|polyak)(?![a-z])")
 _DEPTH = 4
+_SHOWN = 5
+"""Names of tensors shown in an error."""
 
 
 def load_weights(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
@@ -71,7 +73,7 @@ def load_weights(model: nn.Module, path: Path, *, ema: bool | None = None) -> No
     if not parts:
         return _load_closest(model, content, path)
     chosen = _select_part(parts, _averages(content, parts), ema, path)
-    _check_finite(chosen.state, path)
+    _check_values(chosen.state, own, path)
     load_strictly(model, chosen.state, path)
     if chosen.where or chosen.prefix:
         _LOG.info("%s: loaded %s", path, chosen)
@@ -111,13 +113,22 @@ def _is_average(name: str) -> bool:
 
 def _state_dicts(content: Any, where: tuple[str, ...] = ()) -> Iterator[_Part]:
     """Every mapping from names to tensors in a file, at any depth; what is no tensor in it is ignored."""
-    if not isinstance(content, Mapping) or len(where) > _DEPTH:
-        return
-    named = {key: value for key, value in content.items() if isinstance(key, str)}
-    if tensors := {key: value.detach() for key, value in named.items() if isinstance(value, Tensor)}:
-        yield _Part(tensors, where)
-    for key, value in named.items():
-        yield from _state_dicts(value, (*where, key))
+    inner = _items(content)
+    if isinstance(content, Mapping) and (found := {key: each for key, each in inner if isinstance(each, Tensor)}):
+        yield _Part({key: value.detach() for key, value in found.items()}, where)
+    if len(where) < _DEPTH:
+        for key, value in inner:
+            yield from _state_dicts(value, (*where, key))
+
+
+def _items(content: Any) -> list[tuple[str, Any]]:
+    """The values of a mapping or a sequence by their keys or numbers; none of anything else."""
+    pairs = content.items() if isinstance(content, Mapping) else enumerate(content) if _is_sequence(content) else ()
+    return [(str(key), value) for key, value in pairs]
+
+
+def _is_sequence(content: Any) -> bool:
+    return isinstance(content, (list, tuple))
 
 
 def _fitting_parts(part: _Part, own: Mapping[str, Tensor]) -> list[_Part]:
@@ -138,13 +149,17 @@ def _fitting_parts(part: _Part, own: Mapping[str, Tensor]) -> list[_Part]:
 
 def _split(part: _Part) -> list[_Part]:
     """A state dict cut by the first part of its names; empty if a name has only one."""
+    if any("." not in name for name in part.state if name != "n_averaged"):  # the counter of torch's AveragedModel
+        return []
+    return _groups(part)
+
+
+def _groups(part: _Part) -> list[_Part]:
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in part.state.items():
         first, dot, rest = name.partition(".")
         if dot:
             groups.setdefault(first, {})[rest] = value
-        elif name != "n_averaged":  # the counter of torch's AveragedModel
-            return []
     return [replace(part, state=state, prefix=(*part.prefix, first)) for first, state in groups.items()]
 
 
@@ -189,18 +204,16 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _averages(content: Any, parts: Sequence[_Part]) -> list[str]:
     """Keys of moving averages in a file that do not fit as they are, such as a list without names."""
-    if not isinstance(content, Mapping):
-        return []
     fitting = {part.where[0] for part in parts if part.where}
-    named = [key for key, value in content.items() if isinstance(key, str) and _is_average(key) and _has_tensors(value)]
+    named = [key for key, value in _items(content) if _is_average(key) and _has_tensors(value)]
     return [key for key in named if key not in fitting]
 
 
 def _has_tensors(content: Any, depth: int = 0) -> bool:
     if isinstance(content, Tensor):
         return content.dim() > 0
-    inner = content.values() if isinstance(content, Mapping) else content if isinstance(content, (list, tuple)) else ()
-    return depth < _DEPTH and any(_has_tensors(each, depth + 1) for each in inner)
+    inner = (_has_tensors(value, depth + 1) for _, value in _items(content))
+    return isinstance(content, Unread) or (depth < _DEPTH and any(inner))
 
 
 def _select_part(parts: Sequence[_Part], unnamed: Sequence[str], ema: bool | None, path: Path) -> _Part:
@@ -231,15 +244,34 @@ def _are_equal(one: _Part, other: _Part) -> bool:
 
 def _load_closest(model: nn.Module, content: Any, path: Path) -> None:
     """Load the state dict with most names in common with a network that none fits: the error names the keys."""
-    own = model.state_dict().keys()
-    found = [each for part in _state_dicts(content) for each in _variants(part)]
+    own, dicts = model.state_dict(), list(_state_dicts(content))
+    for part in dicts:
+        for inner in _inner_fits(part, own):
+            prefix = ".".join(inner.prefix) + "."
+            rest = [name for name in part.state if not name.startswith(prefix)]
+            raise WeightsError(
+                f"{path} has more than this network: {inner} fit, but {', '.join(rest[:_SHOWN])} may belong to what "
+                "was trained, too: save the state dict of the network alone"
+            )
+    found = [each for part in dicts for each in _variants(part)]
     if not found:
-        keys = (
-            f"its keys are {', '.join(map(repr, content))}" if isinstance(content, Mapping) else type(content).__name__
+        keys = [
+            repr(key) + (f" a {type(value).__name__}" if isinstance(value, Unread) else "")
+            for key, value in _items(content)
+        ]
+        raise WeightsError(
+            f"{path} holds no state dict but {', '.join(keys) or type(content).__name__}: save model.state_dict(), "
+            "alone or at a key of a dict"
         )
-        raise WeightsError(f"{path} holds no state dict ({keys}): save model.state_dict(), alone or at a key of a dict")
-    closest = max(found, key=lambda each: len(own & each.state.keys()))
+    closest = max(found, key=lambda each: len(own.keys() & each.state.keys()))
     load_strictly(model, closest.state, f"{path} ({closest})" if closest.where or closest.prefix else path)
+
+
+def _inner_fits(part: _Part, own: Mapping[str, Tensor]) -> Iterator[_Part]:
+    """The parts of a state dict that fit a network, whatever else it has."""
+    for inner in _groups(part):
+        whole = _fit(inner, own)
+        yield from [whole] if whole is not None else _inner_fits(inner, own)
 
 
 def _variants(part: _Part) -> Iterator[_Part]:
@@ -249,9 +281,14 @@ def _variants(part: _Part) -> Iterator[_Part]:
         yield from _variants(inner[0])
 
 
-def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     for key, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if value.layout != torch.strided or value.is_floating_point() != own[key].is_floating_point():
+            found, wanted = (f"{str(each.dtype)[6:]} ({each.layout})" for each in (value, own[key]))
+            raise WeightsError(
+                f"{path} holds {key!r} as {found}, this network as {wanted}: save it as the network has it"
+            )
+        if not bool(value.isfinite().all()):
             raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite: use another checkpoint")
 
 
@@ -313,15 +350,19 @@ def _read_torch(path: Path) -> Any:
         with _ignore_objects(path), path.open("rb") as file:  # by its path, torch would judge it by its name
             content = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        # Torch's own message advises to execute the code.
-        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error)) or re.match(r"\s*(.*)", str(error))
         raise WeightsError(
-            f"{path} cannot be read without executing code from it ({reason and reason[1]}): save a state dict"
+            f"{path} cannot be read without executing code from it ({_reason(error)}): save a state dict"
         ) from error
     if isinstance(content, Unread):
         kind = type(content).__name__
         raise WeightsError(f"{path} cannot be read without executing code from it (it is a {kind}): save a state dict")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """The reason in torch's message, which also advises to execute the code."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error)) or re.match(r"\s*(.*)", str(error))
+    return found[1].split(" Please use")[0] if found else ""
 
 
 def _ignore_objects(path: Path) -> AbstractContextManager[Any]:

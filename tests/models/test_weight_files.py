@@ -74,6 +74,7 @@ WRAPPED: dict[str, Any] = {
     "parameters": {key: nn.Parameter(value) if value.is_floating_point() else value for key, value in RAW.items()},
     "arguments of a script": {"model": RAW, "args": Namespace(lr=0.1), "best": np.float64(0.5), "script": Script()},
     "the same twice": {"model": RAW, "best_model": {key: value.clone() for key, value in RAW.items()}},
+    "in a tuple": (RAW, 93.1),
     "average only": {"model_ema": RAW, "epoch": 3},
 }
 
@@ -144,6 +145,9 @@ def test_an_average_without_names_asks_too(tmp_path: Path) -> None:
         load_weights(network(), file)
     with pytest.raises(WeightsError, match="no moving average that fits"):
         load_weights(network(), file, ema=True)
+    torch.save({"model": RAW, "ema": Script()}, tmp_path / "object.pt")
+    with pytest.raises(WeightsError, match="tensors under 'ema'"):
+        load_weights(network(), tmp_path / "object.pt")
     load_weights(model := network(), file, ema=False)
     assert same(model, RAW)
 
@@ -162,12 +166,12 @@ def test_the_kind_of_weights_that_is_named_must_be_there(
 REFUSED: dict[str, tuple[Any, str]] = {
     "a normalization besides": (
         {"mean": torch.ones(3), **prefixed("model.")},
-        r"lacks .*body\.0\.weight.* besides mean",
+        r"the weights, without the prefix 'model\.' fit, but mean may belong",
     ),
     "a second network": ({"student": RAW, "teacher": AVERAGE}, "several.*under 'student', the weights under 'teacher'"),
     "a loss besides": (
         {"state_dict": {**prefixed("model."), "loss.weight": torch.ones(2)}},
-        "'state_dict'.*loss.weight",
+        "'state_dict'.* fit, but loss.weight",
     ),
     "another head": (
         {"net": {**prefixed("module."), "module.head.weight": torch.ones(5, 2)}},
@@ -177,8 +181,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {key: value for key, value in RAW.items() if "head" not in key},
         "it lacks head.bias, head.weight",
     ),
-    "no tensors": ({"epoch": 3, "config": {"lr": 1}}, "holds no state dict.*'epoch', 'config'.*save model.state_dict"),
-    "a list": ([RAW], "holds no state dict.*list"),
+    "no tensors": ({"epoch": 3, "config": {"lr": 1}}, "no state dict but 'epoch', 'config': save model.state_dict"),
+    "a list": (["weights", 1], "holds no state dict but '0', '1'"),
+    "a number": (1, "holds no state dict but int"),
+    "an object at a key": ({"model": Script()}, "holds no state dict but 'model' a .*Script"),
+    "sparse": ({**RAW, "head.weight": RAW["head.weight"].to_sparse()}, "'head.weight' as float32 .*sparse_coo"),
+    "codes": ({"net": {**RAW, "head.weight": torch.ones(2, 2, dtype=torch.int8)}}, "'head.weight' as int8"),
     "an object": (Script(), r"without executing code from it \(it is a .*Script\): save a state dict"),
     "not finite": (
         {"net": {**RAW, "head.bias": torch.tensor([1.0, torch.inf])}},
@@ -187,6 +195,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_files_are_refused_with_their_keys(kind: str, tmp_path: Path) -> None:
     content, sentence = REFUSED[kind]
