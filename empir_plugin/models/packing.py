@@ -30,7 +30,8 @@ from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 _HEADER = "empir_packed"
 _INPUTS = "empir_inputs"
-_LEARNED = "activation_bound"
+LEARNED = "activation_bound"
+"""Last part of the name of a learned range, which a full-precision checkpoint does not have."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -280,7 +281,7 @@ _AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType
 )
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
     """Load a state dict into a model; ``path`` is its file, for the error message.
 
     Learned ranges of activations may be missing, as in a full-precision checkpoint; the model's own are then kept.
@@ -290,7 +291,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     """
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
-    needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != _LEARNED}
+    needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != LEARNED}
     if needed != found:
         differing = sorted(dict(needed.items() ^ found.items()))[0]
         details = _difference(needed, found)

@@ -73,7 +73,8 @@ class Case:
         protocol: Name of a protocol, instead of attacks.
         n_examples: Number of images, counted from the first; by default 100 of the bundled sample, or all of ``data``.
         data: Folder of the full data set; None for the bundled sample.
-        checkpoint: Weights (safetensors) instead of the named model's own.
+        checkpoint: Weights instead of the named model's own: safetensors or a PyTorch file.
+        ema: Whether to load the moving average in them; None if they hold only one of the two.
         batch_size: Images per forward pass of an attack.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         seed: Seed of everything random in the attacks.
@@ -100,6 +101,7 @@ class Case:
     n_examples: int | None = None
     data: Path | str | None = None
     checkpoint: Path | str | None = None
+    ema: bool | None = None
     batch_size: int = 250
     device: str = "cpu"
     seed: int = 0
@@ -166,10 +168,14 @@ class Case:
             EvaluationError: If the model has no weights.
         """
         if not self.model:
-            hint = "name one with model='...', or define a fixture rb_model that returns your torch.nn.Module"
-            raise InputError(f"the marker robustness needs a model, got none: {hint}")
+            hint = (
+                "name one with --rb-model or model='...', or define a fixture rb_model that returns a torch.nn.Module"
+            )
+            raise InputError(f"an evaluation needs a model, got none: {hint}")
         norm, checkpoint = str(self.budget.norm), self.checkpoint or ""
-        model = load_model(self.model, dataset=self._dataset, threat_model=norm, custom_checkpoint=checkpoint)
+        model = load_model(
+            self.model, dataset=self._dataset, threat_model=norm, custom_checkpoint=checkpoint, ema=self.ema
+        )
         require_weights(model, self.model)
         return model
 

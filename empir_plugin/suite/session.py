@@ -47,7 +47,7 @@ class EvaluationSession:
 
     def model(self, case: Case) -> nn.Module:
         """The model that a case names; see :meth:`Case.load_model`."""
-        key = case.model, case.dataset, str(case.budget.norm), str(case.checkpoint)
+        key = case.model, case.dataset, str(case.budget.norm), str(case.checkpoint), case.ema
         return self._model.get(key, case.load_model)
 
     def data(self, case: Case) -> ImageSet:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from empir_plugin.data.image_set import ImageSet, load_images
@@ -24,28 +19,23 @@ from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.report import ConversionReport, report_as_built
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import Ensemble, Rule
-from empir_plugin.models.packing import is_packed, load_packed, load_strictly, packed_names
+from empir_plugin.models.packing import load_packed, load_strictly, packed_names
 from empir_plugin.models.precision import Precision
+from empir_plugin.models.weight_files import holds_codes, load_weights
 from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.schedules import MemberRecipe, report_settings
 from empir_plugin.zoo.quantized.architectures import network
 from empir_plugin.zoo.quantized.build import settings_for
 
-_PICKLES = frozenset({".pt", ".pth", ".tar", ".ckpt", ".bin"})
-_PARALLEL = "module."
 
-
-def load_pretrained(model: nn.Module, path: Path) -> None:
+def load_pretrained(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
     """Load the weights of a full-precision checkpoint into a network of the same architecture.
-
-    A PyTorch file is read without executing code from it. Its state dict may be stored under the key ``state_dict``,
-    and its keys may all start with the ``module.`` of ``DataParallel``.
 
     Args:
         model: Full-precision network.
-        path: A packed file of this package, a safetensors state dict, or a PyTorch file (``.pt``, ``.pth``, ``.tar``,
-            ``.ckpt``, ``.bin``).
+        path: A file of any kind that :func:`~empir_plugin.models.weight_files.load_weights` reads.
+        ema: See there.
 
     Raises:
         WeightsError: If the file is missing, damaged, already quantized, or made for another architecture; the network
@@ -59,51 +49,10 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         >>> linear.weight.item()
         1.0
     """
-    if path.suffix.lower() in _PICKLES:
-        state = _from_torch(path)
-    elif is_packed(path):
-        if names := packed_names(path):
-            some = f"{len(names)} of its weights, such as {names[0]!r}, are quantized"
-            raise WeightsError(f"{path} is already quantized ({some}): start from full-precision weights")
-        return load_packed(model, path)
-    else:
-        state = _from_safetensors(path)
-    _check_finite(state, path)
-    return load_strictly(model, state, path)
-
-
-def _from_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
-
-
-def _from_torch(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(f"no weight file at {path}")
-    try:
-        # Users' own full-precision weights mostly come as .pth; weights_only reads tensors and executes no code.
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
-        # A text file named like a checkpoint raises any of these, depending on its first characters.
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(
-            f"{path} cannot be read without executing code from it ({reason}): save a state dict"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(
-            f"{path} holds no state dict: save model.state_dict(), directly or under the key 'state_dict'"
-        )
-    parallel = all(key.startswith(_PARALLEL) for key in state)
-    return {key.removeprefix(_PARALLEL) if parallel else key: value for key, value in state.items()}
-
-
-def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite: use another checkpoint")
+    if holds_codes(path) and (names := packed_names(path)):
+        some = f"{len(names)} of its weights, such as {names[0]!r}, are quantized"
+        raise WeightsError(f"{path} is already quantized ({some}): start from full-precision weights")
+    load_weights(model, path, ema=ema)
 
 
 CALIBRATION_IMAGES = 512

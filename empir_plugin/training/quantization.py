@@ -94,7 +94,14 @@ class QuantizationFiles:
 
     @classmethod
     def for_run(
-        cls, plan: QuantizationPlan, checkpoint: Path, training: ImageSet, out: Path, *, resume: bool = True
+        cls,
+        plan: QuantizationPlan,
+        checkpoint: Path,
+        training: ImageSet,
+        out: Path,
+        *,
+        ema: bool | None = None,
+        resume: bool = True,
     ) -> QuantizationFiles:
         """The files of a run.
 
@@ -106,6 +113,7 @@ class QuantizationFiles:
             "extent": describe(plan.extent),
             "recipe": report_settings(plan.member),
             "checkpoint_sha256": sha256(checkpoint),
+            **({} if ema is None else {"checkpoint_ema": ema}),
             "training_images": training.fingerprint,
         }
         files = cls(plan, out, json.dumps(facts, sort_keys=True), resume)
@@ -214,6 +222,7 @@ def quantize_checkpoint(
     test: ImageSet,
     out: Path,
     *,
+    ema: bool | None = None,
     device: torch.device | None = None,
     resume: bool = True,
     on_conversion: Callable[[ConversionReport], None] | None = None,
@@ -231,6 +240,7 @@ def quantize_checkpoint(
         training: Images to calibrate and fine-tune on.
         test: Images to measure accuracies on; they influence nothing else.
         out: Output folder; created if missing.
+        ema: Whether to start from the moving average in ``checkpoint``; needed only if it holds both.
         device: Device to train and measure on; the CPU by default.
         resume: Whether to resume from a checkpoint in ``out``; files of other settings are then never replaced.
         on_conversion: Called with the conversion report, before the fine-tuning.
@@ -243,8 +253,8 @@ def quantize_checkpoint(
     """
     _check_images(plan, training, test)
     model = full_precision_network(plan.architecture, plan.member, training)
-    load_pretrained(model, checkpoint)
-    files = QuantizationFiles.for_run(plan, checkpoint, training, out, resume=resume)
+    load_pretrained(model, checkpoint, ema=ema)
+    files = QuantizationFiles.for_run(plan, checkpoint, training, out, ema=ema, resume=resume)
     _check_forward(model, training)
     device = device or torch.device("cpu")
     before, size = _accuracy(model, test, device), packed_bytes(model)

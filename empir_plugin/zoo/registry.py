@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import nn
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
@@ -21,9 +20,9 @@ from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.select import INNER, Layers
-from empir_plugin.models.packing import is_packed, load_packed, load_strictly
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import Scale
+from empir_plugin.models.weight_files import load_weights
 from empir_plugin.zoo.builders import ModelBuilder
 from empir_plugin.zoo.quantized.architectures import Architecture
 from empir_plugin.zoo.quantized.build import Channels, QuantizedCard, curated_networks
@@ -223,6 +222,8 @@ def load_model(
     dataset: str | None = None,
     threat_model: str = "Linf",
     custom_checkpoint: str | Path = "",
+    *,
+    ema: bool | None = None,
 ) -> nn.Module:
     """Load a model by name: RobustBench's ``load_model``, which also knows MNIST and each model's own data set.
 
@@ -232,7 +233,9 @@ def load_model(
         model_dir: Where RobustBench keeps the weights it downloads; unused by discovered models.
         dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
         threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
-        custom_checkpoint: A safetensors file with the model's state dict, in place of its own weights.
+        custom_checkpoint: A weight file of the model in place of its own weights: a file of
+            :func:`~empir_plugin.models.weight_files.load_weights`, safetensors or PyTorch's (``.pt``).
+        ema: Whether to load the moving average of the weights in that file; needed only if it holds both.
 
     Returns:
         The network in evaluation mode, from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
@@ -246,13 +249,15 @@ def load_model(
         >>> load_model("empir-mnist")(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+    if ema is not None and not custom_checkpoint:
+        raise InputError(f"ema={ema} chooses among the weights in a file: pass custom_checkpoint (--checkpoint), too")
     builder = find_builder(model_name, dataset)
     if builder is None:
-        return _load_from_robustbench(model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint)
+        return _load_from_robustbench(model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint, ema)
     fits = dataset in (None, builder.dataset) and threat_model in builder.threats
     model = _entrypoint(builder)() if fits else _explanation(model_name, builder, str(dataset), threat_model)()
     if custom_checkpoint:
-        load_checkpoint(model, Path(custom_checkpoint))
+        load_checkpoint(model, Path(custom_checkpoint), ema=ema)
     return model.eval()
 
 
@@ -272,20 +277,19 @@ def _find_registered(name: str, dataset: str | None) -> ModelBuilder | None:
     return next((builder for builder in found if builder.dataset == dataset), found[0] if found else None)
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load a safetensors state dict into a model, strictly.
+def load_checkpoint(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
+    """Load a weight file into a model, strictly, and note on the model that it has weights.
 
     Raises:
-        WeightsError: If the file is missing, damaged, no safetensors file or made for another model.
+        WeightsError: See :func:`~empir_plugin.models.weight_files.load_weights`.
     """
-    if is_packed(path):
-        load_packed(model, path)
-        setattr(model, "weights_loaded", True)  # noqa: B010
-        return
-    load_strictly(model, load_file(path), path)
+    load_weights(model, path, ema=ema)
+    setattr(model, "weights_loaded", True)  # noqa: B010 - a module attribute unknown to nn.Module's type
 
 
-def _load_from_robustbench(name: str, model_dir: str | Path, dataset: str, threat: str, checkpoint: str | Path) -> Any:
+def _load_from_robustbench(
+    name: str, model_dir: str | Path, dataset: str, threat: str, checkpoint: str | Path, ema: bool | None
+) -> Any:
     from robustbench.model_zoo.models import model_dicts
     from robustbench.utils import load_model as robustbench_load_model
 
@@ -293,4 +297,11 @@ def _load_from_robustbench(name: str, model_dir: str | Path, dataset: str, threa
     if name not in known:
         advice = hint(name, [*builders(), *curated_networks(), *known], f"this package has {', '.join(builders())}")
         raise InputError(f"no model {name!r} here or in RobustBench: {advice}")
+    tables = {(data.value, each.value): rows for data, by in model_dicts.items() for each, rows in by.items()}
+    row = tables.get((dataset, threat), {}).get(name, {})
+    if checkpoint and row.get("gdrive_id") is not None:
+        # RobustBench ignores custom_checkpoint for these, and loads the weights that it downloads.
+        model: nn.Module = row["model"]()
+        load_checkpoint(model, Path(checkpoint), ema=ema)
+        return model.eval()
     return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))

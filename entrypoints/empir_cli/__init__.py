@@ -15,6 +15,7 @@ from empir_cli.commands.overhead import overhead
 from empir_cli.commands.quantize import quantize
 from empir_cli.commands.reproduce import reproduce
 from empir_cli.commands.train import train
+from empir_cli.console import show_log
 from empir_cli.group import CommandGroup
 
 
@@ -22,6 +23,7 @@ from empir_cli.group import CommandGroup
 @click.version_option(package_name="empir-plugin")
 def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
+    show_log()
 
 
 for _command in (list_models, train, quantize, evaluate, audit, overhead, leaderboard, reproduce):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +20,16 @@ def console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+def show_log() -> None:
+    """Show what the library logs, such as which weights of a checkpoint it loads, until the running command ends."""
+    logger, handler = logging.getLogger("empir_plugin"), logging.StreamHandler()
+    context = click.get_current_context()
+    context.call_on_close(partial(logger.removeHandler, handler))
+    context.call_on_close(partial(logger.setLevel, logger.level))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def table(texts: Sequence[str], numbers: Sequence[str]) -> Table:

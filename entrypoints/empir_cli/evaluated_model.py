@@ -60,10 +60,12 @@ class NamedModel:
     Args:
         name: Of the model.
         checkpoint: Weights to use instead of its own.
+        ema: Whether to load the moving average in them; None if they hold only one of the two.
     """
 
     name: str
     checkpoint: Path | None = None
+    ema: bool | None = None
 
     @property
     def dataset(self) -> str:
@@ -85,7 +87,9 @@ class NamedModel:
         from empir_plugin.zoo.registry import load_model
 
         checkpoint = self.checkpoint or ""
-        network = load_model(self.name, dataset=self.dataset, threat_model=norm, custom_checkpoint=checkpoint)
+        network = load_model(
+            self.name, dataset=self.dataset, threat_model=norm, custom_checkpoint=checkpoint, ema=self.ema
+        )
         require_weights(network, self.name)
         return network
 
@@ -134,7 +138,13 @@ class TrainedRecipe:
 
 
 def parse_model(
-    model: str, checkpoint: Path | None, trained: Path | None, rule: str | None, member: str | None
+    model: str,
+    checkpoint: Path | None,
+    trained: Path | None,
+    rule: str | None,
+    member: str | None,
+    *,
+    ema: bool | None = None,
 ) -> EvaluatedModel:
     """The model that the arguments of ``empir evaluate`` name.
 
@@ -144,6 +154,7 @@ def parse_model(
         trained: Folder of the recipe's weights.
         rule: How the recipe's members decide; None for the vote.
         member: As in :class:`TrainedRecipe`.
+        ema: As in :class:`NamedModel`.
 
     Raises:
         CommandError: If the options contradict each other.
@@ -151,12 +162,14 @@ def parse_model(
 
     Example:
         >>> parse_model("empir-cifar", None, None, None, None)
-        NamedModel(name='empir-cifar', checkpoint=None)
+        NamedModel(name='empir-cifar', checkpoint=None, ema=None)
     """
     if trained is None:
         if rule or member:
             raise CommandError("--rule and --member select from a trained recipe: pass --trained FOLDER, too")
-        return NamedModel(model, checkpoint)
+        return NamedModel(model, checkpoint, ema)
+    if ema is not None:
+        raise CommandError("--ema and --no-ema are for --checkpoint: leave them out with --trained")
     if checkpoint is not None:
         raise CommandError("--trained and --checkpoint both name the weights: pass one of them")
     if rule and member:

@@ -13,7 +13,12 @@ DATA_DIR = click.option(
     help="Folder of the full data set, laid out as torchvision does.",
 )
 CHECKPOINT = click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="Weights to use instead of the model's own (safetensors)."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Weights to use instead of the model's own: safetensors, packed or plain, or a PyTorch file (.pt).",
+)
+EMA = click.option(
+    "--ema/--no-ema", default=None, help="With --checkpoint: load the moving average in it, or the weights beside it."
 )
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random in the attacks.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")

@@ -14,6 +14,9 @@ fixture ``rb_model`` and a test with the marker ``robustness`` that requests the
     @pytest.mark.robustness(dataset="cifar10", eps="8/255", attack=["fgsm", "pgd"], min_clean=90, min_robust=40)
     def test_my_network(rb_record):
         assert not any(attack.flags for attack in rb_record.attacks)  # any further assertions about the record
+
+The marker may stand wherever pytest takes one: on a function, a class, a module (``pytestmark``) or a parameter
+(``pytest.param(..., marks=...)``); the closest one wins. A marked test that never evaluates is an error.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_empir.fixtures import pytest_runtest_call as pytest_runtest_call
+from pytest_empir.fixtures import pytest_runtest_makereport as pytest_runtest_makereport
 from pytest_empir.fixtures import pytest_sessionstart as pytest_sessionstart
 from pytest_empir.fixtures import rb_case as rb_case
 from pytest_empir.fixtures import rb_data as rb_data
@@ -28,6 +32,8 @@ from pytest_empir.fixtures import rb_model as rb_model
 from pytest_empir.fixtures import rb_record as rb_record
 from pytest_empir.marker import HELP
 from pytest_empir.marker import pytest_generate_tests as pytest_generate_tests
+from pytest_empir.marker import pytest_pycollect_makeitem as pytest_pycollect_makeitem
+from pytest_empir.marker import pytest_runtest_setup as pytest_runtest_setup
 from pytest_empir.options import check_outputs
 from pytest_empir.options import pytest_addoption as pytest_addoption
 from pytest_empir.report import ReportHooks, SessionResults

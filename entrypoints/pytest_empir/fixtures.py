@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_empir.marker import NAME, settings_of
+from pytest_empir.marker import NAME, is_marked, option_case, settings_of
 from pytest_empir.options import as_arguments, option_settings, output_path
 from pytest_empir.workers import is_worker, limit_threads
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from empir_plugin.suite.case import Case
     from empir_plugin.suite.session import EvaluationSession
 
-CASE, RECORD = "rb_case", "rb_record"
+CASE, RECORD, NOT_EVALUATED = "rb_case", "rb_record", "rb_not_evaluated"
 """Names of the properties that carry a test's results to the process that reports."""
 
 _VERDICT: pytest.StashKey[str] = pytest.StashKey()
@@ -105,12 +105,29 @@ def rb_record(request: pytest.FixtureRequest, rb_case: Case, rb_model: nn.Module
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail a test whose body passed if it missed a threshold, or has the marker but never evaluated."""
-    yield
+    """Fail a test whose body passed, or skipped the rest, if it missed a threshold or has the marker but no evaluation.
+
+    A test that skips itself before the evaluation stays skipped.
+    """
+    try:
+        yield
+    except pytest.skip.Exception:
+        if not item.stash.get(_VERDICT, ""):
+            raise
     if verdict := item.stash.get(_VERDICT, ""):
         pytest.fail(verdict, pytrace=False)
-    if _VERDICT not in item.stash and any(mark.name == NAME for mark in item.own_markers):
-        pytest.fail(f"the marker {NAME} has no effect on a test that does not ask for rb_record: add it", pytrace=False)
+    if _VERDICT not in item.stash and is_marked(item):
+        cure = "add it, or move the marker to the tests that do"
+        pytest.fail(f"the marker {NAME} has no effect on a test that does not ask for rb_record: {cure}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Note on its report that a marked test was skipped, for the summary."""
+    report = yield
+    if report.skipped and is_marked(item) and _VERDICT not in item.stash:
+        report.user_properties.append((NOT_EVALUATED, item.nodeid))
+    return report
 
 
 @contextmanager
@@ -126,8 +143,9 @@ def _errors_as_failures() -> Iterator[None]:
 
 def _command(request: pytest.FixtureRequest) -> str:
     """The command that runs this test alone."""
-    parameters: dict[str, Any] = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    settings = {**option_settings(request.config), "model": None, **parameters.get("rb_case", {})}
+    case = option_case(request.node)
+    chosen = case.settings if case is not None and case.settings is not None else {}
+    settings = {**option_settings(request.config), "model": None, **chosen}
     in_suite = Path(request.node.path).parent.parts[-2:] == ("empir_plugin", "suite")
     target = ["--pyargs", "empir_plugin.suite"] if in_suite else [request.node.nodeid]
     return shlex.join(["pytest", *target, *as_arguments(settings)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ class _Option:
         group.addoption(self.flag, action=action, type=self.type, metavar=self.metavar, default=None, help=self.help)
 
 
+def _yes_no(text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise ArgumentTypeError(f"must be yes or no, got {text!r}")
+    return text.lower() == "yes"
+
+
 _OPTIONS = (
     _Option("model", "Evaluate this model, by its name (repeatable).", "NAME", many=True),
     _Option("dataset", "Data set. [the model's own]", "NAME"),
@@ -37,7 +44,10 @@ _OPTIONS = (
     _Option("protocol", "Run this protocol's attacks: default, standard, adaptive, paper or released.", "NAME"),
     _Option("n_examples", "Number of test images, counted from the first. [100; all of --rb-data]", "N", int),
     _Option("data", "Folder of the full data set, laid out as torchvision does.", "DIR", Path),
-    _Option("checkpoint", "Weights to use instead of the model's own (safetensors).", "FILE", Path),
+    _Option("checkpoint", "Weights to use instead of the model's own (safetensors, or PyTorch's .pt).", "FILE", Path),
+    _Option(
+        "ema", "Load the moving average in --rb-checkpoint (yes), or the weights beside it (no).", "YES|NO", _yes_no
+    ),
     _Option("batch_size", "Images per forward pass. [250]", "N", int),
     _Option("device", "cpu, cuda or cuda:N. [cpu]", "DEVICE"),
     _Option("seed", "Seed of everything random in the attacks. [0]", "N", int),
@@ -95,8 +105,14 @@ def as_arguments(settings: dict[str, Any]) -> list[str]:
         value = settings.get(option.setting)
         for each in value if isinstance(value, (list, tuple)) else [value]:
             if each is not None:
-                arguments += [option.flag, f"{each:g}" if isinstance(each, float) else str(each)]
+                arguments += [option.flag, _as_text(each)]
     return arguments
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def check_outputs(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_empir.fixtures import CASE, RECORD
+from pytest_empir.fixtures import CASE, NOT_EVALUATED, RECORD
 from pytest_empir.options import output_path
 
 _WORSE = ("passed", "xfailed", "skipped", "failed", "error")
@@ -43,6 +43,8 @@ class SessionResults:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect a test's case, record and outcome; called for each phase of the test."""
         properties = dict(report.user_properties)
+        if NOT_EVALUATED in properties:
+            self._notes.append(f"not evaluated, so its marker is not tested: {properties[NOT_EVALUATED]}")
         if CASE not in properties:
             return
         case = json.loads(str(properties[CASE]))

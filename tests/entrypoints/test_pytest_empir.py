@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,16 @@ def _suite(toys: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return toys.runpytest("--pyargs", "empir_plugin.suite", *shared, *arguments)
 
 
+HEAD = (
+    "import pytest\nimport toy_rb\nfrom empir_plugin.evaluation.attack_spec import AttackSpec\n"
+    "@pytest.fixture\ndef rb_model():\n    return toy_rb.Compare()\n"
+)
+OWN = ("-p", "no:cacheprovider", "--rb-data", "data", "--rb-dataset", "mnist", "--rb-json", "out.json")
+
+
 def _own(toys: pytest.Pytester, body: str, *arguments: str) -> pytest.RunResult:
-    head = "import pytest\nimport toy_rb\nfrom empir_plugin.evaluation.attack_spec import AttackSpec\n"
-    fixture = "@pytest.fixture\ndef rb_model():\n    return toy_rb.Compare()\n"
-    toys.makepyfile(test_own=head + fixture + body)
-    shared = ("-p", "no:cacheprovider", "--rb-data", "data", "--rb-dataset", "mnist", "--rb-json", "out.json")
-    return toys.runpytest("test_own.py", *shared, *arguments)
+    toys.makepyfile(test_own=HEAD + body)
+    return toys.runpytest("test_own.py", *OWN, *arguments)
 
 
 def _report(toys: pytest.Pytester) -> dict[str, Any]:
@@ -392,6 +396,128 @@ def test_a_marked_test_needs_a_model_a_data_set_and_the_fixture(toys: pytest.Pyt
     result.assert_outcomes(errors=2, failed=1)
     for sentence in ("needs a model, got none", "does not ask for rb_record", "needs a data set, got none"):
         result.stdout.fnmatch_lines([f"*{sentence}*"])
+
+
+STRICT = 'pytest.mark.robustness(eps="8/255", attack="fgsm", min_robust=50)'
+LOOSE = 'pytest.mark.robustness(eps="8/255", attack="fgsm", min_robust=30)'
+MARKS = {"strict": STRICT, "loose": LOOSE}
+"""The toy's robust accuracy, ROBUST, is below the first threshold and above the second."""
+PLACES = (
+    "@{mark}\ndef test_mine(rb_record): pass",
+    "@{mark}\nclass TestMine:\n    def test_mine(self, rb_record): pass",
+    "@{mark}\nclass Base:\n    def test_mine(self, rb_record): pass\nclass TestMine(Base): pass",
+    "class TestMine:\n    pytestmark = {mark}\n    def test_mine(self, rb_record): pass",
+    "pytestmark = [{mark}]\ndef test_mine(rb_record): pass",
+    '@pytest.mark.parametrize("n", [pytest.param(1, marks={mark})])\ndef test_mine(n, rb_record): pass',
+    "@pytest.fixture(params=[pytest.param(1, marks={mark})])\ndef n(request): pass\ndef test_mine(n, rb_record): pass",
+    "def pytest_generate_tests(metafunc): metafunc.parametrize('n', [pytest.param(1, marks={mark})])\n"
+    "def test_mine(n, rb_record): pass",
+    "@{mark}\n@pytest.mark.usefixtures('rb_record')\ndef test_mine(): pass",
+    "@{mark}\ndef test_mine(request):\n    request.getfixturevalue('rb_record')",
+)
+
+
+def test_the_marker_counts_wherever_pytest_takes_one(toys: pytest.Pytester) -> None:
+    bodies = {f"{kind} {n}": body.format(mark=mark) for n, body in enumerate(PLACES) for kind, mark in MARKS.items()}
+    result = _several(toys, bodies)
+    assert _outcomes(toys) == {name: "failed" if "strict" in name else "passed" for name in bodies}
+    result.stdout.fnmatch_lines(["robust accuracy 37.50 % is below min_robust 50 %*"])
+
+
+CLOSEST = (
+    '@{loose}\n@pytest.mark.parametrize("n", [pytest.param(1, marks={strict})])\ndef test_mine(n, rb_record): pass',
+    "@{loose}\nclass TestMine:\n    @{strict}\n    def test_mine(self, rb_record): pass",
+    "@{loose}\nclass Base:\n    def test_mine(self, rb_record): pass\n@{strict}\nclass TestMine(Base): pass",
+    "pytestmark = {loose}\n@{strict}\nclass TestMine:\n    def test_mine(self, rb_record): pass",
+)
+
+
+def test_the_closest_marker_wins(toys: pytest.Pytester) -> None:
+    bodies = {f"strict {n}": body.format(strict=STRICT, loose=LOOSE) for n, body in enumerate(CLOSEST)}
+    bodies |= {f"loose {n}": body.format(strict=LOOSE, loose=STRICT) for n, body in enumerate(CLOSEST)}
+    _several(toys, bodies)
+    assert _outcomes(toys) == {name: "failed" if "strict" in name else "passed" for name in bodies}
+
+
+def _several(toys: pytest.Pytester, bodies: Mapping[str, str], *arguments: str) -> pytest.RunResult:
+    """A session over one file for each body."""
+    files = {f"test_{name.replace(' ', '_')}": f"{HEAD}{body}\n" for name, body in bodies.items()}
+    toys.makepyfile(**files)
+    return toys.runpytest(*(f"{name}.py" for name in files), *OWN, *arguments)
+
+
+def _outcomes(toys: pytest.Pytester) -> dict[str, str]:
+    """The outcomes in the report, by the names of :func:`_several`."""
+    files = {case["test"].partition(".py::")[0]: case["outcome"] for case in _report(toys)["cases"]}
+    return {file.removeprefix("test_").replace("_", " "): outcome for file, outcome in files.items()}
+
+
+def test_marked_parameters_evaluate_once_and_the_others_follow_the_options(toys: pytest.Pytester) -> None:
+    values = f"[pytest.param(1, marks={LOOSE}), pytest.param(2, marks={LOOSE}), 3]"
+    body = f"@pytest.mark.parametrize('n', {values})\ndef test_mine(n, rb_record): pass"
+    _own(toys, body).assert_outcomes(passed=2, skipped=1)
+    assert [case["test"] for case in _report(toys)["cases"]] == [f"test_own.py::test_mine[{n}]" for n in (1, 2)]
+    models = ("--rb-model", "toy", "--rb-model", "toy-wrong", "--rb-eps", "8/255", "--rb-attack", "fgsm")
+    _own(toys, body, *models).assert_outcomes(passed=4)
+    names = {case["test"].partition("[")[2] for case in _report(toys)["cases"]}
+    assert names == {"1]", "2]", "toy-fgsm-3]", "toy-wrong-fgsm-3]"}
+
+
+def test_a_hook_may_add_the_marker(toys: pytest.Pytester) -> None:
+    toys.makeconftest(f"import pytest\ndef pytest_collection_modifyitems(items): items[0].add_marker({STRICT})")
+    _own(toys, "def test_mine(rb_record): pass").assert_outcomes(failed=1)
+
+
+ASK = "does not ask for rb_record: add it"
+UNTESTED = (
+    ("@{mark}\nclass TestMine:\n    def test_mine(self): pass", ASK),
+    ("pytestmark = {mark}\ndef test_mine(rb_model): pass", ASK),
+    ('@pytest.mark.parametrize("n", [pytest.param(1, marks={mark})])\ndef test_mine(n): pass', ASK),
+    ("import unittest\n@{mark}\nclass TestMine(unittest.TestCase):\n    def test_mine(self): pass", ASK),
+    (
+        '@{mark}\n@pytest.mark.parametrize("n", [])\ndef test_mine(n, rb_record): pass',
+        "set for (n): give it parameters",
+    ),
+    (
+        "@{mark}\n@pytest.mark.robustness(min_robust=30)\ndef test_mine(rb_record): pass",
+        "min_robust=30 and min_robust=50",
+    ),
+    (
+        "@{mark}\n@pytest.mark.robustness(protocol='paper')\ndef test_mine(rb_record): pass",
+        "='paper' and attack='fgsm'",
+    ),
+    ("@{mark}\ndef check_mine(rb_record): pass", "check_mine has the marker*give it a name"),
+    ("@{mark}\nclass TestMine:\n    def __init__(self): pass", "TestMine has the marker*into a fixture"),
+    ("@{mark}\ndef test_mine(rb_record):\n    pytest.skip('low')", "robust accuracy 37.50 % is below min_robust 50 %"),
+)
+
+
+def test_a_threshold_that_is_not_tested_is_an_error(toys: pytest.Pytester) -> None:
+    bodies = {str(n): body.format(mark=STRICT) for n, (body, _) in enumerate(UNTESTED)}
+    result = _several(toys, bodies, "--continue-on-collection-errors")
+    assert sum(result.parseoutcomes().get(kind, 0) for kind in ("failed", "errors")) == len(UNTESTED)
+    assert not result.parseoutcomes().keys() & {"passed", "skipped"}
+    for _, sentence in UNTESTED:
+        result.stdout.fnmatch_lines([f"*{sentence}*"])
+
+
+def test_a_skipped_test_stays_skipped_and_is_named(toys: pytest.Pytester) -> None:
+    result = _own(toys, f"@pytest.mark.skip(reason='no GPU')\n@{STRICT}\ndef test_mine(rb_record): pass")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["not evaluated, so its marker is not tested: test_own.py::test_mine"])
+
+
+def test_thresholds_of_the_command_line_need_a_model(toys: pytest.Pytester) -> None:
+    result = _suite(toys, "--rb-min-robust", "30")
+    result.stdout.fnmatch_lines(["*needs a model, got none: name one with --rb-model*", "*1 error*"])
+    for least, outcomes in (("50", {"failed": 1}), ("30", {"passed": 1})):
+        arguments = ("--rb-attack", "fgsm", "--rb-eps", "8/255", "--rb-min-robust", least)
+        _own(toys, "def test_mine(rb_record): pass", *arguments).assert_outcomes(**outcomes)
+
+
+def test_a_record_asked_for_in_the_test_needs_the_marker(toys: pytest.Pytester) -> None:
+    result = _own(toys, "def test_mine(request):\n    request.getfixturevalue('rb_record')")
+    result.stdout.fnmatch_lines(["*name rb_record among the arguments*", "*1 failed*"])
 
 
 def test_a_hook_can_extend_the_report(toys: pytest.Pytester) -> None:

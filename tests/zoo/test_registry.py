@@ -104,6 +104,47 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_model("cifarconv-fp", custom_checkpoint=tmp_path / "missing.safetensors")
 
 
+def test_a_checkpoint_of_another_project_is_unwrapped(tmp_path: Path) -> None:
+    model, x = load_model("cifarconv-fp"), torch.rand(4, 3, 32, 32)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"net": state, "net_ema": zeros, "acc": 80.1}, file := tmp_path / "ckpt.pth")
+    with pytest.raises(WeightsError, match="say which to load, ema=True or ema=False"):
+        load_model("cifarconv-fp", custom_checkpoint=file)
+    assert torch.equal(load_model("cifarconv-fp", custom_checkpoint=file, ema=False)(x), model(x))
+    assert not load_model("cifarconv-fp", custom_checkpoint=file, ema=True)(x).any()
+    with pytest.raises(InputError, match="pass custom_checkpoint"):
+        load_model("cifarconv-fp", ema=True)
+
+
+def test_a_checkpoint_gives_a_model_of_another_package_weights(tmp_path: Path) -> None:
+    def build(num_classes: int) -> nn.Module:
+        model = nn.Linear(3, num_classes)
+        vars(model)["weights_loaded"] = False
+        return model
+
+    registry.register_family("bare", (ModelBuilder(build, "cifar10"),))
+    torch.save(build(10).state_dict(), tmp_path / "bare.pt")
+    assert not load_model("bare").weights_loaded
+    assert load_model("bare", custom_checkpoint=tmp_path / "bare.pt").weights_loaded
+
+
+def test_a_checkpoint_replaces_the_weights_that_robustbench_would_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+    from robustbench.model_zoo.models import model_dicts
+
+    rows = model_dicts[BenchmarkDataset("cifar10")][ThreatModel("Linf")]
+    monkeypatch.setitem(rows, "Someone2020Robust", {"model": lambda: nn.Linear(2, 1), "gdrive_id": "nowhere"})
+    state = {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "theirs.pt")
+    model = load_model("Someone2020Robust", custom_checkpoint=tmp_path / "theirs.pt")
+    assert not model.training
+    assert model(torch.tensor([[2.0, 3.0]])).item() == 5
+    assert not (tmp_path / "models").exists()
+
+
 @pytest.mark.slow
 def test_a_model_without_weights_warns_and_takes_a_checkpoint() -> None:
     with pytest.warns(UserWarning, match=r"alexnet-w2a2 has no weights.*train"):

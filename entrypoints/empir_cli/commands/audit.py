@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empir_cli.console import ProgressBar, console, table
-from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, SEED
+from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, SEED
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.audit.report import AuditReport, Finding
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 )
 @DATA_DIR
 @CHECKPOINT
+@EMA
 @DEVICE
 @SEED
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the report to this file (JSON).")
@@ -32,6 +33,7 @@ def audit(
     n_examples: int,
     data_dir: Path | None,
     checkpoint: Path | None,
+    ema: bool | None,
     device: str,
     seed: int,
     target: Path | None,
@@ -55,7 +57,9 @@ def audit(
         check_output_file("--json", target)
     settings, dataset = Settings(seed=seed, device=parse_device(device)), dataset_of(model)
     budget = Threat.parse(default_threat(model, dataset) if threat is None else threat)
-    network = load_model(model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "")
+    network = load_model(
+        model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "", ema=ema
+    )
     require_weights(network, model)
     data = load_images(dataset, data_dir=data_dir, n_examples=n_examples)
     with ProgressBar() as progress:

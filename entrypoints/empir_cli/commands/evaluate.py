@@ -13,7 +13,7 @@ import click
 from empir_cli.console import ProgressBar, console, table
 from empir_cli.evaluated_model import MEMBER, RULE, TRAINED, parse_model
 from empir_cli.group import CommandError
-from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, SEED, THREADS, set_threads
+from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, SEED, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.data.corruptions import CorruptedImages
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--n-examples", type=int, help="Number of test images, counted from the first.  [100; all of --data-dir]")
 @DATA_DIR
 @CHECKPOINT
+@EMA
 @TRAINED
 @RULE
 @MEMBER
@@ -76,6 +77,7 @@ def evaluate(
     n_examples: int | None,
     data_dir: Path | None,
     checkpoint: Path | None,
+    ema: bool | None,
     trained: Path | None,
     rule: str | None,
     member: str | None,
@@ -116,7 +118,7 @@ def evaluate(
 
     set_threads(threads)
     settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)
-    plan, evaluated = parse_protocol(protocol), parse_model(model, checkpoint, trained, rule, member)
+    plan, evaluated = parse_protocol(protocol), parse_model(model, checkpoint, trained, rule, member, ema=ema)
     target = record or Path("runs", f"{evaluated.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
     check_output_file("--record", target)
     if images is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from empir_cli.console import console, table
-from empir_cli.options import CHECKPOINT, DEVICE
+from empir_cli.options import CHECKPOINT, DEVICE, EMA
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.overhead.latency import Latency
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--repeats", type=int, default=20, show_default=True, help="Number of timed rounds.")
 @click.option("--image-shape", help="Shape of an input image, such as 3x32x32.  [the data set's]")
 @CHECKPOINT
+@EMA
 @DEVICE
 def overhead(
     model: str,
@@ -39,6 +40,7 @@ def overhead(
     repeats: int,
     image_shape: str | None,
     checkpoint: Path | None,
+    ema: bool | None,
     device: str,
 ) -> None:
     """Compare MODEL's costs with one full-precision network: parameters, operations, bytes, Equation 6, time.
@@ -60,7 +62,7 @@ def overhead(
     how = LatencySettings(batch_size, repeats, threads, parse_device(device))
     dataset, builder = dataset_of(model), find_builder(model)
     threat = builder.threats[0] if builder else "Linf"
-    network = load_model(model, dataset=dataset, threat_model=threat, custom_checkpoint=checkpoint or "")
+    network = load_model(model, dataset=dataset, threat_model=threat, custom_checkpoint=checkpoint or "", ema=ema)
     shape = parse_image_shape(image_shape) if image_shape else image_shape_of(dataset)
     trained = getattr(network, "weights_loaded", True)
     report = compute_overhead(network, shape, latency=how if latency else None, errors=layers and trained)

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     "--checkpoint",
     type=click.Path(path_type=Path),
     required=True,
-    help="Full-precision weights: safetensors, packed or plain, or a torch state dict (.pt).",
+    help="Full-precision weights: safetensors, packed or plain, or a PyTorch file (.pt).",
+)
+@click.option(
+    "--checkpoint-ema/--no-checkpoint-ema",
+    default=None,
+    help="Start from the moving average in --checkpoint, or from the weights beside it.",
 )
 @DATA_DIR
 @click.option("--dataset", default="cifar10", show_default=True, help="mnist, cifar10 or cifar100.")
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
 def quantize(
     architecture: str,
     checkpoint: Path,
+    checkpoint_ema: bool | None,
     data_dir: Path | None,
     dataset: str,
     device: str,
@@ -110,6 +116,7 @@ def quantize(
             training,
             test,
             folder,
+            ema=checkpoint_ema,
             device=target,
             resume=resume,
             on_conversion=None if as_json else _print_conversion,

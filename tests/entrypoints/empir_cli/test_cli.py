@@ -16,6 +16,7 @@ import empir_cli
 from empir_plugin.evaluation.record import Record
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
+from empir_plugin.zoo.registry import load_model
 
 
 def _run(*arguments: str) -> Result:
@@ -137,6 +138,26 @@ def test_a_checkpoint_for_another_architecture(tmp_path: Path) -> None:
     result = _run("evaluate", "empir-cifar", "--checkpoint", str(tmp_path / "other.safetensors"))
     assert result.exit_code == 2
     assert "was made for another architecture" in result.output
+
+
+def test_a_checkpoint_as_a_training_script_saves_it(tmp_path: Path) -> None:
+    state = {f"module.{key}": value for key, value in load_model("cifarconv-w2a2").state_dict().items()}
+    zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"model": state, "model_ema": zeros, "epoch": 3}, tmp_path / "last.pt")
+    arguments = ("cifarconv-w2a2", "--checkpoint", str(tmp_path / "last.pt"))
+    for command in ("evaluate", "audit", "overhead"):
+        result = _run(command, *arguments)
+        assert result.exit_code == 2
+        assert "(--ema or --no-ema)" in result.output
+    small = ("--n-examples", "20", "--attack", "FGSM", "--json", "--record", str(tmp_path / "record.json"))
+    accuracies = []
+    for ema in ("--no-ema", "--ema"):
+        result = _run("evaluate", *arguments, *small, ema)
+        assert result.exit_code == 0, result.output
+        accuracies.append(Record.read(tmp_path / "record.json").clean_accuracy)
+    assert accuracies[0] > 60
+    assert accuracies[1] < 30
+    assert "last.pt: loaded the weights under 'model_ema', without the prefix 'module.'" in result.stderr
 
 
 def test_a_model_without_weights_is_rejected() -> None:
