@@ -112,7 +112,7 @@ def _write_results(path: Path, model_name: str, accuracies: Mapping[tuple[str, i
 
 
 def _without_error(original: Callable[..., None]) -> Callable[..., None]:
-    """The writer of leaderboard files, which leaves an error that was not computed as it was, or null."""
+    """The writer of leaderboard files, which leaves an error that was not computed as it was, or null in a new file."""
     parameters = signature(original)
 
     def update(*args: Any, **kwargs: Any) -> None:
@@ -125,6 +125,8 @@ def _without_error(original: Callable[..., None]) -> Callable[..., None]:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         original(*args, **kwargs)
         after = {**json.loads(path.read_text(encoding="utf-8")), key: before.get(key)}
+        if before and key not in before:
+            del after[key]
         path.write_text(json.dumps(after, indent=2), encoding="utf-8")
 
     return update

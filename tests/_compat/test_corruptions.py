@@ -100,6 +100,9 @@ def test_an_error_in_an_existing_file_stays(benchmark: Callable[..., Any], tmp_p
     benchmark(to_disk=True, model_name="Mine2026First")
     table = json.loads(path.read_text())
     assert (table["name"], table["corruptions_mce"], table["clean_acc"]) == ("A Title", "60.46", "100.0")
+    path.write_text('{"name": "A Title"}')
+    benchmark(to_disk=True, model_name="Mine2026First")
+    assert "corruptions_mce" not in json.loads(path.read_text())
 
 
 def test_robustbench_computes_the_error_where_alexnet_has_results(

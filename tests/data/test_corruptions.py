@@ -162,9 +162,9 @@ def test_a_missing_library_is_named_with_the_extra(clean: ImageSet, monkeypatch:
 
 def test_the_library_makes_all_corruptions(clean: ImageSet) -> None:
     pytest.importorskip("imagecorruptions")
-    made = MadeCorruptions(clean)
+    made, rows = MadeCorruptions(clean), range(len(clean))
     for name in CORRUPTIONS:
-        mild, hard = (made.read(name, severity, [0, 1]).float() for severity in (1, 5))
-        assert torch.equal(mild, made.read(name, 1, [0, 1]).float())
-        distances = [(images - clean.images[:2].float()).abs().mean() for images in (mild, hard)]
-        assert 1 < distances[0] < distances[1], name
+        mild, hard = (made.read(name, severity, rows).float() for severity in (1, 5))
+        assert torch.equal(mild[:1], made.read(name, 1, [0]).float())
+        near, far = ((images - clean.images.float()).abs().mean() for images in (mild, hard))
+        assert 1 < near < far, name
