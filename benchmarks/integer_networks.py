@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.models.architectures.blocks import conv2d
+from empir_plugin.models.architectures.networks import conv2d
 from empir_plugin.models.precision import Precision
 
 

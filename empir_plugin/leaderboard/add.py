@@ -21,16 +21,7 @@ from empir_plugin.leaderboard.eligibility import (
 from empir_plugin.leaderboard.entry import Entry, escape_html
 from empir_plugin.leaderboard.evidence import OVERHEAD, Evidence, Findings, SourceFile
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
-from empir_plugin.leaderboard.tree import (
-    CORRUPTIONS,
-    Board,
-    Place,
-    Tree,
-    board_of,
-    copy_to_runs,
-    publish,
-    source_file,
-)
+from empir_plugin.leaderboard.tree import CORRUPTIONS, Board, Place, Tree, board_of, copy_to_runs, publish, source_file
 
 
 def compose(findings: Findings, board: Board) -> Entry:

@@ -22,9 +22,9 @@ from empir_plugin.training.objectives import (
     GradientPenalty,
     Objective,
     Trades,
+    WeightPerturbed,
     clean,
 )
-from empir_plugin.training.weight_perturbation import WeightPerturbed
 from empir_plugin.zoo.card import RULES
 
 Compute = Literal["float32", "bfloat16"]
@@ -63,7 +63,7 @@ def parse_objective(table: Any, where: str = "[objective]") -> RecipeObjective:
         table: Its ``kind`` is ``clean``, ``adversarial``, ``trades``, ``gradient_penalty``, ``distilled`` or
             ``boundary_retrain``; the other keys are the arguments of that objective. ``adversarial`` and ``trades``
             have a table ``adversary``, see :func:`~empir_plugin.training.adversary.parse_adversary`, and may have a
-            table ``awp`` with the arguments of :class:`~empir_plugin.training.weight_perturbation.WeightPerturbed`.
+            table ``awp`` with the arguments of :class:`~empir_plugin.training.objectives.WeightPerturbed`.
         where: What error messages call the table.
 
     Raises:

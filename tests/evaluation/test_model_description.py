@@ -20,7 +20,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.evaluation import model_description
 from empir_plugin.evaluation.identity import model_fingerprint
 from empir_plugin.evaluation.model_description import describe_model
-from empir_plugin.models.architectures import blocks
+from empir_plugin.models.architectures import networks as blocks
 from empir_plugin.models.architectures import networks as convnets
 from empir_plugin.models.architectures import networks as fcn
 from empir_plugin.models.convert import layers as converted_layers

@@ -16,11 +16,10 @@ from empir_plugin.errors import WeightsError
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
-from empir_plugin.training.objectives import Adversarial, clean
+from empir_plugin.training.objectives import Adversarial, WeightPerturbed, clean
 from empir_plugin.training.recipe import HoldOut, Recipe
 from empir_plugin.training.run import TrainedMember, train_recipe
 from empir_plugin.training.schedules import JointRecipe, MemberRecipe
-from empir_plugin.training.weight_perturbation import WeightPerturbed
 
 ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
 FP = MemberRecipe("full", 1, 1, 16, precision=Precision(), objective=ATTACKED)

@@ -20,11 +20,10 @@ from empir_plugin.models.packing import load_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
-from empir_plugin.training.objectives import Adversarial
+from empir_plugin.training.objectives import Adversarial, WeightPerturbed
 from empir_plugin.training.recipe import HoldOut, Recipe
 from empir_plugin.training.run import TrainedMember, train_recipe
 from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe
-from empir_plugin.training.weight_perturbation import WeightPerturbed
 
 ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
 FP = MemberRecipe("full", 1, 1, 16, precision=Precision(), objective=ATTACKED)

@@ -13,10 +13,9 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.models.ensemble import MeanProbability
 from empir_plugin.models.layers import quantized_layers
 from empir_plugin.training.networks import load_trained
-from empir_plugin.training.objectives import Trades
+from empir_plugin.training.objectives import Trades, WeightPerturbed
 from empir_plugin.training.recipe import Recipe, find_recipe
 from empir_plugin.training.run import train_recipe
-from empir_plugin.training.weight_perturbation import WeightPerturbed
 
 
 def _few_steps(architecture: str) -> Recipe:

@@ -11,10 +11,9 @@ import pytest
 from empir_plugin.errors import InputError
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import fgsm, nfgsm, pgd, rfgsm
-from empir_plugin.training.objectives import Adversarial, Clean, DistilledFrom, GradientPenalty, Trades
+from empir_plugin.training.objectives import Adversarial, Clean, DistilledFrom, GradientPenalty, Trades, WeightPerturbed
 from empir_plugin.training.recipe import find_recipe
 from empir_plugin.training.schedules import MemberRecipe, RecipeObjective, parse_objective, settings_of
-from empir_plugin.training.weight_perturbation import WeightPerturbed
 
 PGD = {"kind": "pgd", "threat": "Linf:8/255", "steps": 2}
 

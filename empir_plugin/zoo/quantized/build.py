@@ -19,7 +19,7 @@ from torch import nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
-from empir_plugin.models.architectures.blocks import Normalize
+from empir_plugin.models.architectures.networks import Normalize
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers

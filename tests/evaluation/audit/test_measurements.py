@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import Threat, mean_probability, plain
 from empir_plugin.data.image_set import ImageSet
-from empir_plugin.evaluation.audit.attacks import (
+from empir_plugin.evaluation.audit.measurements import (
     AuditAttack,
+    Auditor,
     audit_attacks,
     flag_suite,
     gives_gradient,
     reference,
     surrogates_of,
+    whole_box,
 )
-from empir_plugin.evaluation.audit.measurements import Auditor, whole_box
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantLinear

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.models.architectures import ARCHITECTURES, AlexNet, CIFARConv, MNISTConv, MNISTSmall
-from empir_plugin.models.architectures.blocks import Normalize, UntiedBias, unit_norm_
+from empir_plugin.models.architectures.networks import Normalize, UntiedBias, unit_norm_
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.precision import Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer

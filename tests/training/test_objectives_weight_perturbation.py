@@ -15,8 +15,7 @@ from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.precision import Precision
 from empir_plugin.training.adversary import fgsm, pgd
 from empir_plugin.training.batch import Criterion, LossOutput, TrainingBatch
-from empir_plugin.training.objectives import Adversarial, AdversarialObjective, Trades
-from empir_plugin.training.weight_perturbation import WeightPerturbed
+from empir_plugin.training.objectives import Adversarial, AdversarialObjective, Trades, WeightPerturbed
 
 ADVERSARIAL = Adversarial(pgd("Linf:0.1", steps=2), clean_share=0.25)
 TRADES = Trades(pgd("Linf:0.1", steps=2), beta=3.0)
