@@ -70,7 +70,8 @@ def unpack(stream: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 def save_packed(model: nn.Module, path: Path) -> str:
     """Save a model's weights, the quantized ones packed, and return the file's SHA-256.
 
-    The file is written atomically, so an interrupted run leaves no partial file.
+    Weights that a quantized layer shares with a layer of full precision, or of another quantizer, are stored as they
+    are. The file is written atomically, so an interrupted run leaves no partial file.
 
     Raises:
         WeightsError: If the file cannot be written; an existing file is then left unchanged.
@@ -83,7 +84,7 @@ def save_packed(model: nn.Module, path: Path) -> str:
     partial = path.with_suffix(".partial")
     metadata = {_HEADER: json.dumps(_description(packed), sort_keys=True)} | _inputs_metadata(model)
     try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+        save_file(_in_memory_of_their_own(tensors), partial, metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be written: {error}") from error
@@ -148,9 +149,64 @@ def sha256(path: Path) -> str:
 
 
 def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The layers with quantized weights, by the names of these weights in the state dict."""
-    layers = {f"{name}.weight".removeprefix("."): layer for name, layer in quantized_layers(model)}
-    return {key: layer for key, layer in layers.items() if layer.precision.weight_bits < FULL_BITS}
+    """The layers whose weights are stored as codes, by the names of these weights in the state dict.
+
+    A shared layer is listed under each of its names.
+    """
+    named = model.named_modules(remove_duplicate=False)
+    layers = {f"{name}.weight".removeprefix("."): x for name, x in named if isinstance(x, QuantizedLayer)}
+    quantized = {key: layer for key, layer in layers.items() if layer.precision.weight_bits < FULL_BITS}
+    needed = _latent_weights_in_use(model, quantized)
+    return {key: layer for key, layer in quantized.items() if key not in needed}
+
+
+def _latent_weights_in_use(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> set[str]:
+    """The quantized weights whose latent values something else in the state dict depends on, since it shares them."""
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.numel() and not value.is_meta:
+            by_storage.setdefault(value.untyped_storage().data_ptr(), []).append((key, value))
+    return {
+        key
+        for group in by_storage.values()
+        for key, value in group
+        if key in layers and not all(_is_packed_alike(layers, key, value, *other) for other in group)
+    }
+
+
+def _is_packed_alike(
+    layers: Mapping[str, QuantizedLayer], key: str, value: Tensor, other_key: str, other: Tensor
+) -> bool:
+    """Whether two tensors of one storage do not overlap, or are the same and quantized in the same way."""
+    first, second = _span(value), _span(other)
+    if first[0] >= second[1] or second[0] >= first[1]:
+        return True
+    rules = [layers[each].weight_quantizer if each in layers else None for each in (key, other_key)]
+    return rules[0] == rules[1] and _view(value) == _view(other)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The first element of a tensor in its storage, and the one behind its last."""
+    start = tensor.storage_offset()
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + reach + 1
+
+
+def _view(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def _in_memory_of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, no two of which share memory, as safetensors requires; equal ones once."""
+    seen: set[int] = set()
+    result: dict[str, Tensor] = {}
+    once = {_view(value) if value.numel() else key: (key, value) for key, value in reversed(tensors.items())}
+    for key, value in once.values():
+        own = value.detach().cpu().contiguous()
+        address = own.untyped_storage().data_ptr()
+        result[key] = own.clone() if address in seen else own
+        seen.add(address)
+    return result
 
 
 def _description(layers: Mapping[str, QuantizedLayer]) -> dict[str, object]:
@@ -284,11 +340,14 @@ _AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
     """Load a state dict into a model; ``path`` is its file, for the error message.
 
-    Learned ranges of activations may be missing, as in a full-precision checkpoint; the model's own are then kept.
+    Learned ranges of activations may be missing, as in a full-precision checkpoint; the model's own are then kept. Of
+    weights that the model shares under several names, one name is enough.
 
     Raises:
-        WeightsError: If a name or a shape differs; the model is then left unchanged.
+        WeightsError: If a name, a shape or the kind of numbers differs; the model is then left unchanged.
     """
+    check_types(model, state, str(path))
+    state = {**_shared_weights(model, state), **state}
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != LEARNED}
@@ -297,6 +356,49 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | st
         details = _difference(needed, found)
         raise WeightsError(f"{path} was made for another architecture: it differs in {differing!r} ({details})")
     model.load_state_dict(dict(state))
+
+
+def check_types(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Check that a state dict has floating-point numbers where a model has them, and whole numbers elsewhere.
+
+    Loading would convert codes to floats, without their scale.
+
+    Args:
+        model: The model to be loaded.
+        state: Tensors by name; other names than the model's are ignored.
+        source: Where the state dict is from, for the error message.
+
+    Raises:
+        WeightsError: If a type differs in kind.
+    """
+    for key, own in model.state_dict().items():
+        found = state.get(key)
+        if isinstance(own, Tensor) and isinstance(found, Tensor) and not _is_of_kind(found, own):
+            raise WeightsError(
+                f"{source} has {key!r} as {found.dtype}, the model as {own.dtype}: codes of a quantized file are no "
+                "weights without their scale, so pass a checkpoint of floating-point weights, or a packed file of this "
+                "package"
+            )
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_of_kind(found: Tensor, own: Tensor) -> bool:
+    if own.is_floating_point():
+        return found.dtype in _FLOATS
+    if own.is_complex() or found.is_complex():
+        return own.is_complex() and found.is_complex()
+    # An average over training keeps counts, such as those of batches, as floats.
+    return not found.is_floating_point() or bool((found == found.float().round()).all())
+
+
+def _shared_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that a state dict lacks and has under another name, because the model shares them."""
+    tensors = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    own = {key: value for key, value in tensors.items() if value.numel() and not value.is_meta}
+    found = {_view(own[key]): value for key, value in state.items() if key in own}
+    return {key: found[_view(value)] for key, value in own.items() if key not in state and _view(value) in found}
 
 
 def _difference(own: Shapes, found: Shapes) -> str:

@@ -11,8 +11,8 @@ from torch import nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.convert.layers import quantize_layer_class_, undo_on_error
-from empir_plugin.models.convert.probe import negative_shares, noise
-from empir_plugin.models.convert.select import Layers, Plan, plan, refuse_uncalled
+from empir_plugin.models.convert.probe import negative_shares, noise, weights_outside_layers
+from empir_plugin.models.convert.select import Layers, Plan, plan, refuse_applied_outside, refuse_uncalled
 from empir_plugin.models.precision import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, UniformWeightQuantizer
@@ -59,7 +59,7 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
         >>> quantize_weights_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
         ('0', '2')
     """
-    quantizer, selected = post_training_quantizer(bits), _refuse_unused(model, plan(model, layers))
+    quantizer, selected = post_training_quantizer(bits), _refuse_unused(model, plan(model, layers, noise(model)))
     if selected.refused:
         first = selected.refused[0]
         raise InputError(f"{first.name or first.kind} cannot be quantized ({first.reason}): name others with layers=")
@@ -77,6 +77,8 @@ def _refuse_unused(model: nn.Module, selected: Plan) -> Plan:
     if images is None:
         return selected
     try:
-        return refuse_uncalled(selected, negative_shares(model, selected.chosen, images))
+        called = negative_shares(model, selected.chosen, images)
+        outside = weights_outside_layers(model, selected.by_name(model), images)
+        return refuse_applied_outside(model, refuse_uncalled(selected, called), outside)
     except InputError:
         return selected  # The image size in the configuration is wrong, which is no reason to refuse the network.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.packing import load_packed
+from empir_plugin.models.packing import check_types, load_packed
 from empir_plugin.models.precision import Precision
 from empir_plugin.zoo.card import RULES, ModelCard, NetworkCard, cards
 from empir_plugin.zoo.quantized.architectures import network
@@ -104,9 +104,19 @@ def count_parameters(card: NetworkCard, num_classes: int) -> int:
 
 def _track_weights(model: nn.Module, card: ModelCard) -> None:
     setattr(model, "weights_loaded", card.has_weights)  # noqa: B010 - a module attribute unknown to nn.Module's type
+    model._register_load_state_dict_pre_hook(refuse_other_types, with_module=True)
     model.register_load_state_dict_post_hook(_on_weights_loaded)
     if not card.has_weights:
         warnings.warn(f"{card.name} has no weights: {card.help}", stacklevel=3)
+
+
+def refuse_other_types(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *args: object) -> None:
+    """Refuse to load codes of a quantized file as weights: a hook for ``load_state_dict``.
+
+    Raises:
+        WeightsError: If a tensor has another kind of numbers than the model's.
+    """
+    check_types(model, {key.removeprefix(prefix): value for key, value in state.items()}, "the state dict")
 
 
 def _on_weights_loaded(model: nn.Module, incompatible: Any) -> None:

@@ -311,6 +311,6 @@ def packed_bytes(model: nn.Module) -> int:
             save_packed(model, path)
         except (RuntimeError, NotImplementedError) as error:
             raise EvaluationError(
-                f"the model's weights cannot be packed ({error}): no two of its modules may share a tensor"
+                f"the model's weights cannot be packed ({error}): they need values, and to be dense tensors"
             ) from error
         return path.stat().st_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ _QUANTIZED = (
 QUANTIZED: Mapping[type[nn.Module], type[QuantizedLayer]] = MappingProxyType(
     {each.__bases__[1]: each for each in _QUANTIZED}
 )
-"""The quantized class of each class of layers. Subclasses do not count, as their forward pass may differ."""
+"""The quantized class of each class of layers; see :func:`quantized_class` for classes that compute as one of them."""
 
 _WHOLE: Mapping[type[nn.Module], str] = MappingProxyType(
     {
@@ -114,23 +114,86 @@ def quantize_layer_class_(layer: nn.Module) -> QuantizedLayer:
 
     Set its quantizers before calling it: :meth:`~empir_plugin.models.layers.QuantizedLayer.use_quantizers_`.
     """
-    layer.__class__ = QUANTIZED[type(layer)]
+    target: Any = quantized_class(layer)
+    if not isinstance(layer, target.__bases__[1]):  # Its own class, not one derived from a linear layer.
+        rows, columns = layer.get_parameter("weight").shape
+        vars(layer).pop("bias", None)
+        layer.register_parameter("bias", layer._parameters.get("bias"))
+        vars(layer).update(in_features=columns, out_features=rows)
+    layer.__class__ = target
     return cast("QuantizedLayer", layer)
+
+
+def quantized_class(layer: nn.Module) -> type[QuantizedLayer] | None:
+    """The quantized class that computes as a layer does, whatever the class of the layer; None if there is none.
+
+    Example:
+        >>> class Dense(nn.Linear):
+        ...     def forward(self, x):
+        ...         return x @ self.weight.T + self.bias
+        >>> quantized_class(Dense(3, 2)).__name__
+        'QuantLinear'
+    """
+    kind = type(layer)
+    if kind in QUANTIZED:
+        return QUANTIZED[kind]
+    known = [base for base in kind.__mro__ if base in QUANTIZED]
+    weight = layer._parameters.get("weight")
+    if isinstance(layer, (QuantizedLayer, *_NOT_MULTIPLIED)) or weight is None:
+        return None
+    candidates = known or ([nn.Linear] if weight.dim() == 2 else [])
+    return next((QUANTIZED[base] for base in candidates if _computes_as(layer, base)), None)
+
+
+@torch.no_grad()
+def _computes_as(layer: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether a layer depends on nothing but its own weights, and gives the outputs of a known class in both modes."""
+    others = [*layer.children(), *layer.buffers(False), *(x for x in vars(layer).values() if isinstance(x, Tensor))]
+    gain = {"gain"} if issubclass(base, (ScaledStdConv2d, ScaledStdConv2dSame)) else set()
+    if others or not {*layer._parameters} <= {"weight", "bias", *gain} or layer.get_parameter("weight").is_meta:
+        return False
+    x, attributes = _trial_input(layer), dict(vars(layer))
+    try:
+        return all(_agree_in_mode(layer, base, x, training) for training in (True, False))
+    except Exception:  # Third-party code on an input that it may not expect; then it is not known to be the same.
+        return False
+    finally:
+        vars(layer).clear()
+        vars(layer).update(attributes)
+
+
+def _agree_in_mode(layer: Any, base: Any, x: Tensor, training: bool) -> bool:
+    layer.training = training
+    bias = getattr(layer, "bias", None)
+    expected = functional.linear(x, layer.weight, bias) if base is nn.Linear else base.forward(layer, x)
+    found = type(layer).forward(layer, x)
+    tolerance = 100 * torch.finfo(x.dtype).eps
+    return found.dtype == expected.dtype and torch.allclose(
+        found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+    )
+
+
+def _trial_input(layer: Any) -> Tensor:
+    """Numbers of either sign, some of them large, of a shape that a convolution or linear layer takes."""
+    shape: tuple[int, ...] = (3, layer.weight.shape[1])
+    if isinstance(layer, nn.Conv2d):
+        sides = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+        shape = (2, layer.in_channels, *(d * (k - 1) + 2 + 2 * s for k, d, s in sides))
+    return 4 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
 
 
 @contextmanager
 def undo_on_error(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Turn layers back into what they were if their conversion fails inside the block."""
-    before = [(layer, type(layer), {*vars(layer)}, {*layer._parameters}) for layer in layers]
+    before = [(layer, type(layer), dict(vars(layer)), dict(layer._parameters)) for layer in layers]
     try:
         yield
     except BaseException:
         for layer, kind, attributes, parameters in before:
             layer.__class__ = kind
-            for name in {*vars(layer)} - attributes:
-                delattr(layer, name)
-            for name in {*layer._parameters} - parameters:
-                delattr(layer, name)
+            for now, then in ((vars(layer), attributes), (layer._parameters, parameters)):
+                now.clear()
+                now.update(then)
         raise
 
 
@@ -143,7 +206,7 @@ def unsupported_reason(module: nn.Module) -> str:
     """Why a module's own weights cannot be quantized; empty if they can, or if it multiplies with none."""
     if whole := unsupported_whole_reason(module):
         return whole
-    if type(module) in QUANTIZED:
+    if quantized_class(module) or (isinstance(module, tuple(QUANTIZED)) and "weight" not in module._parameters):
         return _unsupported_weight_reason(module)
     if isinstance(module, _NOT_MULTIPLIED) or not _multiplies(module):
         return ""

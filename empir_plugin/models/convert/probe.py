@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import is_signed
@@ -88,6 +89,157 @@ def negative_shares(model: nn.Module, layers: Mapping[str, nn.Module], images: T
         for handle in handles:
             handle.remove()
     return {name: tally.negative / max(tally.total, 1) for name, tally in tallies.items()}
+
+
+def end_layers(
+    model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The layers that see the images, and those that give the logits, with none of the layers between.
+
+    Found by differentiation: of their inputs by the images, and of the logits by their outputs, where each layer's
+    output counts as independent of its input.
+
+    Args:
+        model: Any network.
+        layers: Its layers by name.
+        images: ``(N, C, H, W)``; two are enough.
+
+    Returns:
+        Names, in order of registration. Both are empty if the network cannot be differentiated.
+    """
+    seen: set[str] = set()
+    outputs: list[tuple[str, Tensor]] = []
+
+    def watch(name: str, layer: nn.Module) -> Iterator[Any]:
+        def before_forward(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if any(isinstance(each, Tensor) and each.requires_grad for each in (*args, *kwargs.values())):
+                seen.add(name)
+
+        def after_forward(module: nn.Module, args: Any, output: Any) -> Any:
+            cut = _map_tensors(lambda each: each.detach().requires_grad_(not images.requires_grad), output)
+            outputs.extend((name, each) for each in _tensors(cut) if each.requires_grad)
+            return _map_tensors(torch.clone, cut)  # Operations in place are not allowed on what was differentiated by.
+
+        yield layer.register_forward_pre_hook(before_forward, with_kwargs=True)
+        yield layer.register_forward_hook(after_forward)
+
+    handles = [handle for name, layer in layers.items() for handle in watch(name, layer)]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with preserve_modes(model), torch.enable_grad():
+            model.eval().requires_grad_(False)
+            logits = _try(model, images)
+            last = _reached(logits, outputs)
+            images = images.detach().clone().requires_grad_(True)
+            seen.clear()
+            _try(model, images.clone())
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+    return tuple(name for name in layers if name in seen), tuple(name for name in layers if name in last)
+
+
+def _reached(logits: Any, outputs: list[tuple[str, Tensor]]) -> set[str]:
+    """The layers on whose outputs the logits depend."""
+    if not isinstance(logits, Tensor) or not logits.requires_grad:
+        return set()
+    grads = torch.autograd.grad(logits.sum(), [output for _, output in outputs], allow_unused=True)
+    return {name for (name, _), grad in zip(outputs, grads, strict=True) if grad is not None}
+
+
+def _try(model: nn.Module, images: Tensor) -> Any:
+    try:
+        return model(images)
+    except (RuntimeError, AssertionError, ValueError):  # An operation without a gradient, or images of another size.
+        return None
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same, applied to a tensor of floating-point numbers, or to those in a tuple or list."""
+    if isinstance(value, Tensor):
+        return function(value) if value.is_floating_point() else value
+    return type(value)(_map_tensors(function, each) for each in value) if type(value) in (tuple, list) else value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _tensors(each)
+
+
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution"})
+
+
+class _ProductsWithWeights(TorchDispatchMode):
+    """Note the parameters, and what is computed from nothing else, that are multiplied in matrix products.
+
+    Args:
+        names: Of the parameters, by the address of their values.
+        inside: The layers that are running, in which products do not count.
+    """
+
+    def __init__(self, names: Mapping[int, str], inside: list[str]) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+        self._names, self._inside = dict(names), inside
+        self._held: list[Tensor] = []  # so that no other tensor gets the address of one
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        operands = [name for each in _tensors(list(args)) if (name := self._names.get(_address(each), ""))]
+        if not operands:
+            return output
+        kind, total = func.overloadpacket.__name__, len(list(_tensors(list(args))))
+        if (kind in _PRODUCTS or "scaled_dot_product" in kind) and not self._inside and len(operands) < total:
+            self.found.update(dict.fromkeys(operands))
+        if len(operands) == total:
+            for each in _tensors(output):
+                self._names.setdefault(_address(each), operands[0])
+                self._held.append(each)
+        return output
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def weights_outside_layers(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> tuple[str, ...]:
+    """Names of the parameters that a network multiplies in matrix products outside its layers.
+
+    Examples are the learned queries of some attention modules, and weights of a layer that are applied without calling
+    it. Scales and offsets that are multiplied or added element by element are not meant.
+
+    Args:
+        model: Any network.
+        layers: Its layers by name; products inside them do not count.
+        images: ``(N, C, H, W)``; two are enough.
+    """
+    inside: list[str] = []
+
+    def watch(name: str, layer: nn.Module) -> Iterator[Any]:
+        def enter(module: nn.Module, args: Any) -> None:
+            inside.append(name)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            inside.pop()
+
+        yield layer.register_forward_pre_hook(enter)
+        yield layer.register_forward_hook(leave)
+
+    names = {_address(each): name for name, each in model.named_parameters() if each.dim() > 1}
+    handles = [handle for name, layer in layers.items() for handle in watch(name, layer)]
+    try:
+        with preserve_modes(model), torch.no_grad(), _ProductsWithWeights(names, inside) as products:
+            model.eval()
+            run(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(products.found)
 
 
 def run(model: nn.Module, images: Tensor) -> None:

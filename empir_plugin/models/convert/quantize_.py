@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
@@ -22,9 +23,26 @@ from empir_plugin.models.activations import (
     SignedActivationQuantizer,
 )
 from empir_plugin.models.convert.layers import quantize_layer_class_, undo_on_error
-from empir_plugin.models.convert.probe import check_images, negative_shares, noise, recalibrate_, start_ranges_
+from empir_plugin.models.convert.probe import (
+    check_images,
+    negative_shares,
+    noise,
+    preserve_modes,
+    recalibrate_,
+    run,
+    start_ranges_,
+    weights_outside_layers,
+)
 from empir_plugin.models.convert.report import ConversionReport, ConvertedLayer
-from empir_plugin.models.convert.select import INNER, Layers, Plan, plan, refuse_uncalled
+from empir_plugin.models.convert.select import (
+    INNER,
+    Layers,
+    Plan,
+    parameters_in_no_layer,
+    plan,
+    refuse_applied_outside,
+    refuse_uncalled,
+)
 from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
@@ -131,13 +149,17 @@ def quantize_(
     bits = Precision.parse(precision) if isinstance(precision, str) else precision
     settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
     images = noise(model) if calibration is None else check_images(model, calibration)
-    selected = plan(model, layers)
+    selected = plan(model, layers, images)
     negative = _probe(model, selected, images, settings)
-    if negative is not None:
-        selected = refuse_uncalled(selected, negative)
+    outside: tuple[str, ...] = ()
+    if negative is not None and images is not None:
+        outside = weights_outside_layers(model, selected.by_name(model), images[:2])
+        selected = refuse_applied_outside(model, refuse_uncalled(selected, negative), outside)
     _check(model, selected, allow_unsupported)
+    others = parameters_in_no_layer(model, selected)
     with undo_on_error(selected.chosen.values()):
         converted = _convert(selected.chosen, settings, negative or {})
+        _check_calls(model, images)
         renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
     if calibration is not None:
         converted = _with_bounds(converted, selected.chosen)
@@ -147,10 +169,11 @@ def quantize_(
         scale if settings.one_bit is OneBit.DOREFA else settings.one_bit.value,
         converted,
         (*selected.kept, *selected.refused),
-        _other_parameters(model, selected),
+        sum(parameter.numel() for parameter in others.values()),
         _attention(model),
         "" if images is None else ("noise" if calibration is None else "calibration"),
         renewed,
+        tuple(name for name in outside if name in others),
     )
 
 
@@ -192,6 +215,18 @@ def _convert(
     return tuple(reports)
 
 
+def _check_calls(model: nn.Module, images: Tensor | None) -> None:
+    """Check that the network uses no more of its layers than their quantized classes have."""
+    if images is None:
+        return
+    try:
+        with preserve_modes(model), torch.no_grad():
+            run(model.eval(), images[:2])
+    except (AttributeError, TypeError) as error:
+        name = type(model).__name__
+        raise InputError(f"{name} uses more of a layer than its output ({error}): name others with layers=") from error
+
+
 def _calibrate(model: nn.Module, images: Tensor, settings: _Settings) -> int:
     if settings.bound is not None:
         start_ranges_(model, images)
@@ -203,12 +238,6 @@ def _with_bounds(reports: tuple[ConvertedLayer, ...], layers: Mapping[str, nn.Mo
     return tuple(
         report if (b := bounds[report.name]) is None else replace(report, bound=b.item()) for report in reports
     )
-
-
-def _other_parameters(model: nn.Module, selected: Plan) -> int:
-    counted = sum(layer.get_parameter("weight").numel() for layer in selected.chosen.values())
-    counted += sum(layer.weights for layer in (*selected.kept, *selected.refused))
-    return sum(parameter.numel() for parameter in model.parameters()) - counted
 
 
 def _attention(model: nn.Module) -> tuple[str, ...]:

@@ -67,6 +67,8 @@ class ConversionReport:
             none; then it is unknown whether the network calls every converted layer. ``"definition"`` is for
             architectures defined with quantized layers.
         recalibrated: Number of batch normalisations with new statistics.
+        weights_in_no_layer: Names of parameters among the others that the network multiplies in matrix products, in
+            full precision, such as learned queries of attention; empty if it was not run.
 
     Example:
         >>> from empir_plugin.models.precision import Precision
@@ -86,6 +88,7 @@ class ConversionReport:
     attention: tuple[str, ...] = field(default=())
     looked_at: str = ""
     recalibrated: int = 0
+    weights_in_no_layer: tuple[str, ...] = ()
 
     @property
     def quantized_weights(self) -> int:
@@ -121,6 +124,9 @@ class ConversionReport:
         if self.attention:
             yield f"  full precision, products of activations: {len(self.attention)} attention modules"
         yield f"  full precision, in no layer: {self.other_parameters:,} parameters"
+        if self.weights_in_no_layer:
+            names = ", ".join(self.weights_in_no_layer[:3]) + (", ..." if len(self.weights_in_no_layer) > 3 else "")
+            yield f"    weights of matrix products among them: {len(self.weights_in_no_layer)} ({names})"
 
 
 def report_as_built(model: nn.Module, precision: Precision, scale: str, recalibrated: int = 0) -> ConversionReport:

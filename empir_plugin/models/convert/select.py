@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.convert.layers import QUANTIZED, unsupported_reason, unsupported_whole_reason
+from empir_plugin.models.convert.layers import quantized_class, unsupported_reason, unsupported_whole_reason
+from empir_plugin.models.convert.probe import end_layers
 from empir_plugin.models.convert.report import KeptLayer
 from empir_plugin.models.layers import QuantizedLayer
 
@@ -20,8 +21,8 @@ class LayerSelection:
     """Kinds of layers to quantize in addition to those that always are.
 
     Args:
-        first: The layer that takes the images: the one named in the network's ``default_cfg`` (timm), else the layer
-            registered first.
+        first: The layer that takes the images: the one named in the network's ``default_cfg`` (timm); else all layers
+            that see the images in a trial; without images for it, the layer registered first.
         last: The layer or layers that give the logits, found in the same way.
         depthwise: Convolutions with one filter per channel: they have few weights, and accuracy suffers at few bits.
         squeeze_excite: The layers that weigh channels, for which the same holds.
@@ -58,9 +59,18 @@ class Plan:
     kept: tuple[KeptLayer, ...]
     refused: tuple[KeptLayer, ...]
 
+    def by_name(self, model: nn.Module) -> dict[str, nn.Module]:
+        """All of these layers."""
+        return {**self.chosen, **{x.name: model.get_submodule(x.name) for x in (*self.kept, *self.refused)}}
 
-def plan(model: nn.Module, layers: Layers | str) -> Plan:
+
+def plan(model: nn.Module, layers: Layers | str, images: Tensor | None = None) -> Plan:
     """Choose the layers of a network to quantize; the network is not changed.
+
+    Args:
+        model: The network.
+        layers: Kinds or names of layers.
+        images: Images ``(N, C, H, W)`` for a trial that finds its first and last layers.
 
     Raises:
         InputError: If the network is quantized already, or a name matches no layer.
@@ -69,7 +79,7 @@ def plan(model: nn.Module, layers: Layers | str) -> Plan:
     quantized = next((name for name, layer in found.items() if isinstance(layer, QuantizedLayer)), None)
     if quantized is not None:
         raise InputError(f"{quantized or type(model).__name__} is quantized already: build the network anew")
-    why_kept = _why_kept(model, found, layers)
+    why_kept = _why_kept(model, found, layers, images)
     kept = {name: reason for name in found if (reason := why_kept[name])}
     refused = {
         name: reason for name, layer in found.items() if name not in kept and (reason := unsupported_reason(layer))
@@ -84,6 +94,29 @@ def refuse_uncalled(selected: Plan, called: Collection[str]) -> Plan:
     uncalled = tuple(kept_layer(name, layer, reason) for name, layer in selected.chosen.items() if name not in called)
     chosen = {name: layer for name, layer in selected.chosen.items() if name in called}
     return replace(selected, chosen=chosen, refused=(*selected.refused, *uncalled))
+
+
+def refuse_applied_outside(model: nn.Module, selected: Plan, weights: Collection[str]) -> Plan:
+    """Move the chosen layers whose weights the network also applies without calling them to the refused ones.
+
+    Args:
+        model: The network.
+        selected: Its chosen layers.
+        weights: Names of the parameters that are multiplied outside the layers.
+    """
+    reason = "the network also applies its weights without calling it"
+    outside = {id(model.get_parameter(name)) for name in weights}
+    found = {name: layer for name, layer in selected.chosen.items() if id(layer.get_parameter("weight")) in outside}
+    chosen = {name: layer for name, layer in selected.chosen.items() if name not in found}
+    refused = tuple(kept_layer(name, layer, reason) for name, layer in found.items())
+    return replace(selected, chosen=chosen, refused=(*selected.refused, *refused))
+
+
+def parameters_in_no_layer(model: nn.Module, selected: Plan) -> dict[str, nn.Parameter]:
+    """All parameters but the weights of layers: biases, normalisations, embeddings, learned queries."""
+    kept = [model.get_submodule(layer.name) for layer in (*selected.kept, *selected.refused)]
+    weights = {id(weight) for layer in (*selected.chosen.values(), *kept) for weight in _weights(layer)}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in weights}
 
 
 def kept_layer(name: str, layer: nn.Module, reason: str) -> KeptLayer:
@@ -104,21 +137,23 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if unsupported_whole_reason(module):
             inside.append(name)
-        if isinstance(module, QuantizedLayer) or type(module) in QUANTIZED or unsupported_reason(module):
+        if isinstance(module, QuantizedLayer) or quantized_class(module) or unsupported_reason(module):
             yield name, module
 
 
-def _why_kept(model: nn.Module, found: Mapping[str, nn.Module], layers: Layers | str) -> Mapping[str, str]:
+def _why_kept(
+    model: nn.Module, found: Mapping[str, nn.Module], layers: Layers | str, images: Tensor | None
+) -> Mapping[str, str]:
     if isinstance(layers, str):
         layers = _parse_layers(layers)
     if not isinstance(layers, LayerSelection):
         return _match_names(found, layers)
-    first, last = (_end_layers(model, found, key) for key in ("first_conv", "classifier"))
+    first, last = ({}, {}) if layers.first and layers.last else _ends(model, found, images)
     reasons: dict[str, str] = {}
     for name, layer in found.items():
         checks = {
-            "first layer": name in first and not layers.first,
-            "last layer": name in last and not layers.last,
+            first.get(name, ""): name in first and not layers.first,
+            last.get(name, ""): name in last and not layers.last,
             "depthwise": _is_depthwise(layer) and not layers.depthwise,
             "squeeze-excite": _in_squeeze_excite(model, name) and not layers.squeeze_excite,
         }
@@ -138,12 +173,34 @@ def _match_names(found: Mapping[str, nn.Module], patterns: Collection[str]) -> M
     return {name: "" if name in matches else "not among layers=" for name in found}
 
 
-def _end_layers(model: nn.Module, found: Mapping[str, nn.Module], key: str) -> Collection[str]:
+def _ends(
+    model: nn.Module, found: Mapping[str, nn.Module], images: Tensor | None
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """The layers at the beginning and at the end of a network, with the reason why they are."""
+    named = _named_ends(model, "first_conv"), _named_ends(model, "classifier")
+    tried: tuple[Collection[str], Collection[str]] = ((), ())
+    if images is not None and not all(named):
+        tried = end_layers(model, found, images[:2])
+    first, last = (
+        dict.fromkeys(names, f"{end} layer") if names else _tried_ends(end, trial, registered)
+        for end, names, trial, registered in zip(
+            ("first", "last"), named, tried, (list(found)[:1], list(found)[-1:]), strict=True
+        )
+    )
+    return first, last
+
+
+def _named_ends(model: nn.Module, key: str) -> Collection[str]:
+    """The layers that a network's configuration names; none if it names none."""
     config: Any = getattr(model, "default_cfg", None)
     named = config.get(key) if isinstance(config, Mapping) else None
-    if named is None:
-        return list(found)[:1] if key == "first_conv" else list(found)[-1:]
-    return (named,) if isinstance(named, str) else tuple(named)
+    return (named,) if isinstance(named, str) and named else tuple(named or ())
+
+
+def _tried_ends(end: str, tried: Collection[str], registered: list[str]) -> Mapping[str, str]:
+    if not tried or list(tried) == registered:
+        return dict.fromkeys(registered, f"{end} layer")
+    return dict.fromkeys(tried, "sees the images" if end == "first" else "gives the logits")
 
 
 def _is_depthwise(layer: nn.Module) -> bool:

@@ -26,7 +26,7 @@ from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 from empir_plugin.models.packing import latent_weights
 from empir_plugin.models.precision import FULL_BITS, Precision
 from empir_plugin.models.quantize import Scale
-from empir_plugin.zoo.builders import ModelBuilder
+from empir_plugin.zoo.builders import ModelBuilder, refuse_other_types
 from empir_plugin.zoo.quantized.architectures import Architecture, network
 
 Channels = tuple[float, ...]
@@ -85,6 +85,7 @@ def build_quantized(card: QuantizedCard, *, num_classes: int | None = None) -> n
         normalize_images_(model, card.mean, card.std or (1.0,) * len(card.mean))
     quantize_(model, card.precision, scale=card.scale, activations=card.activations, layers=card.layers)
     setattr(model, "weights_loaded", False)  # noqa: B010 - a module attribute unknown to nn.Module's type
+    model._register_load_state_dict_pre_hook(refuse_other_types, with_module=True)
     model.register_load_state_dict_post_hook(partial(_on_weights_loaded, f"{card.name} ({card.precision})"))
     warnings.warn(f"{card.name} comes without weights: pass custom_checkpoint=, or train it", stacklevel=3)
     return model.eval()
