@@ -20,7 +20,7 @@ from empir_plugin.models.integer.kernels import kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer.selftest import agree
 from empir_plugin.models.layers import QuantConv2d, quantized_layers
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 LAYOUTS = {"float32, NCHW": torch.contiguous_format, "float32, channels last": torch.channels_last}
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.models.architectures.networks import conv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 
 class Block(nn.Module):

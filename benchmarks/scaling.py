@@ -29,7 +29,7 @@ from empir_plugin.evaluation.identity import code_sha256, now, versions
 from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo.registry import load_model
 
 STEPS = 10

@@ -20,7 +20,7 @@ from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.mu_law import mu_law_
 from empir_plugin.models.posttraining import quantize_weights_
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo import registry
 from empir_plugin.zoo.builders import ModelBuilder
 from empir_plugin.zoo.quantized.architectures import empir

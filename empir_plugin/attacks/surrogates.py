@@ -332,7 +332,7 @@ class Through:
         >>> from empir_plugin.attacks.surrogates import plain
         >>> from empir_plugin.models.backward import identity
         >>> from empir_plugin.models.layers import QuantLinear
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> model = nn.Sequential(nn.Flatten(), QuantLinear(2, 2, precision=Precision.parse("w2a2")))
         >>> print(Through(plain, identity), Through(plain, identity)(model, torch.rand(4, 1, 1, 2)).logits.shape)
         plain/identity torch.Size([4, 2])

@@ -12,6 +12,6 @@ from empir_plugin.models.integer.selftest import agree as agree
 from empir_plugin.models.layers import QuantConv2d as QuantConv2d
 from empir_plugin.models.layers import QuantLinear as QuantLinear
 from empir_plugin.models.layers import bake_ as bake_
-from empir_plugin.models.precision import Precision as Precision
 from empir_plugin.models.quantize import ActivationQuantizer as ActivationQuantizer
+from empir_plugin.models.quantize import Precision as Precision
 from empir_plugin.models.quantize import WeightQuantizer as WeightQuantizer

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from empir_plugin._files.tables import choice
 from empir_plugin.models.backward import BackwardRule, as_trained
-from empir_plugin.models.precision import FULL_BITS, check_bits
-from empir_plugin.models.quantize import ActivationQuantizer, in_float32, quantize_unit
+from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, check_bits, in_float32, quantize_unit
 
 
 class Activations(Enum):

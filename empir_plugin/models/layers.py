@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer, in_float32, is_half
+from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer, in_float32, is_half
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 
@@ -136,7 +135,9 @@ class QuantizedLayer(nn.Module):
         if baked is None:
             return self.weight_quantizer(self.weight)
         asked = self.weight.requires_grad and torch.is_grad_enabled()
-        if not asked or torch.jit.is_tracing() or _is_exporting():  # A traced graph has no gradients of weights.
+        # A traced graph has no gradients of weights.
+        tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if not asked or tracing or _is_exporting():
             return baked
         # The gradient of the quantizer, and exactly the baked numbers, whose scale can differ in the last bit.
         quantized = self.weight_quantizer(self.weight)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.layers import QuantizedLayer, input_of_call, quantized_layers
-from empir_plugin.models.precision import FULL_BITS
+from empir_plugin.models.quantize import FULL_BITS
 
 LinearMap = Callable[[Tensor], Tensor]
 
@@ -54,7 +54,7 @@ def quantization_error_norms(model: nn.Module, images: Tensor) -> dict[str, Erro
 
     Example:
         >>> from empir_plugin.models.layers import QuantConv2d
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> layer = QuantConv2d(1, 1, 1, bias=False, precision=Precision.parse("w2"))
         >>> _ = layer.load_state_dict({"weight": torch.full((1, 1, 1, 1), 0.75)})
         >>> norms = quantization_error_norms(nn.Sequential(layer).eval(), torch.zeros(1, 1, 4, 4))

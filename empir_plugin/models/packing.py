@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
-from empir_plugin.models.precision import FULL_BITS
-from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 _HEADER = "empir_packed"
@@ -189,7 +188,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     """The first element of a tensor in its storage, and the one behind its last."""
     start = tensor.storage_offset()
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + reach + 1
+    return int(start), int(start + reach + 1)
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
@@ -200,7 +199,7 @@ def _in_memory_of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU, no two of which share memory, as safetensors requires; equal ones once."""
     seen: set[int] = set()
     result: dict[str, Tensor] = {}
-    once = {_view(value) if value.numel() else key: (key, value) for key, value in reversed(tensors.items())}
+    once = {_view(value) if value.numel() else key: (key, value) for key, value in reversed(list(tensors.items()))}
     for key, value in once.values():
         own = value.detach().cpu().contiguous()
         address = own.untyped_storage().data_ptr()

@@ -13,8 +13,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.convert.layers import quantize_layer_class_, undo_on_error
 from empir_plugin.models.convert.probe import negative_shares, noise, weights_outside_layers
 from empir_plugin.models.convert.select import Layers, Plan, plan, refuse_applied_outside, refuse_uncalled
-from empir_plugin.models.precision import FULL_BITS
-from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, UniformWeightQuantizer
 
 

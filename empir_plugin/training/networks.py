@@ -20,7 +20,7 @@ from empir_plugin.models.convert.report import ConversionReport, report_as_built
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.packing import load_packed, load_strictly, packed_names
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.models.weight_files import holds_codes, load_weights
 from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.recipe import Recipe

@@ -11,8 +11,7 @@ from empir_plugin._files.tables import build, build_kind, read_with, table_of
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.activations import Activations
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 from empir_plugin.training.batch import Criterion, check_gce_q
 from empir_plugin.training.boundary import BoundaryRetrain
 from empir_plugin.training.objectives import (

@@ -16,7 +16,7 @@ from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.packing import check_types, load_packed
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo.card import RULES, ModelCard, NetworkCard, cards
 from empir_plugin.zoo.quantized.architectures import network
 

@@ -16,8 +16,7 @@ from empir_plugin.models.activations import Activations
 from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import MaxVote, MeanLogits, MeanProbability, Rule
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {"max_vote": MaxVote(), "mean_probability": MeanProbability(), "mean_logits": MeanLogits()}

@@ -20,8 +20,7 @@ from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.select import INNER, Layers
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 from empir_plugin.models.weight_files import load_weights
 from empir_plugin.zoo.builders import ModelBuilder
 from empir_plugin.zoo.quantized.architectures import Architecture

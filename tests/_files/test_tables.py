@@ -27,7 +27,7 @@ from empir_plugin._files.tables import (
 )
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 
 class Color(Enum):

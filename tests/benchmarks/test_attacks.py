@@ -20,7 +20,7 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantConv2d, bake_
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from empir_plugin.models.integer.kernels import OneDNN
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 TINY = ("--batch-size", "2", "--width", "8", "--threads", "1", "--repeats", "1")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from empir_plugin.models.integer.kernels import OneDNN
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.layers import QuantConv2d, bake_, quantized_layers
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 needs_kernels = pytest.mark.skipif(OneDNN().unusable(torch.device("cpu")) is not None, reason="no int8 kernels here")
 

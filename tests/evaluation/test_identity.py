@@ -25,8 +25,7 @@ from empir_plugin.evaluation.prepare import parse_device, prepare
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, bake_
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 from empir_plugin.zoo.registry import load_model
 
 CPU = torch.device("cpu")

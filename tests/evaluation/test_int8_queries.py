@@ -25,7 +25,7 @@ from empir_plugin.models.integer import convert as integer_module
 from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Program
 from empir_plugin.models.integer.selftest import Agreement
 from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from empir_plugin.attacks.surrogates import Through, plain
 from empir_plugin.evaluation.int8_queries import AutoAttackInput, run_autoattack
 from empir_plugin.models.backward import identity
 from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 THREAT = Threat.parse("Linf:0.02")
 

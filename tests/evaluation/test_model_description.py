@@ -29,7 +29,7 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert, fuse
 from empir_plugin.models.integer import layers as integer_layers
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 W2A2 = Precision.parse("w2a2")
 

@@ -15,7 +15,7 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.cache.keys import foreign_code_sha256, sources_sha256, subject_key
 from empir_plugin.evaluation.prepare import exact_float32, parse_device, prepare, require_weights
 from empir_plugin.models.layers import QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 CPU = torch.device("cpu")
 

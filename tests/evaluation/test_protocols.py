@@ -22,7 +22,7 @@ from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.protocols import PROTOCOLS, Headline, parse_protocol
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanLogits, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 CLASSES = 4
 STEPS = 40

@@ -23,7 +23,7 @@ from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
 from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 SHARDED = Settings(shard_size=4)
 

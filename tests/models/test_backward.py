@@ -14,8 +14,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.backward import BackwardRule, Soft, as_trained, clamp_min, identity, parse_backward, soft
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, use_backward_rule
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Precision
 
 POINTS = [-4.0, -1.0, -0.1, -0.0, 0.0, 0.3, 1.0, 1.1, 2.0, 5.0]
 RULES = [as_trained, identity, soft, Soft(3.0)]
@@ -74,7 +73,7 @@ def test_a_lower_bound_has_slope_one_at_exactly_the_bound() -> None:
     assert slope(lambda x: clamp_min(x, 0), [-0.0, 0.0]) == [1, 1]
 
 
-@pytest.mark.parametrize("rule", [*RULES, lambda x: clamp_min(x, 0.3)], ids=str)
+@pytest.mark.parametrize("rule", [*RULES, pytest.param(lambda x: clamp_min(x, 0.3), id="clamp_min")], ids=str)
 def test_forward_mode_has_the_same_slopes(rule: BackwardRule) -> None:
     points, ones = torch.tensor(POINTS, dtype=torch.float64), torch.ones(len(POINTS), dtype=torch.float64)
     value, tangent = torch.func.jvp(rule, (points,), (ones,))

@@ -21,7 +21,7 @@ from empir_plugin.models.backward import identity, soft
 from empir_plugin.models.discretize import Discretized, InputDiscretizer, Levels, discretized
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
 from empir_plugin.models.layers import use_backward_rule
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo.quantized.architectures import network
 
 PIXELS = torch.arange(256) / 255

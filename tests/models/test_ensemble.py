@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanLogits, MeanProbability, Rule
 from empir_plugin.models.layers import QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 A, B, C, D = range(4)
 Doubles = NDArray[np.float64]

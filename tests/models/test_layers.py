@@ -23,8 +23,7 @@ from empir_plugin.models.layers import (
     is_full_precision,
     quantized_layers,
 )
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer
 
 TEXTS = ["w1a1", "w2a4", "w4a2", "w8a8", "w4a32", "w32a4", "fp"]
 SCALES: tuple[Scale, ...] = ("none", "max", "mean")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, quantized_layers
 from empir_plugin.models.lipschitz import error_norms, matrix_norm, quantization_error_norms, spectral_norm
 from empir_plugin.models.packing import load_packed, save_packed
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.models.weight_quantizers import SignWeightQuantizer
 
 W2 = Precision.parse("w2a4")

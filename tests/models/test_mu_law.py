@@ -19,7 +19,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import QuantLinear, bake_
 from empir_plugin.models.mu_law import Beyond, mu_law, mu_law_
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 
 def network(seed: int = 0, scale: float = 1.0) -> nn.Sequential:

@@ -22,8 +22,7 @@ from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, quantized_layers
 from empir_plugin.models.packing import is_packed, load_packed, load_strictly, pack, save_packed, sha256, unpack
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 
 SCALES: tuple[Scale, ...] = ("none", "max", "mean")
 TEXTS = [*(f"w{bits}a4" for bits in range(1, 9)), "w2a32", "w32a4", "fp"]

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.layers import QuantizedLayer, QuantLinear
 from empir_plugin.models.packing import load_packed, load_strictly, packed_names, save_packed
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 from empir_plugin.models.weight_quantizers import UniformWeightQuantizer
 
 X = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.lipschitz import matrix_norm, quantization_error_norms
 from empir_plugin.models.packing import load_packed, save_packed
 from empir_plugin.models.posttraining import post_training_quantizer, quantize_weights_
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 IMAGES = torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 

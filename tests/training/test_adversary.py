@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, quantized_layers
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.adversary import Adversary, attack_mode, fgsm, nfgsm, pgd, rfgsm
 from empir_plugin.training.batch import TrainingBatch
 

@@ -15,7 +15,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import FCN
 from empir_plugin.models.discretize import Discretized
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.batch import TrainingBatch
 from empir_plugin.training.boundary import Boundary, BoundaryRetrain, BoundarySearch, class_weights
 from empir_plugin.training.objectives import Objective, clean

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import WeightsError
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
 from empir_plugin.training.objectives import Adversarial, WeightPerturbed, clean

@@ -23,7 +23,7 @@ from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.ensemble import MaxVote, MeanProbability
 from empir_plugin.models.layers import bake_
 from empir_plugin.models.packing import save_packed
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.networks import load_pretrained, load_trained, load_trained_member
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.adversary import fgsm, pgd
 from empir_plugin.training.batch import Criterion, LossOutput, TrainingBatch
 from empir_plugin.training.objectives import Adversarial, AdversarialObjective, Trades, WeightPerturbed

@@ -18,7 +18,7 @@ from empir_plugin.errors import EvaluationError, InputError, WeightsError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.packing import load_packed, save_packed
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.loop import Step
 from empir_plugin.training.networks import Extent, initial_network
 from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork, quantize_checkpoint

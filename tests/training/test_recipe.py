@@ -11,7 +11,7 @@ from empir_plugin._files import tables as _toml
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.objectives import Adversarial, clean
 from empir_plugin.training.recipe import HoldOut, Recipe, find_recipe, recipe_names, recipe_text, resolve_extends

@@ -17,7 +17,7 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.models.architectures import MNISTConv
 from empir_plugin.models.packing import load_packed
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
 from empir_plugin.training.objectives import Adversarial, WeightPerturbed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.training.adversary import fgsm, nfgsm, pgd, rfgsm
 from empir_plugin.training.objectives import Adversarial, Clean, DistilledFrom, GradientPenalty, Trades, WeightPerturbed
 from empir_plugin.training.recipe import find_recipe

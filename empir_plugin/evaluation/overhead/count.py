@@ -20,8 +20,7 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantizedLayer, input_of_call, is_full_precision, quantized_layers
 from empir_plugin.models.packing import save_packed
-from empir_plugin.models.precision import FULL_BITS, Precision
-from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, Precision, WeightQuantizer
 
 OUTSIDE = "(outside of layers)"
 """Name of the row for matrix products outside of layers, such as those of attention."""
@@ -284,7 +283,7 @@ def float_twin(network: nn.Module) -> nn.Module:
 
     Example:
         >>> from empir_plugin.models.layers import QuantLinear
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> float_twin(QuantLinear(2, 2, precision=Precision.parse("w2a2"))).precision.is_full
         True
     """

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.overhead.count import NetworkCost
-from empir_plugin.models.precision import FULL_BITS, Precision
+from empir_plugin.models.quantize import FULL_BITS, Precision
 
 
 @dataclass(frozen=True)

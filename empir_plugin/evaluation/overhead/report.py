@@ -135,7 +135,7 @@ def overhead(
 
     Example:
         >>> from empir_plugin.models.architectures import CIFARConv
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> cost = overhead(CIFARConv(Precision.parse("w2a2")), (3, 32, 32))
         >>> f"{cost.storage_ratio:.3f} {cost.eq6.storage.ideal:.3f} {cost.eq6.storage.as_built:.3f}"
         '0.365 0.062 0.364'

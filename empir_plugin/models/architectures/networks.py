@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
-from empir_plugin.models.precision import FULL_BITS, Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, Precision, Scale, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
 
 

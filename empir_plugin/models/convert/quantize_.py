@@ -43,8 +43,7 @@ from empir_plugin.models.convert.select import (
     refuse_applied_outside,
     refuse_uncalled,
 )
-from empir_plugin.models.precision import FULL_BITS, Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, Precision, Scale, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
 
 _SIGNED_FROM = 0.01

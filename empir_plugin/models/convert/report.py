@@ -9,8 +9,7 @@ from itertools import groupby
 from torch import nn
 
 from empir_plugin.models.layers import quantized_layers
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Precision
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class ConversionReport:
             full precision, such as learned queries of attention; empty if it was not run.
 
     Example:
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> kept = (KeptLayer("fc", "Linear", 10, "last layer"),)
         >>> converted = (ConvertedLayer("conv", "Conv2d", 30, "unsigned"),)
         >>> report = ConversionReport("Net", Precision(4, 4), "max", converted, kept, other_parameters=2)

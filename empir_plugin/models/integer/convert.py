@@ -118,7 +118,7 @@ def to_integer(model: nn.Module, *, like: Tensor | None = None, kernel: Kernel |
 
     Example:
         >>> from empir_plugin.models.layers import QuantLinear
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> model = nn.Sequential(nn.Flatten(), QuantLinear(4, 2, precision=Precision.parse("w2a4"))).eval()
         >>> integer = to_integer(model)
         >>> integer.report.on_integers

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.layers import QuantizedLayer
-from empir_plugin.models.precision import FULL_BITS
-from empir_plugin.models.quantize import in_float32
+from empir_plugin.models.quantize import FULL_BITS, in_float32
 
 _PIECE = 2**19
 """Elements: 2 MB of float32."""
@@ -118,7 +117,7 @@ def input_grid(layer: QuantizedLayer) -> Grid:
 
     Example:
         >>> from empir_plugin.models.layers import QuantLinear
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> input_grid(QuantLinear(1, 1, precision=Precision.parse("w2a4"))).top
         15
     """
@@ -176,7 +175,7 @@ def weight_integers(layer: QuantizedLayer) -> Integers:
 
     Example:
         >>> from empir_plugin.models.layers import QuantLinear
-        >>> from empir_plugin.models.precision import Precision
+        >>> from empir_plugin.models.quantize import Precision
         >>> layer = QuantLinear(3, 1, bias=False, precision=Precision.parse("w2a4"))
         >>> _ = layer.weight.data.copy_(torch.tensor([[-1.0, 0.1, 1.0]]))
         >>> weight_integers(layer).values

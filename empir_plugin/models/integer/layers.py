@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
 from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel, Program
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 
 class IntegerLayer(QuantizedLayer):

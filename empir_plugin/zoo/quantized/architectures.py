@@ -19,8 +19,7 @@ from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import Ensemble, Rule
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 
 with silence_harmless_warnings():
     import timm

@@ -24,8 +24,7 @@ from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 from empir_plugin.models.packing import latent_weights
-from empir_plugin.models.precision import FULL_BITS, Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import FULL_BITS, Precision, Scale
 from empir_plugin.zoo.builders import ModelBuilder, refuse_other_types
 from empir_plugin.zoo.quantized.architectures import Architecture, network
 

@@ -142,7 +142,7 @@ def _plan(
     **schedule: Any,
 ) -> QuantizationPlan:
     from empir_plugin.models.activations import Activations
-    from empir_plugin.models.precision import Precision
+    from empir_plugin.models.quantize import Precision
     from empir_plugin.training.networks import Extent
     from empir_plugin.training.quantization import QuantizationPlan
     from empir_plugin.training.schedules import MemberRecipe

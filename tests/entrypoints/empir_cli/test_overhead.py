@@ -15,7 +15,7 @@ from empir_cli.group import CommandGroup
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 MAIN = CommandGroup("empir", commands={"overhead": overhead})
 FAST = ("--batch-size", "2", "--repeats", "2")

@@ -23,7 +23,7 @@ from empir_plugin.evaluation.audit.measurements import (
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 THREAT = Threat.parse("Linf:8/255")
 

@@ -22,8 +22,7 @@ from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.mu_law import mu_law_
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import Scale
+from empir_plugin.models.quantize import Precision, Scale
 
 THREAT = Threat.parse("Linf:0.1")
 

@@ -24,7 +24,7 @@ from empir_plugin.models.architectures import ARCHITECTURES, CIFARConv
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, bake_, is_full_precision
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo.builders import build_model
 from empir_plugin.zoo.card import cards
 

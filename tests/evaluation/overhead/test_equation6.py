@@ -22,7 +22,7 @@ from empir_plugin.evaluation.overhead.equation6 import (
     equation6,
 )
 from empir_plugin.models.architectures import ARCHITECTURES
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 SHAPES = {"mnistconv": (1, 28, 28), "alexnet": (3, 224, 224)}
 

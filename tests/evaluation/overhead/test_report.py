@@ -21,7 +21,7 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo.builders import build_model
 from empir_plugin.zoo.card import cards
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from empir_plugin.models.architectures import ARCHITECTURES, AlexNet, CIFARConv, MNISTConv, MNISTSmall
 from empir_plugin.models.architectures.networks import Normalize, UntiedBias, unit_norm_
 from empir_plugin.models.layers import is_full_precision, quantized_layers
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer
 
 SHAPES = {
     "mnistconv": (1, 28, 28),

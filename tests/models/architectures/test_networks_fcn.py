@@ -20,7 +20,7 @@ from empir_plugin.models.discretize import Discretized
 from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import is_full_precision, quantized_layers
 from empir_plugin.models.packing import load_packed, save_packed
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.models.weight_quantizers import OneBit, clip_latent_
 
 W1A1, W2A4 = Precision(1, 1), Precision(2, 4)

@@ -18,7 +18,7 @@ from empir_plugin.models.convert.probe import recalibrate_
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.select import LayerSelection
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Network = nn.Sequential

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN
 from empir_plugin.models.layers import QuantConv2d
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 CPU = torch.device("cpu")
 

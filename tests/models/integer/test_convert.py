@@ -25,7 +25,7 @@ from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, Progra
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.integer.selftest import agree
 from empir_plugin.models.layers import QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo.quantized.build import normalize_images_
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from empir_plugin.models.integer.kernels import Kernel
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.integer.selftest import agree
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 FOUR_BITS = Grid(1 / 15, 0, 15)
 

@@ -15,8 +15,7 @@ from empir_plugin.models.integer import grid as integer_pieces
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.grid import Grid, input_grid, pieces, weight_integers
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
-from empir_plugin.models.precision import Precision
-from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Precision, WeightQuantizer
 from empir_plugin.models.weight_quantizers import SignWeightQuantizer
 
 FOUR_BITS = Grid(1 / 15, 0, 15)

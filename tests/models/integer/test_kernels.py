@@ -13,7 +13,7 @@ from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN, pool_codes
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 CPU = torch.device("cpu")
 

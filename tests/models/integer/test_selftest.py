@@ -17,7 +17,7 @@ from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, Progra
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.integer.selftest import agree, check_layer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 
 def conv(text: str = "w4a4", *, seed: int = 0, **settings: Any) -> QuantConv2d:

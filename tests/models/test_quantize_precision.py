@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import Precision
 
 BITS = [*range(1, 9), 32]
 precisions = st.builds(Precision, st.sampled_from(BITS), st.sampled_from(BITS))
