@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
 from empir_plugin.evaluation.model_description import describe_tensor
-from empir_plugin.models.layers import bake_
+from empir_plugin.models.layers import bake_, frozen_copy
 
 
 def parse_device(text: str) -> torch.device:
@@ -63,12 +62,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one")
-    try:
-        subject = copy.deepcopy(model).eval().requires_grad_(False)
-    except (RuntimeError, TypeError) as error:
-        raise EvaluationError(
-            f"the model cannot be copied ({error}): do not store results of a forward pass in it"
-        ) from error
+    subject = frozen_copy(model)
     bake_(subject)
     return subject.to(device).to(memory_format=torch.channels_last)
 

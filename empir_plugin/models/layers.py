@@ -6,6 +6,7 @@ every quantized layer then have k bits, whatever pooling, residual sum or non-li
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
 from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer, in_float32, is_half
@@ -267,6 +269,54 @@ def input_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     """The quantized layers of a model with their names, in order of registration."""
     return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer))
+
+
+def refuse_script(model: nn.Module) -> None:
+    """Refuse TorchScript: its layers cannot be told apart or replaced, and what it computes cannot be identified.
+
+    Raises:
+        InputError: If the model, or a part of it, was scripted or traced.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"part {name!r} of the model" if name else "the model"
+            raise InputError(f"{where} is TorchScript, got a {type(module).__name__}: pass the module it was made from")
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of a model in evaluation mode, without gradients of its parameters.
+
+    Tensors that hang on the graph of an earlier forward pass are copied without it: weights that pruning, and weight or
+    spectral normalisation by hooks, recompute in every pass, and results that a model keeps.
+
+    Raises:
+        InputError: If the model is TorchScript, or a part of it.
+        EvaluationError: If it has a part that cannot be copied.
+
+    Example:
+        >>> frozen_copy(nn.Linear(3, 2)).weight.requires_grad
+        False
+    """
+    refuse_script(model)
+    memo = {id(each): each.detach().clone() for each in _tensors_with_a_graph(model)}
+    try:
+        return copy.deepcopy(model, memo).eval().requires_grad_(False)
+    except (RuntimeError, TypeError) as error:
+        raise EvaluationError(
+            f"the model cannot be copied ({error}): keep nothing in it that copy.deepcopy cannot copy"
+        ) from error
+
+
+def _tensors_with_a_graph(model: nn.Module) -> Iterator[Tensor]:
+    def search(value: object, depth: int = 4) -> Iterator[Tensor]:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            yield value
+        elif isinstance(value, (list, tuple, set, Mapping)) and depth:
+            for each in value.values() if isinstance(value, Mapping) else value:
+                yield from search(each, depth - 1)
+
+    for module in model.modules():
+        yield from search(list(vars(module).values()))
 
 
 def bake_(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.convert.layers import quantize_layer_class_, undo_on_error
 from empir_plugin.models.convert.probe import negative_shares, noise, weights_outside_layers
 from empir_plugin.models.convert.select import Layers, Plan, plan, refuse_applied_outside, refuse_uncalled
+from empir_plugin.models.layers import refuse_script
 from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, UniformWeightQuantizer
 
@@ -58,6 +59,7 @@ def quantize_weights_(model: nn.Module, bits: int = 3, *, layers: Layers | str =
         >>> quantize_weights_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
         ('0', '2')
     """
+    refuse_script(model)
     quantizer, selected = post_training_quantizer(bits), _refuse_unused(model, plan(model, layers, noise(model)))
     if selected.refused:
         first = selected.refused[0]

@@ -100,7 +100,7 @@ def _register_one(module: ModuleType, name: str, builder: ModelBuilder, dataset:
     if timm.models.is_model(key):
         return
     fits = dataset == builder.dataset and threat in builder.threats
-    function = _entrypoint(builder) if fits else _explanation(name, builder, dataset, threat)
+    function = _entrypoint(name, builder) if fits else _explanation(name, builder, dataset, threat)
     function.__name__ = function.__qualname__ = key
     function.__module__ = module.__name__
     vars(function).update({"builder": builder} if fits else {})
@@ -117,12 +117,33 @@ def _timm_module() -> ModuleType:
     return sys.modules[_TIMM_MODULE]
 
 
-def _entrypoint(builder: ModelBuilder) -> Callable[..., nn.Module]:
+def _entrypoint(name: str, builder: ModelBuilder) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, *, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
         # RobustBench always passes `pretrained`; further keywords depend on timm's release.
-        return builder(num_classes=builder.num_classes if num_classes is None else num_classes)
+        model = _build(name, builder, builder.num_classes if num_classes is None else num_classes)
+        _check_takes_attributes(name, model)
+        return model
 
     return create
+
+
+def _build(name: str, builder: ModelBuilder, num_classes: int) -> nn.Module:
+    model: object = builder(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the builder of {name} must return a torch.nn.Module, got a {type(model).__name__}: wrap it")
+    return model
+
+
+def _check_takes_attributes(name: str, model: Any) -> None:
+    """Newer releases of timm note the arguments of a model on the model."""
+    try:
+        model._model_args = dict(getattr(model, "_model_args", {}))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the builder of {name} returns a {type(model).__name__} that takes no attribute ({error}), and timm sets "
+            "some: wrap it in a torch.nn.Module"
+        ) from error
+    del model._model_args
 
 
 def _explanation(name: str, builder: ModelBuilder, dataset: str, threat: str) -> Callable[..., nn.Module]:
@@ -253,8 +274,9 @@ def load_model(
     builder = find_builder(model_name, dataset)
     if builder is None:
         return _load_from_robustbench(model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint, ema)
-    fits = dataset in (None, builder.dataset) and threat_model in builder.threats
-    model = _entrypoint(builder)() if fits else _explanation(model_name, builder, str(dataset), threat_model)()
+    if dataset not in (None, builder.dataset) or threat_model not in builder.threats:
+        _explanation(model_name, builder, str(dataset), threat_model)()
+    model = _build(model_name, builder, builder.num_classes)
     if custom_checkpoint:
         load_checkpoint(model, Path(custom_checkpoint), ema=ema)
     return model.eval()

@@ -20,6 +20,7 @@ from empir_plugin.models.layers import (
     QuantizedLayer,
     QuantLinear,
     bake_,
+    frozen_copy,
     is_full_precision,
     quantized_layers,
 )
@@ -532,3 +533,56 @@ def test_the_description_shows_parent_and_precision(text: str) -> None:
 def test_an_unknown_scale_is_refused_when_the_layer_is_made() -> None:
     with pytest.raises(InputError, match=r"scale .*none, max, mean.*'half'"):
         QuantLinear(2, 2, precision=Precision(2, 2), scale="half")  # type: ignore[arg-type]
+
+
+# -- Copies for evaluation
+
+
+def two_convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), conv(), nn.Flatten())
+
+
+def keep_results(model: nn.Sequential) -> None:
+    def keep(module: nn.Module, args: object, output: Tensor) -> None:
+        module.last, module.all = output, {"outputs": [(output, 0)]}  # type: ignore[assignment]
+
+    model[0].register_forward_hook(keep)
+
+
+HELD = [
+    pytest.param(lambda model: prune.l1_unstructured(model[0], "weight", amount=0.5), id="pruning"),
+    pytest.param(lambda model: prune.random_unstructured(model[0], "bias", amount=0.5), id="pruning-of-a-bias"),
+    pytest.param(lambda model: prune.ln_structured(model[2], "weight", amount=0.5, n=2, dim=0), id="quantized-layer"),
+    pytest.param(lambda model: torch.nn.utils.weight_norm(model[0]), id="weight-norm"),
+    pytest.param(lambda model: torch.nn.utils.spectral_norm(model[0]), id="spectral-norm"),
+    pytest.param(keep_results, id="results"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", HELD)
+def test_networks_are_copied_after_a_backward_pass(change: Callable[[nn.Sequential], object]) -> None:
+    model, x = two_convolutions(), torch.rand(3, 2, 6, 6)
+    change(model)
+    model.train()(x).square().sum().backward()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    twin = frozen_copy(model)
+    assert torch.equal(twin(x), model.eval()(x))
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not torch.equal(twin(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize("script", [torch.jit.script, lambda model: torch.jit.trace(model, torch.rand(1, 2, 6, 6))])
+def test_torchscript_is_refused_by_its_name(script: Callable[[nn.Module], nn.Module]) -> None:
+    scripted = script(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten()).eval())
+    with pytest.raises(InputError, match=r"the model is TorchScript, got a .*: pass the module it was made from"):
+        frozen_copy(scripted)
+    with pytest.raises(InputError, match=r"part '1.0' of the model is TorchScript"):
+        frozen_copy(nn.Sequential(nn.Identity(), nn.Sequential(scripted)))

@@ -145,6 +145,37 @@ def test_a_checkpoint_replaces_the_weights_that_robustbench_would_download(
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize("name", ["cifarconv-w2a2", "cifarconv-fp"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_codes_under_the_right_names_are_refused(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    state = build_model(cards()[name]).state_dict()
+    codes = {key: (127 * value / value.abs().max()).to(dtype).contiguous() for key, value in state.items()}
+    save_file(codes, tmp_path / "codes.safetensors")
+    with pytest.raises(WeightsError, match=rf"conv1.weight' as {dtype}, the model as torch.float32.*scale"):
+        load_model(name, custom_checkpoint=tmp_path / "codes.safetensors")
+    with pytest.raises(WeightsError, match=rf"conv1.weight' as {dtype}"):  # as RobustBench does
+        timm.create_model(
+            timm_name(name, "cifar10", "Linf"), pretrained=True, checkpoint_path=str(tmp_path / "codes.safetensors")
+        )
+    model = build_model(cards()[name])
+    with pytest.raises(WeightsError, match=rf"conv1.weight' as {dtype}"):
+        model.load_state_dict(codes)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_codes_for_members_of_an_ensemble_and_networks_without_weights_are_refused() -> None:
+    ensemble = build_model(cards()["empir-mnist"])
+    state = {**ensemble.state_dict(), "members.1.conv2.weight": torch.zeros(1, dtype=torch.int8)}
+    with pytest.raises(WeightsError, match=r"members.1.conv2.weight' as torch.int8"):
+        ensemble.load_state_dict(state, strict=False)
+    with pytest.warns(UserWarning, match="without weights"):
+        model = load_model("dorefa-w4a4-preact_resnet18")
+    state = {key: value.to(torch.int32) for key, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"as torch.int32"):
+        model.load_state_dict(state)
+    assert not model.weights_loaded
+
+
 @pytest.mark.slow
 def test_a_model_without_weights_warns_and_takes_a_checkpoint() -> None:
     with pytest.warns(UserWarning, match=r"alexnet-w2a2 has no weights.*train"):
@@ -189,6 +220,43 @@ def test_a_broken_package_is_a_warning_that_names_it(monkeypatch: pytest.MonkeyP
 def test_a_name_taken_twice_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = _point("good", "empir_plugin.zoo.builders:empir_mnist", "a-package")
     assert _discover(monkeypatch, theirs, GOOD) == ["model 'good' of a-package is ignored: the name is taken"]
+
+
+class TakesNothing(nn.Module):
+    """A network that cannot be given attributes once it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if self.__dict__.get("ready") and name != "training":
+            raise AttributeError(f"no attribute {name}")
+        super().__setattr__(name, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :10]
+
+
+def test_a_builder_that_returns_no_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+    builder = ModelBuilder(lambda num_classes: function, "cifar10")  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(registry, "builders", lambda: {"their-function": builder})
+    registry.register()
+    for load in (lambda: load_model("their-function"), lambda: timm.create_model("their_function_cifar10_linf")):
+        with pytest.raises(InputError, match=r"builder of their-function .*torch.nn.Module.*got a function: wrap it"):
+            load()
+
+
+def test_a_network_that_takes_no_attribute_is_named_where_timm_sets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = ModelBuilder(lambda num_classes: TakesNothing(), "cifar10")
+    monkeypatch.setattr(registry, "builders", lambda: {"their-strict-model": builder})
+    registry.register()
+    assert load_model("their-strict-model")(torch.rand(2, 3, 4, 4)).shape == (2, 10)
+    with pytest.raises(InputError, match=r"their-strict-model .*TakesNothing.*_model_args.*wrap it"):
+        timm.create_model("their_strict_model_cifar10_linf", pretrained=True)
 
 
 def test_another_package_s_model_is_registered_like_ours(monkeypatch: pytest.MonkeyPatch) -> None:

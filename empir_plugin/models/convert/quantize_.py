@@ -43,6 +43,7 @@ from empir_plugin.models.convert.select import (
     refuse_applied_outside,
     refuse_uncalled,
 )
+from empir_plugin.models.layers import refuse_script
 from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, Precision, Scale, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
 
@@ -145,6 +146,7 @@ def quantize_(
         >>> [layer.name for layer in report.converted], [layer.reason for layer in report.kept]
         (['2'], ['first layer', 'last layer'])
     """
+    refuse_script(model)
     bits = Precision.parse(precision) if isinstance(precision, str) else precision
     settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
     images = noise(model) if calibration is None else check_images(model, calibration)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.errors import InputError
 from empir_plugin.models.integer.fuse import fuse
 from empir_plugin.models.integer.grid import NO_GRADIENT, StaysFloat
 from empir_plugin.models.integer.kernels import Kernel, kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer.selftest import Agreement, agree, check_layer
-from empir_plugin.models.layers import QuantizedLayer, quantized_layers
+from empir_plugin.models.layers import QuantizedLayer, frozen_copy, quantized_layers
 
 _TOLERANCE = 0.01
 """Largest accepted median difference of logits, relative to their range: a few activations may change their level."""
@@ -136,12 +136,7 @@ def to_integer(model: nn.Module, *, like: Tensor | None = None, kernel: Kernel |
 
 
 def _copy_baked(model: nn.Module) -> nn.Module:
-    try:
-        base = copy.deepcopy(model).eval().requires_grad_(False)
-    except (RuntimeError, TypeError) as error:
-        raise EvaluationError(
-            f"the model cannot be copied ({error}): keep no results of a forward pass in it"
-        ) from error
+    base = frozen_copy(model)
     for _, layer in quantized_layers(base):
         if layer.baked_weight is None:
             layer.bake_()
