@@ -67,6 +67,10 @@ class _Baked(NamedTuple):
         return counted and self.latent.data_ptr() == self.address
 
 
+def _is_tracing() -> bool:
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
 def _is_exporting() -> bool:
     return getattr(torch.compiler, "is_exporting", bool)()
 
@@ -138,7 +142,7 @@ class QuantizedLayer(nn.Module):
         if baked is None:
             return self.weight_quantizer(self.weight)
         asked = self.weight.requires_grad and torch.is_grad_enabled()
-        if not asked or torch.jit.is_tracing() or _is_exporting():  # A traced graph has no gradients of weights.
+        if not asked or _is_tracing() or _is_exporting():  # A traced graph has no gradients of weights.
             return baked
         # The gradient of the quantizer, and exactly the baked numbers, whose scale can differ in the last bit.
         quantized = self.weight_quantizer(self.weight)

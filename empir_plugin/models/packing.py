@@ -186,8 +186,8 @@ def _is_packed_alike(
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """The first element of a tensor in its storage, and the one behind its last."""
-    start = tensor.storage_offset()
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset())
+    reach = sum((size - 1) * int(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + reach + 1
 
 
@@ -199,7 +199,7 @@ def _in_memory_of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU, no two of which share memory, as safetensors requires; equal ones once."""
     seen: set[int] = set()
     result: dict[str, Tensor] = {}
-    once = {_view(value) if value.numel() else key: (key, value) for key, value in reversed(tensors.items())}
+    once = {_view(value) if value.numel() else key: (key, value) for key, value in reversed([*tensors.items()])}
     for key, value in once.values():
         own = value.detach().cpu().contiguous()
         address = own.untyped_storage().data_ptr()
