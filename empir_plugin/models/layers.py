@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
-from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer, in_float32, is_half
+from empir_plugin.models.precision import Precision
+from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer, in_float32, is_half
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 
@@ -64,6 +65,10 @@ class _Baked(NamedTuple):
     def _is_unchanged(self) -> bool:
         counted = self.version is None or self.latent._version == self.version
         return counted and self.latent.data_ptr() == self.address
+
+
+def _is_tracing() -> bool:
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _is_exporting() -> bool:
@@ -137,9 +142,7 @@ class QuantizedLayer(nn.Module):
         if baked is None:
             return self.weight_quantizer(self.weight)
         asked = self.weight.requires_grad and torch.is_grad_enabled()
-        # A traced graph has no gradients of weights.
-        tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if not asked or tracing or _is_exporting():
+        if not asked or _is_tracing() or _is_exporting():  # A traced graph has no gradients of weights.
             return baked
         # The gradient of the quantizer, and exactly the baked numbers, whose scale can differ in the last bit.
         quantized = self.weight_quantizer(self.weight)

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
-from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, WeightQuantizer
+from empir_plugin.models.precision import FULL_BITS
+from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 _HEADER = "empir_packed"
 _INPUTS = "empir_inputs"
-LEARNED = "activation_bound"
-"""Last part of the name of a learned range, which a full-precision checkpoint does not have."""
+_LEARNED = "activation_bound"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -186,9 +186,9 @@ def _is_packed_alike(
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """The first element of a tensor in its storage, and the one behind its last."""
-    start = tensor.storage_offset()
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return int(start), int(start + reach + 1)
+    start = int(tensor.storage_offset())
+    reach = sum((size - 1) * int(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + reach + 1
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
@@ -199,7 +199,7 @@ def _in_memory_of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU, no two of which share memory, as safetensors requires; equal ones once."""
     seen: set[int] = set()
     result: dict[str, Tensor] = {}
-    once = {_view(value) if value.numel() else key: (key, value) for key, value in reversed(list(tensors.items()))}
+    once = {_view(value) if value.numel() else key: (key, value) for key, value in reversed([*tensors.items()])}
     for key, value in once.values():
         own = value.detach().cpu().contiguous()
         address = own.untyped_storage().data_ptr()
@@ -336,7 +336,7 @@ _AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType
 )
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load a state dict into a model; ``path`` is its file, for the error message.
 
     Learned ranges of activations may be missing, as in a full-precision checkpoint; the model's own are then kept. Of
@@ -349,7 +349,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | st
     state = {**_shared_weights(model, state), **state}
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
-    needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != LEARNED}
+    needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != _LEARNED}
     if needed != found:
         differing = sorted(dict(needed.items() ^ found.items()))[0]
         details = _difference(needed, found)

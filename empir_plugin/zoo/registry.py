@@ -138,7 +138,7 @@ def _check_takes_attributes(name: str, model: Any) -> None:
     """Newer releases of timm note the arguments of a model on the model."""
     try:
         model._model_args = dict(getattr(model, "_model_args", {}))
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # A class of its own may refuse attributes in any way.
         raise InputError(
             f"the builder of {name} returns a {type(model).__name__} that takes no attribute ({error}), and timm sets "
             "some: wrap it in a torch.nn.Module"

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
@@ -139,7 +140,7 @@ def quantized_class(layer: nn.Module) -> type[QuantizedLayer] | None:
         return QUANTIZED[kind]
     known = [base for base in kind.__mro__ if base in QUANTIZED]
     weight = layer._parameters.get("weight")
-    if isinstance(layer, (QuantizedLayer, *_NOT_MULTIPLIED)) or weight is None:
+    if isinstance(layer, (QuantizedLayer, *_NOT_MULTIPLIED)) or weight is None or is_lazy(weight):
         return None
     candidates = known or ([nn.Linear] if weight.dim() == 2 else [])
     return next((QUANTIZED[base] for base in candidates if _computes_as(layer, base)), None)
@@ -206,6 +207,8 @@ def unsupported_reason(module: nn.Module) -> str:
     """Why a module's own weights cannot be quantized; empty if they can, or if it multiplies with none."""
     if whole := unsupported_whole_reason(module):
         return whole
+    if any(is_lazy(parameter) for parameter in module._parameters.values()):
+        return "it has no weights before its first call, so call the network once"
     if quantized_class(module) or (isinstance(module, tuple(QUANTIZED)) and "weight" not in module._parameters):
         return _unsupported_weight_reason(module)
     if isinstance(module, _NOT_MULTIPLIED) or not _multiplies(module):

@@ -152,7 +152,7 @@ def _reached(logits: Any, outputs: list[tuple[str, Tensor]]) -> set[str]:
 def _try(model: nn.Module, images: Tensor) -> Any:
     try:
         return model(images)
-    except (RuntimeError, AssertionError, ValueError):  # An operation without a gradient, or images of another size.
+    except (RuntimeError, AssertionError, ValueError, TypeError):  # No gradient, or images that it does not take.
         return None
 
 
@@ -250,7 +250,7 @@ def run(model: nn.Module, images: Tensor) -> None:
     """
     try:
         model(images)
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = str(error).split("\n")[0]
         kind = f"images of shape {tuple(images.shape)} and type {str(images.dtype).removeprefix('torch.')}"
         raise InputError(f"{type(model).__name__} does not take {kind}: {reason}") from error

@@ -151,6 +151,7 @@ def quantize_(
     settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
     images = noise(model) if calibration is None else check_images(model, calibration)
     selected = plan(model, layers, images)
+    _check(model, selected, allow_unsupported)
     negative = _probe(model, selected, images, settings)
     outside: tuple[str, ...] = ()
     if negative is not None and images is not None:
@@ -223,7 +224,7 @@ def _check_calls(model: nn.Module, images: Tensor | None) -> None:
     try:
         with preserve_modes(model), torch.no_grad():
             run(model.eval(), images[:2])
-    except (AttributeError, TypeError) as error:
+    except AttributeError as error:
         name = type(model).__name__
         raise InputError(f"{name} uses more of a layer than its output ({error}): name others with layers=") from error
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.convert.layers import quantized_class, unsupported_reason, unsupported_whole_reason
@@ -126,7 +127,8 @@ def kept_layer(name: str, layer: nn.Module, reason: str) -> KeptLayer:
 
 def _weights(layer: nn.Module) -> list[nn.Parameter]:
     weight = layer._parameters.get("weight")
-    return [each for each in layer.parameters() if each.dim() > 1] if weight is None else [weight]
+    candidates = [*layer.parameters()] if weight is None else [weight]
+    return [each for each in candidates if not is_lazy(each) and (each is weight or each.dim() > 1)]
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -136,6 +136,14 @@ def test_layers_that_compute_something_else_are_refused(kind: type[nn.Module]) -
     assert vars(layer) == before
 
 
+def test_layers_without_weights_yet_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.LazyLinear(8), nn.Linear(8, 4))
+    with pytest.raises(InputError, match=r"2 \(it has no weights before its first call.*once"):
+        quantize_(model, "w4a4", activations="unsigned")
+    model(IMAGES)
+    assert len(quantize_(model, "w4a4", calibration=IMAGES).converted) == 1
+
+
 def network(layer: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.ReLU(), layer, nn.Linear(8, 4)).eval()

@@ -109,7 +109,7 @@ def test_weights_of_other_types_are_refused_by_type(dtype: torch.dtype) -> None:
     model = network()
     model[3].weight = nn.Parameter(model[3].weight.to(dtype), requires_grad=False)
     with pytest.raises(InputError, match=f"3 .*{dtype}.*allow_unsupported"):
-        quantize_(model, "w4a4", activations="unsigned")
+        quantize_(model, "w4a4", calibration=IMAGES)
 
 
 # -- What changes and what stays
