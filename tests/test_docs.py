@@ -131,8 +131,24 @@ def test_the_tutorial_s_ensemble_takes_ten_lines() -> None:
     assert len([line for line in lines if line and not line.startswith(("import ", "from "))]) == 10
 
 
+def test_the_call_of_another_library_breaks_every_image() -> None:
+    pytest.importorskip("torchattacks", reason="torchattacks is not installed: see benchmarks/peers.txt")
+    (block,) = _blocks(DOCS / "peers.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(block.text, "docs/peers.md", "exec"), names)
+    assert names["accuracy"] == 0
+
+
 def test_every_python_block_is_run_or_says_why_not() -> None:
-    run = {"README.md", "docs/evaluate.md", "docs/index.md", "docs/quantize.md", "docs/robust.md", "docs/tutorial.md"}
+    run = {
+        "README.md",
+        "docs/evaluate.md",
+        "docs/index.md",
+        "docs/peers.md",
+        "docs/quantize.md",
+        "docs/robust.md",
+        "docs/tutorial.md",
+    }
     for page in TEXTS:
         for block in _blocks(page, "python"):
             ast.parse(block.text)

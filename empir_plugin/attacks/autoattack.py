@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pyautoattack.checks import check_square_sr
 from torch import Tensor
 
-from empir_plugin._compat.adapter import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
+from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
 from empir_plugin.attacks.batch import Batch, check_is_tensor, freeze_parameters
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain

@@ -106,6 +106,29 @@ def _lift(log_p: Tensor, winner: Tensor) -> Tensor:
     return torch.where(raised, above + (log_p - log_p.detach()), log_p)
 
 
+def shift_above_zero_(model: nn.Module) -> None:
+    """Shift a model's outputs above zero, in place: its log-probabilities become logits as other libraries expect them.
+
+    The outputs of an image are shifted by one number, so decision and gradients stay; differences between classes
+    change by rounding alone.
+
+    Args:
+        model: From images ``(N, C, H, W)`` to logits or log-probabilities ``(N, K)``.
+
+    Example:
+        >>> ensemble = Ensemble([nn.Flatten()], MeanProbability())
+        >>> shift_above_zero_(ensemble)
+        >>> ensemble(torch.tensor([[[[1.0, 3.0]]]]))
+        tensor([[1., 3.]])
+    """
+    model.register_forward_hook(_shift_above_zero)
+
+
+def _shift_above_zero(model: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+    lowest = logits.detach().amin(1, keepdim=True)
+    return _lift(logits - lowest + 1, logits.argmax(1))
+
+
 class Ensemble(nn.Module):
     """An ensemble of any number of full- and low-precision networks.
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
-from empir_plugin.models.precision import FULL_BITS
+from empir_plugin.models.quantize import FULL_BITS
 from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 

@@ -283,13 +283,18 @@ def _variants(part: _Part) -> Iterator[_Part]:
 
 def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     for key, value in state.items():
-        if value.layout != torch.strided or value.is_floating_point() != own[key].is_floating_point():
+        if value.layout != torch.strided or _is_real(value) != _is_real(own[key]):
             found, wanted = (f"{str(each.dtype)[6:]} ({each.layout})" for each in (value, own[key]))
             raise WeightsError(
                 f"{path} holds {key!r} as {found}, this network as {wanted}: save it as the network has it"
             )
         if not bool(value.isfinite().all()):
             raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite: use another checkpoint")
+
+
+def _is_real(value: Tensor) -> bool:
+    # Numbers of eight bits are codes, floating point or not: their scale is elsewhere.
+    return value.is_floating_point() and value.itemsize > 1
 
 
 def holds_codes(path: Path) -> bool:

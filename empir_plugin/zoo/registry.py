@@ -20,6 +20,7 @@ from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.select import INNER, Layers
+from empir_plugin.models.ensemble import shift_above_zero_
 from empir_plugin.models.quantize import Precision, Scale
 from empir_plugin.models.weight_files import load_weights
 from empir_plugin.zoo.builders import ModelBuilder
@@ -244,6 +245,7 @@ def load_model(
     custom_checkpoint: str | Path = "",
     *,
     ema: bool | None = None,
+    logits: bool = False,
 ) -> nn.Module:
     """Load a model by name: RobustBench's ``load_model``, which also knows MNIST and each model's own data set.
 
@@ -256,6 +258,8 @@ def load_model(
         custom_checkpoint: A weight file of the model in place of its own weights: a file of
             :func:`~empir_plugin.models.weight_files.load_weights`, safetensors or PyTorch's (``.pt``).
         ema: Whether to load the moving average of the weights in that file; needed only if it holds both.
+        logits: Whether to shift the outputs above zero, for attacks of other libraries; see
+            :func:`~empir_plugin.models.ensemble.shift_above_zero_`.
 
     Returns:
         The network in evaluation mode, from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
@@ -273,12 +277,17 @@ def load_model(
         raise InputError(f"ema={ema} chooses among the weights in a file: pass custom_checkpoint (--checkpoint), too")
     builder = find_builder(model_name, dataset)
     if builder is None:
-        return _load_from_robustbench(model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint, ema)
-    if dataset not in (None, builder.dataset) or threat_model not in builder.threats:
-        _explanation(model_name, builder, str(dataset), threat_model)()
-    model = _build(model_name, builder, builder.num_classes)
-    if custom_checkpoint:
-        load_checkpoint(model, Path(custom_checkpoint), ema=ema)
+        model = _load_from_robustbench(
+            model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint, ema
+        )
+    else:
+        if dataset not in (None, builder.dataset) or threat_model not in builder.threats:
+            _explanation(model_name, builder, str(dataset), threat_model)()
+        model = _build(model_name, builder, builder.num_classes)
+        if custom_checkpoint:
+            load_checkpoint(model, Path(custom_checkpoint), ema=ema)
+    if logits:
+        shift_above_zero_(model)
     return model.eval()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks import Attack, CarliniWagner, Threat, bim, fgsm, margin, pgd, uniform_noise
+from empir_plugin.attacks.autoattack import apgd_ce
 from empir_plugin.data.image_set import load_images
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.zoo.registry import load_model
@@ -215,6 +216,100 @@ def test_carlini_wagner_reaches_the_robust_accuracy_of_torchattacks(
     assert accuracy(network, x, y, ours, threat) == pytest.approx(theirs, abs=1)
     weak = CarliniWagner(1, 100, 0.01, 0.03, abort_together=True)(network, x, y, threat)
     assert accuracy(network, x, y, weak, threat) > theirs + 2, "another constant must not pass for this one"
+
+
+# -- docs/peers.md: what they make of our outputs, and how to call them
+
+
+def test_carlini_wagner_of_torchattacks_needs_outputs_above_zero() -> None:
+    x, y = load_images("cifar10").batch(0, 8)
+    attack = peer("torchattacks").CW
+    plain, shifted = load_model("empir-cifar"), load_model("empir-cifar", logits=True)
+    assert torch.equal(attack(plain, steps=10)(x, y), x), "log-probabilities: nothing happens"
+    assert correct(plain, x, y).all()
+    assert not correct(plain, attack(shifted, steps=30)(x, y), y).any()
+    ours = CarliniWagner(1, 30, 0.01, 1.0)(plain, x, y, Threat.parse("L2:inf"))
+    assert correct(plain, ours, y).double().mean() < 0.5, "ours needs no shift"
+
+
+def test_logits_above_zero_change_neither_decisions_nor_attacks_on_them() -> None:
+    x, y = load_images("cifar10").batch(0, 64)
+    plain, shifted = load_model("empir-cifar"), load_model("empir-cifar", logits=True)
+    with torch.no_grad():
+        before, after = plain(x), shifted(x)
+    assert before.max() <= 0
+    assert after.min() >= 1
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    assert torch.allclose(after.log_softmax(1), before.log_softmax(1), rtol=0, atol=1e-5)
+    threat = Threat.parse("Linf:8/255")
+    adv = [replace(fgsm(), return_last=True)(model, x, y, threat) for model in (plain, shifted)]
+    assert (adv[0] == adv[1]).double().mean() > 0.999, "but for signs of gradients of almost zero"
+    flags = [autoattack_flags(model, x[:4], y[:4]) for model in (plain, shifted)]
+    assert flags == [(), ()]
+    assert autoattack_flags(nn.Sequential(plain, nn.Softmax(1)), x[:4], y[:4])
+
+
+def autoattack_flags(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
+    return apgd_ce().run(model, x, y, Threat.parse("Linf:8/255")).flags
+
+
+def test_autoattack_of_torchattacks_is_shorter_than_the_standard_version(network: nn.Module) -> None:
+    attack = peer("torchattacks").AutoAttack(network, version="standard")
+    parts = vars(attack._autoattack)["_attacks"].values()
+    assert {part.steps for part in parts if hasattr(part, "steps")} == {10}, "AutoAttack has 100"
+
+
+def test_torchattacks_accepts_images_outside_0_to_1(network: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    adv = peer("torchattacks").FGSM(network, eps=8 / 255)(255 * batch[0], batch[1])
+    assert adv.max() == 1, "clipped, and nothing like the images"
+
+
+def test_torchattacks_cuts_off_where_it_saves_integers(network: nn.Module) -> None:
+    pixels = torch.arange(8, 256)
+    adv = (pixels / 255 - 8 / 255).view(-1, 1, 1, 1)
+    saved = peer("torchattacks").FGSM(network).to_type(adv, "int").flatten().long()
+    assert (pixels - saved).max() == 9
+
+
+def test_torchattacks_thaws_submodules_of_a_model_in_training_mode(batch: tuple[Tensor, Tensor]) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Flatten(), nn.Linear(192, 10))
+    peer("torchattacks").FGSM(model)(*batch)
+    assert [module.training for module in model] == [True, True, True], "the first was frozen"
+    model.eval()
+    peer("torchattacks").FGSM(model)(*batch)
+    assert not any(module.training for module in model)
+
+
+class Constant(nn.Module):
+    """Decides for class 1 whatever it sees; its gradient is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 3.0, 0.0]) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["L2CarliniWagnerAttack", "EADAttack"])
+def test_failed_attacks_of_foolbox_return_black_images(name: str) -> None:
+    library, x, y = peer("foolbox"), torch.rand(2, 3, 8, 8) * 0.9 + 0.1, torch.ones(2, dtype=torch.long)
+    attack = getattr(library.attacks, name)(steps=3, binary_search_steps=1)
+    model = library.PyTorchModel(Constant().eval(), bounds=(0, 1), device="cpu")
+    adv, _, is_adversarial = attack(model, x, y, epsilons=None)
+    assert not adv.any()
+    assert not is_adversarial.any(), "this is what to look at"
+
+
+def test_attacks_of_foolbox_count_images_that_are_no_numbers() -> None:
+    library, x, y = peer("foolbox"), torch.rand(2, 3, 8, 8), torch.ones(2, dtype=torch.long)
+    model = library.PyTorchModel(Constant().eval(), bounds=(0, 1), device="cpu")
+    adv, _, is_adversarial = library.attacks.NewtonFoolAttack()(model, x, y, epsilons=None)
+    assert adv.isnan().all()
+    assert is_adversarial.all()
+    wrong = library.attacks.LinfPGD(steps=1)(model, x, y + 1, epsilons=0.01)[2]
+    assert wrong.all(), "a misclassified image counts as a success"
+
+
+def test_pyautoattack_takes_any_eps(network: nn.Module) -> None:
+    attack = peer("pyautoattack").AutoAttack(network, eps=8, norm="Linf")
+    assert attack.epsilon == 8, "of images in [0, 1]"
 
 
 @pytest.mark.slow
