@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
 from empir_plugin.models.backward import BackwardRule
-from empir_plugin.models.quantize import Precision
-from empir_plugin.models.quantize import ActivationQuantizer, Scale, WeightQuantizer, in_float32, is_half
+from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer, in_float32, is_half
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
-from empir_plugin.models.quantize import FULL_BITS
-from empir_plugin.models.quantize import ActivationQuantizer, WeightQuantizer
+from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
 _HEADER = "empir_packed"
 _INPUTS = "empir_inputs"
-_LEARNED = "activation_bound"
+LEARNED = "activation_bound"
+"""Last part of the name of a learned range, which a full-precision checkpoint does not have."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -336,7 +336,7 @@ _AMPLITUDES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType
 )
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
     """Load a state dict into a model; ``path`` is its file, for the error message.
 
     Learned ranges of activations may be missing, as in a full-precision checkpoint; the model's own are then kept. Of
@@ -349,7 +349,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     state = {**_shared_weights(model, state), **state}
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
-    needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != _LEARNED}
+    needed = {key: shape for key, shape in own.items() if key in found or key.rpartition(".")[2] != LEARNED}
     if needed != found:
         differing = sorted(dict(needed.items() ^ found.items()))[0]
         details = _difference(needed, found)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.record import AttackRecord, Record, percent
-from empir_plugin.suite.thresholds import Thresholds, ranges
+from empir_plugin.suite.case import Thresholds, ranges
 
 
 def _record(clean: str, *attacks: str, counts: bool = True) -> Record:
