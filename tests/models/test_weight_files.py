@@ -254,8 +254,17 @@ def test_a_torchscript_file_is_refused(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # newer releases of torch
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "file.pt")
-    with pytest.raises(WeightsError, match="a TorchScript program.*save a state dict"):
+    with pytest.raises(WeightsError, match=r"a TorchScript program.*save a state dict"):
         load_weights(network(), tmp_path / "file.pt")
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    torch.save(RAW, file := tmp_path / "file.pt")
+    whole = file.read_bytes()
+    for content in (whole[:-1000], whole.replace(b"PK\x01\x02", b"PK\x01\x00"), b"PK\x03\x04", whole[100:]):
+        file.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"file\.pt"):
+            load_weights(network(), file)
 
 
 def test_packed_files_are_told_apart(tmp_path: Path) -> None:
