@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -332,6 +332,7 @@ _UNREADABLE = (
     TypeError,
     AttributeError,
     struct.error,
+    BadZipFile,
 )
 """What torch raises for a file it cannot read; a text file, depending on its first characters, raises most of these."""
 
@@ -352,6 +353,8 @@ class Unread:
 
 def _read_torch(path: Path) -> Any:
     try:
+        if _is_torchscript(path):  # before torch 2.6, `weights_only` does not keep torch.load from running it
+            raise WeightsError(f"{path} is a TorchScript program, which would be executed: save a state dict")
         with _ignore_objects(path), path.open("rb") as file:  # by its path, torch would judge it by its name
             content = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
@@ -362,6 +365,13 @@ def _read_torch(path: Path) -> Any:
         kind = type(content).__name__
         raise WeightsError(f"{path} cannot be read without executing code from it (it is a {kind}): save a state dict")
     return content
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not is_zipfile(path):
+        return False
+    with ZipFile(path) as archive:
+        return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
 
 
 def _reason(error: Exception) -> str:
