@@ -207,7 +207,7 @@ def unsupported_reason(module: nn.Module) -> str:
     """Why a module's own weights cannot be quantized; empty if they can, or if it multiplies with none."""
     if whole := unsupported_whole_reason(module):
         return whole
-    if any(is_lazy(parameter) for parameter in module._parameters.values()):
+    if any(parameter is not None and is_lazy(parameter) for parameter in module._parameters.values()):
         return "it has no weights before its first call, so call the network once"
     if quantized_class(module) or (isinstance(module, tuple(QUANTIZED)) and "weight" not in module._parameters):
         return _unsupported_weight_reason(module)
