@@ -42,7 +42,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def contracts(session: nox.Session) -> None:
-    """The contracts with other libraries, in a few minutes; ``.ci/run`` runs them on a second interpreter."""
+    """The contracts with other libraries, in a few minutes."""
     _test(session, *CONTRACTS)
 
 
