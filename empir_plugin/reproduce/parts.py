@@ -111,18 +111,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Time and storage of one network relative to full precision, by Equation 6 of the EMPIR paper.
-
-    Args:
-        subject: The network.
-        dataset: Data set that gives the shape of its input.
-        slug: Name of the record.
-    """
-
+class _OnOneNetwork:
+    # A part of a target that looks at one network, on one data set.
     subject: Subject
     dataset: str
-    slug: str
 
     @property
     def images(self) -> str:
@@ -133,6 +125,19 @@ class Cost:
     def subjects(self) -> tuple[Subject, ...]:
         """Its one network."""
         return (self.subject,)
+
+
+@dataclass(frozen=True)
+class Cost(_OnOneNetwork):
+    """Time and storage of one network relative to full precision, by Equation 6 of the EMPIR paper.
+
+    Args:
+        subject: The network.
+        dataset: Data set that gives the shape of its input.
+        slug: Name of the record.
+    """
+
+    slug: str
 
     def run(self, context: Context) -> None:
         """Count operations and bits; nothing is timed.
@@ -199,7 +204,7 @@ class ConfusionMatrix:
 
 
 @dataclass(frozen=True)
-class Confusion:
+class Confusion(_OnOneNetwork):
     """The confusion matrix of one network under one attack of a protocol. All images are attacked.
 
     Args:
@@ -211,22 +216,10 @@ class Confusion:
         slug: Name of the record.
     """
 
-    subject: Subject
-    dataset: str
     protocol: Protocol
     attack: str
     threat: Threat
     slug: str
-
-    @property
-    def images(self) -> str:
-        """The data set."""
-        return self.dataset
-
-    @property
-    def subjects(self) -> tuple[Subject, ...]:
-        """Its one network."""
-        return (self.subject,)
 
     def run(self, context: Context) -> None:
         """Attack all images and count the decisions, unless the record is up to date.
