@@ -20,19 +20,16 @@ from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EmpirError, EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.identity import state_fingerprint
-from empir_plugin.evaluation.int8_queries import (
-    AutoAttackInput,
-    Queries,
-    attack_copy_first,
-    never_differentiates,
-    run_autoattack,
-)
 from empir_plugin.evaluation.judge import check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
-from empir_plugin.evaluation.prepare import prepare_for_images
+from empir_plugin.evaluation.prepare import exact_float32, prepare_for_images
+from empir_plugin.models.integer.convert import FLOAT32, Backend, run_on_integers
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 """Terminal colours in messages of torch."""
+
+_COMPARED = 64
+"""Images at most on which the model on int8 kernels must have the same logits."""
 
 Tick = Callable[[int], None]
 """Called with the number of images that were finished."""
@@ -51,8 +48,8 @@ class Settings:
         cascade: Attack only images that are robust under the attacks before. The worst case is the same wherever
             nothing of an attack depends on the images beside it; each attack's own accuracy is then that of all attacks
             up to it.
-        int8: Let a copy of the model on int8 kernels answer clean images and attacks that never ask for a gradient, if
-            it decides as the model does on the first images. Every broken image is judged by the model itself.
+        int8: Run quantized layers on int8 kernels wherever no gradient is needed, if these are exact on this machine.
+            The logits are the same, bit for bit.
 
     Raises:
         InputError: If a size is not a whole number above 0.
@@ -63,7 +60,7 @@ class Settings:
     shard_size: int = 500
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cascade: bool = False
-    int8: bool = False
+    int8: bool = True
 
     def __post_init__(self) -> None:
         for name, size in (("batch_size", self.batch_size), ("shard_size", self.shard_size)):
@@ -80,7 +77,7 @@ class Evaluator:
         data: Images and true labels.
         threat: The budget of attacks that have none of their own.
         settings: Seed, batch size and device.
-        queries: What answers attacks that ask for no gradient.
+        backend: What runs forward passes that need no gradient.
         memory_format: Of the images.
     """
 
@@ -88,7 +85,7 @@ class Evaluator:
     data: ImageSet
     threat: Threat
     settings: Settings = field(default_factory=Settings)
-    queries: Queries = field(default_factory=Queries)
+    backend: Backend = field(default_factory=lambda: Backend(FLOAT32))
     memory_format: torch.memory_format = torch.channels_last
 
     @classmethod
@@ -100,8 +97,11 @@ class Evaluator:
             EvaluationError: See :func:`~empir_plugin.evaluation.prepare.prepare_for_images`.
         """
         images, _ = data.batch(0, 2)
-        prepared = prepare_for_images(model, settings.device, images)
-        return cls(prepared.model, data, threat, settings, memory_format=prepared.memory_format)
+        network, memory_format = prepare_for_images(model, settings.device, images)
+        backend = Backend(FLOAT32, "int8 kernels are turned off")
+        if settings.int8:
+            network, backend = _on_integers(network, data, settings, memory_format)
+        return cls(network, data, threat, settings, backend, memory_format)
 
     def clean(self, shard: Shard) -> Outcome:
         """Decide on the clean images of a shard.
@@ -113,7 +113,7 @@ class Evaluator:
         with _error_context("the clean images", shard), self._seeded(shard):
             x, y = self._images(shard)
             check_images(x, y, self.data.num_classes)
-            decided = self._clean_decisions(x, y)
+            decided = self._decisions(x, clean=True)
             unstable = self.batch_dependent(shard, decided)
         return self._outcome(decided, start, unstable=tuple(unstable.tolist()))
 
@@ -151,7 +151,7 @@ class Evaluator:
                     details = {"zero_gradients": int(zero.sum())}
             tick(len(x) - done)
             decided = torch.full_like(y, NOT_ATTACKED)
-            decided[rows] = self._decisions(self.model, adversarial)
+            decided[rows] = self._decisions(adversarial)
             broken = decided[rows] != y[rows]
         return self._outcome(decided, start, **details), BrokenImages(rows[broken].cpu(), adversarial[broken].cpu())
 
@@ -159,35 +159,24 @@ class Evaluator:
         return spec.batch_size or self.settings.batch_size
 
     def _attack_batch(
-        self, spec: AttackSpec, shard: Shard, x: Tensor, labels: Tensor, rows: Tensor, on: nn.Module | None = None
+        self, spec: AttackSpec, shard: Shard, x: Tensor, labels: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Checked adversarial images for some rows of a shard, and where the gradient was exactly zero ``(n,)``.
-
-        They are made on the model, or, by attacks that only ask for logits, on its int8 copy.
-        """
-        copy, threat, seed = self.queries.copy, spec.threat or self.threat, self.settings.seed
-        nowhere = torch.zeros_like(rows, dtype=torch.bool)
-        if on is None and copy is not None and never_differentiates(spec.attack):
-
-            def run(network: nn.Module, chosen: Tensor) -> Tensor:
-                return self._attack_batch(spec, shard, x, labels, chosen, network)[0]
-
-            images = attack_copy_first(run, self.model, copy, rows, labels[rows], batch_size=self.settings.batch_size)
-            return images, nowhere
+        """Checked adversarial images for some rows of a shard, and where the gradient was exactly zero ``(n,)``."""
+        threat, seed, indices = spec.threat or self.threat, self.settings.seed, rows + shard.start
         # x[rows] is a copy: whatever the attack does to it, the judge compares with the original images.
-        model, given, indices = on or self.model, (x[rows], labels[rows], threat), rows + shard.start
+        given = self.model, x[rows], labels[rows], threat
         if reports_zero_gradients(spec.attack):
-            result = spec.attack.run(model, *given, seed=seed, indices=indices)
+            result = spec.attack.run(*given, seed=seed, indices=indices)
             return check_attack_result(x[rows], result.images, threat), result.zero_gradient
-        return check_attack_result(x[rows], spec.attack(model, *given, seed=seed, indices=indices), threat), nowhere
+        images = spec.attack(*given, seed=seed, indices=indices)
+        return check_attack_result(x[rows], images, threat), torch.zeros_like(rows, dtype=torch.bool)
 
     def _autoattack(
         self, spec: AttackSpec, suite: AutoAttackSuite, x: Tensor, labels: Tensor, rows: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
         """The adversarial images, and the flags and parts of the outcome."""
         threat = spec.threat or self.threat
-        given = AutoAttackInput(self.model, self.queries.copy, x[rows], labels[rows], threat, self.settings.seed)
-        result = run_autoattack(suite, given)
+        result = suite.run(self.model, x[rows], labels[rows], threat, seed=self.settings.seed)
         of_all_images = square_flags(result.accuracy)  # A share of all images, which a shard alone cannot know.
         details = {
             "flags": tuple(flag for flag in result.flags if flag not in of_all_images),
@@ -202,14 +191,6 @@ class Evaluator:
     def _images(self, shard: Shard) -> tuple[Tensor, Tensor]:
         x, y = self.data.batch(shard.start, shard.stop)
         return x.to(self.settings.device, memory_format=self.memory_format), y.to(self.settings.device)
-
-    def _clean_decisions(self, x: Tensor, y: Tensor) -> Tensor:
-        copy = self.queries.copy
-        decided = self._decisions(self.model if copy is None else copy, x, clean=True)
-        wrong = decided != y
-        if copy is not None:  # An image counts as misclassified only if the model itself misclassifies it.
-            decided[wrong] = self._decisions(self.model, x[wrong])
-        return decided
 
     def batch_dependent(self, shard: Shard, decided: Tensor) -> Tensor:
         """Rows ``(n,)`` of the images that are decided differently in another order and another batch size.
@@ -226,11 +207,11 @@ class Evaluator:
         again[order] = decisions(self.model, x[order], num_classes=self.data.num_classes, batch_size=size)
         return (again != decided).nonzero().squeeze(1)
 
-    def _decisions(self, model: nn.Module, x: Tensor, *, clean: bool = False) -> Tensor:
+    def _decisions(self, x: Tensor, *, clean: bool = False) -> Tensor:
         if not len(x):
             return torch.empty(0, dtype=torch.int64, device=x.device)
         size, classes = self.settings.batch_size, self.data.num_classes
-        return decisions(model, x, num_classes=classes, batch_size=size, refuse_probabilities=clean)
+        return decisions(self.model, x, num_classes=classes, batch_size=size, refuse_probabilities=clean)
 
     @contextmanager
     def _seeded(self, shard: Shard) -> Iterator[None]:
@@ -243,11 +224,23 @@ class Evaluator:
 
     @contextmanager
     def _model_unchanged(self) -> Iterator[None]:
-        models = [model for model in (self.model, self.queries.copy) if model is not None]
-        before = [state_fingerprint(model) for model in models]
+        before = state_fingerprint(self.model)
         yield
-        if [state_fingerprint(model) for model in models] != before:
+        if state_fingerprint(self.model) != before:
             raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is discarded")
+
+
+def _on_integers(
+    model: nn.Module, data: ImageSet, settings: Settings, memory_format: torch.memory_format
+) -> tuple[nn.Module, Backend]:
+    """A model on int8 kernels, where its logits on the first images are the same; else the model itself."""
+    images = data.batch(0, min(len(data), _COMPARED))[0].to(settings.device, memory_format=memory_format)
+    try:
+        decisions(model, images[:1], num_classes=data.num_classes)
+    except Exception:  # The evaluation of the clean images reports what is wrong with the model.
+        return model, Backend(FLOAT32, "the model gives no logits")
+    with exact_float32():
+        return run_on_integers(model, images)
 
 
 def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:

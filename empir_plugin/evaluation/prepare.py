@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
 from empir_plugin.evaluation.model_description import describe_tensor
+from empir_plugin.models.integer.fold import fold_norms_
 from empir_plugin.models.layers import bake_, frozen_copy
 
 
@@ -50,7 +51,8 @@ def require_weights(model: nn.Module, name: str) -> None:
 def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a model for evaluation: weights quantized once, no parameter gradients, channels last.
 
-    The model itself is left unchanged.
+    Batch normalization is folded into the quantized layer before it, which may change the last bits of the logits. The
+    model itself is left unchanged.
 
     Raises:
         InputError: If it is not a module.
@@ -64,6 +66,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one")
     subject = frozen_copy(model)
     bake_(subject)
+    fold_norms_(subject)
     return subject.to(device).to(memory_format=torch.channels_last)
 
 

@@ -140,8 +140,9 @@ class Record:
         attacks: In the order they ran.
         worst_case: One character per image: 1 if it is classified correctly and no attack that counts broke it.
         worst_case_accuracy: Percent of the images with a 1.
-        run: ``seed``, ``batch_size``, ``shard_size``, ``cascade``, ``device``, ``backend`` (what computed ``verdicts``
-            and answered ``queries``, and the ``reason`` if int8 was not available), ``batch_dependent`` (on how many
+        run: ``seed``, ``batch_size``, ``shard_size``, ``cascade``, ``device``, ``backend`` (what computed ``verdicts``,
+            answered ``queries`` and computed ``gradients``, and the ``reason`` if int8 kernels were not used; in
+            records without ``gradients``, int8 was equal up to rounding only), ``batch_dependent`` (on how many
             clean images the decision depends on the rest of the batch), ``threads`` per process (every
             number that occurred), ``processes``, time of day ``finished``, ``versions`` of packages and ``code_sha256``
             of this package.

@@ -17,17 +17,12 @@ from empir_plugin.evaluation.cache.keys import attack_key, common_key, subject_k
 from empir_plugin.evaluation.cache.store import Cache, open_cache
 from empir_plugin.evaluation.distributed import OnProgress, Round, Team, device_of_rank
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
-from empir_plugin.evaluation.int8_queries import agree_on_backend, integer_queries
-from empir_plugin.evaluation.judge import decisions
 from empir_plugin.evaluation.outcome import Outcome, needed_bytes, worst_images, write_images
 from empir_plugin.evaluation.prepare import exact_float32, require_weights, unwrap
 from empir_plugin.evaluation.protocols import Protocol, default
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.shards import CLEAN, ShardedRun, check_shard_size
 from empir_plugin.evaluation.summary import make_record
-
-_COMPARED = 500
-"""Images at most on which an int8 copy of the model must decide as the model does."""
 
 
 def evaluate(
@@ -87,8 +82,6 @@ def evaluate(
     specs = tuple(spec.with_batch_size(settings.batch_size).for_data(*about) for spec in chosen)
     _check(specs, evaluator, store, images)
     processes = team.round(len(data), on_progress)
-    if settings.int8:
-        evaluator = _with_integer_queries(evaluator, team)
     with (
         exact_float32(),
         processes.announce_failure(),
@@ -96,8 +89,9 @@ def evaluate(
     ):
         sharded = ShardedRun(evaluator, cache, processes)
         outcomes = sharded.run(specs)
+        backends = team.round().gather(evaluator.backend.name)
         record = make_record(
-            model, name, evaluator, specs, protocol if attacks is None else None, outcomes, processes=team.size
+            model, name, evaluator, specs, protocol if attacks is None else None, outcomes, backends=backends
         )
         if images is not None and cache is not None and team.is_leader:
             _write_images(images, sharded, cache, specs, outcomes, record)
@@ -114,17 +108,6 @@ def _check(specs: Sequence[AttackSpec], evaluator: Evaluator, store: Path | None
         check_shard_size(spec, evaluator.settings.shard_size)
         if store is not None:
             attack_key({}, spec, evaluator.threat)  # Refuse what cannot be stored before anything is computed.
-
-
-def _with_integer_queries(evaluator: Evaluator, team: Team) -> Evaluator:
-    """The evaluator with an int8 copy of its model to answer queries, if every process can have one."""
-    data, round = evaluator.data, team.round()
-    images, _ = data.batch(0, min(len(data), _COMPARED))
-    images = images.to(evaluator.settings.device, memory_format=evaluator.memory_format)
-    with round.announce_failure():
-        decisions(evaluator.model, images[:1], num_classes=data.num_classes)  # The model itself may be at fault.
-        queries = agree_on_backend(integer_queries(evaluator.model, images), round)
-    return replace(evaluator, queries=queries)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from empir_plugin.evaluation.protocols import Headline, Protocol
 from empir_plugin.evaluation.record import CUSTOM, AttackRecord, PartRecord, Record, percent, worst_case
 from empir_plugin.evaluation.shards import CLEAN
 from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.integer.convert import FLOAT32
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -31,7 +32,7 @@ def make_record(
     protocol: Protocol | None,
     outcomes: Mapping[str, Sequence[Outcome]],
     *,
-    processes: int = 1,
+    backends: Sequence[str] = (FLOAT32,),
 ) -> Record:
     """The record of an evaluation.
 
@@ -42,7 +43,7 @@ def make_record(
         specs: The attacks, in order.
         protocol: The protocol the attacks are from; None if the caller chose them.
         outcomes: Of all shards in order, for the clean images and for each attack by name.
-        processes: Number of processes that shared the work.
+        backends: What ran forward passes that need no gradient in each of the processes that shared the work.
     """
     threat, data = evaluator.threat, evaluator.data
     attacks = tuple(attack_record(spec, threat, outcomes[spec.name], data.labels) for spec in specs)
@@ -58,7 +59,7 @@ def make_record(
         attacks=attacks,
         worst_case=worst,
         worst_case_accuracy=percent(worst),
-        run=_run_table(evaluator, outcomes, processes),
+        run=_run_table(evaluator, outcomes, backends),
         protocol=_protocol_table(protocol),
         flags=(*_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size), *_hidden_ensemble_flag(model)),
     )
@@ -70,18 +71,20 @@ def _protocol_table(protocol: Protocol | None) -> dict[str, object]:
     return {"name": protocol.name, "description": protocol.describe(), "headline": protocol.headline.name}
 
 
-def _run_table(evaluator: Evaluator, outcomes: Mapping[str, Sequence[Outcome]], processes: int) -> dict[str, object]:
-    settings = evaluator.settings
+def _run_table(
+    evaluator: Evaluator, outcomes: Mapping[str, Sequence[Outcome]], backends: Sequence[str]
+) -> dict[str, object]:
+    settings, used = evaluator.settings, " and ".join(sorted(set(backends)))
     return {
         "seed": settings.seed,
         "batch_size": settings.batch_size,
         "shard_size": settings.shard_size,
         "cascade": settings.cascade,
         "device": settings.device.type,
-        "backend": evaluator.queries.to_table(),
+        "backend": {"verdicts": used, "queries": used, "gradients": FLOAT32, "reason": evaluator.backend.reason},
         "batch_dependent": sum(len(outcome.unstable) for outcome in outcomes[CLEAN]),
         "threads": sorted({outcome.threads for column in outcomes.values() for outcome in column}),
-        "processes": processes,
+        "processes": len(backends),
         "finished": now(),
         "versions": versions(),
         "code_sha256": code_sha256(),

@@ -122,7 +122,7 @@ def require_eligible(model: str, board: Board, record: Record) -> None:
 
     Raises:
         EvaluationError: If the record is of another model, its weights were not loaded, it does not cover the full
-            official test set, int8 kernels answered queries, or its threat is not the board's.
+            official test set, queries and verdicts came from different arithmetic, or its threat is not the board's.
     """
     if record.model.get("name") != model:
         raise EvaluationError(f"the record is of {record.model.get('name')!r}, the entry of {model!r}: use its own")
@@ -135,11 +135,12 @@ def require_eligible(model: str, board: Board, record: Record) -> None:
             f"({record.data.get('split')}, {record.data.get('source')}), an entry on {board} needs the official "
             f"{board.n:,} test images: evaluate on all of them (--data-dir); other records are kept in the tree's runs"
         )
-    queries = (record.run.get("backend") or {}).get("queries", "float32")
-    if queries != "float32":
+    backend = record.run.get("backend") or {}
+    queries, verdicts = backend.get("queries"), backend.get("verdicts")
+    if queries != verdicts:
         raise EvaluationError(
-            f"in the record, {queries} answered clean images and queries, and an entry is about the model itself: "
-            "evaluate without --int8"
+            f"in the record, queries were answered in {queries} and verdicts given in {verdicts}, which an earlier "
+            "version did where the two agreed up to rounding only: evaluate again"
         )
     unstable = record.run.get("batch_dependent", 0)
     if unstable > _UNSTABLE_SHARE * record.data["n"]:

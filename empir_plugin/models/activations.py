@@ -14,7 +14,14 @@ from torch import Tensor
 
 from empir_plugin._files.tables import choice
 from empir_plugin.models.backward import BackwardRule, as_trained
-from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, check_bits, in_float32, quantize_unit
+from empir_plugin.models.quantize import (
+    FULL_BITS,
+    ActivationQuantizer,
+    check_bits,
+    in_float32,
+    quantize_unit,
+    round_to_integers,
+)
 
 
 class Activations(Enum):
@@ -74,6 +81,15 @@ class SignedActivationQuantizer:
             return x
         return 2 * quantize_unit(self.clip((in_float32(x) + 1) / 2), self.bits) - 1
 
+    @property
+    def steps(self) -> int:
+        """The integer of the level 1: levels are the odd integers from ``-steps`` to ``steps``, over ``steps``."""
+        return 2**self.bits - 1
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers of the levels, as floats: :meth:`__call__` times :attr:`steps`, with its gradient."""
+        return 2 * round_to_integers(self.clip((in_float32(x) + 1) / 2), self.steps) - self.steps
+
     def __str__(self) -> str:
         return "signed"
 
@@ -105,6 +121,15 @@ class SignActivationQuantizer:
         slope = 2 * self.clip((x + 1) / 2)
         return torch.where(x < 0, -1.0, 1.0) + (slope - slope.detach())
 
+    @property
+    def steps(self) -> int:
+        """The integer of the level 1, 1: levels are -1 and 1."""
+        return 1
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The levels themselves, with the gradient of :meth:`__call__`."""
+        return self(x)
+
     def __str__(self) -> str:
         return "sign"
 
@@ -135,8 +160,28 @@ def quantize_in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tenso
         >>> y.detach(), torch.autograd.grad(y.sum(), bound)
         (tensor([0.0000, 1.3333, 2.0000]), (tensor(1.),))
     """
-    x = in_float32(x)
-    width = in_float32(bound.detach()).clamp_min(torch.finfo(x.dtype).tiny)
+    scaled, width, beyond = _scale_to_range(quantizer, x, bound)
+    return width * quantizer(scaled) + beyond
+
+
+def integers_in_learned_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> Tensor:
+    """The integers of the levels of :func:`quantize_in_learned_range`, in units of ``width / steps``, as floats.
+
+    The gradient is that of the levels, in these units.
+    """
+    scaled, width, beyond = _scale_to_range(quantizer, x, bound)
+    return quantizer.integers(scaled) + beyond * (quantizer.steps / width)
+
+
+def learned_width(bound: Tensor) -> Tensor:
+    """Half the width of a learned symmetric range, or the width of one from 0: a detached positive scalar tensor."""
+    width = in_float32(bound.detach())
+    return width.clamp_min(torch.finfo(width.dtype).tiny)
+
+
+def _scale_to_range(quantizer: InputQuantizer, x: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations over the width of the range, the width, and zeros with the gradient of the bound."""
+    x, width = in_float32(x), learned_width(bound).to(in_float32(x).dtype)
     scaled = x / width
     beyond = (scaled >= 1).to(x.dtype) - ((scaled <= -1).to(x.dtype) if is_signed(quantizer) else 0)
-    return width * quantizer(scaled) + beyond * (bound - bound.detach())
+    return scaled, width, beyond * (bound - bound.detach())

@@ -2,12 +2,16 @@
 
 The *input* of a layer is quantized, not the output of the activation before it, as in EMPIR's release. The operands of
 every quantized layer then have k bits, whatever pooling, residual sum or non-linearity comes before.
+
+A quantized layer is integer arithmetic (DoReFa, https://arxiv.org/abs/1606.06160, Section 2.1): it adds up products of
+small integers, and one scale behind the sum gives the sum its unit. Sums below 2**24 are exact in float32 whatever the
+order of adding, the memory format, the number of threads or the kernel, in bfloat16 or 8-bit operands included.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,10 +20,42 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError, InputError
-from empir_plugin.models.activations import InputQuantizer, quantize_in_learned_range
+from empir_plugin.models.activations import (
+    InputQuantizer,
+    integers_in_learned_range,
+    learned_width,
+    quantize_in_learned_range,
+)
 from empir_plugin.models.backward import BackwardRule
-from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer, in_float32, is_half
+from empir_plugin.models.quantize import (
+    FULL_BITS,
+    ActivationQuantizer,
+    Precision,
+    Scale,
+    WeightQuantizer,
+    in_float32,
+    is_half,
+    round_to_integers,
+)
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
+
+EXACT_IN_FLOAT32 = 2**24
+"""Integers up to this one, and their sums, are exact in float32."""
+
+_OFF_GRID = 1e-3
+"""Largest distance of a quantized weight from its integer, in units of one."""
+
+
+class IntegerWeights(NamedTuple):
+    """Quantized weights as integers.
+
+    Args:
+        values: The integers, as floats of the weights' shape; they carry the gradient of the weights.
+        unit: The weight of the integer ``steps``: a detached scalar, or one number for each filter ``(out, 1, ...)``.
+    """
+
+    values: Tensor
+    unit: Tensor
 
 
 class _Baked(NamedTuple):
@@ -27,6 +63,7 @@ class _Baked(NamedTuple):
 
     Args:
         value: The quantized weights.
+        integers: The same as integers; None if they are none.
         latent: The latent weights themselves, not a copy.
         version: Count of the changes that autograd has seen; None for inference tensors, which have none.
         address: Of their values in memory.
@@ -34,22 +71,24 @@ class _Baked(NamedTuple):
     """
 
     value: Tensor
+    integers: IntegerWeights | None
     latent: Tensor
     version: int | None
     address: int
     copy: Tensor | None
 
     @classmethod
-    def of(cls, value: Tensor, latent: Tensor, *, watched: bool = False) -> _Baked:
+    def of(cls, value: Tensor, integers: IntegerWeights | None, latent: Tensor, *, watched: bool = False) -> _Baked:
         version = None if latent.is_inference() else latent._version
         # Fused optimizers, `.data` and NumPy views change values without a count. They change weights in training; a
         # frozen network, which is what the evaluation attacks, is not worth a comparison in every forward pass.
         copied = (watched or latent.requires_grad or version is None) and not latent.is_meta
-        return cls(value, latent, version, latent.data_ptr(), latent.detach().clone() if copied else None)
+        copy = latent.detach().clone() if copied else None
+        return cls(value, integers, latent, version, latent.data_ptr(), copy)
 
-    def for_copies(self, value: Tensor, latent: Tensor) -> _Baked:
-        """The same for copies of both tensors, which start to count their changes anew."""
-        return _Baked.of(value, latent, watched=self.copy is not None)
+    def for_copies(self, value: Tensor, integers: IntegerWeights | None, latent: Tensor) -> _Baked:
+        """The same for copies of all tensors, which start to count their changes anew."""
+        return _Baked.of(value, integers, latent, watched=self.copy is not None)
 
     def is_current(self, latent: Tensor) -> bool:
         """Whether the latent weights are the same tensor with the same values."""
@@ -64,6 +103,11 @@ class _Baked(NamedTuple):
     def _is_unchanged(self) -> bool:
         counted = self.version is None or self.latent._version == self.version
         return counted and self.latent.data_ptr() == self.address
+
+
+def _divide(values: Tensor, unit: Tensor) -> Tensor:
+    """Values over a unit; all of them are zero where it is."""
+    return values / torch.where(unit == 0, torch.ones_like(unit), unit)
 
 
 def _is_tracing() -> bool:
@@ -93,6 +137,7 @@ class QuantizedLayer(nn.Module):
     activation_quantizer: InputQuantizer
     activation_bound: nn.Parameter | None
     _baked: _Baked | None = None
+    _folded: tuple[Tensor, Tensor] | None = None
 
     def _set_quantizers(self, precision: Precision, scale: Scale) -> None:
         weights = WeightQuantizer(precision.weight_bits, scale)
@@ -132,7 +177,7 @@ class QuantizedLayer(nn.Module):
 
     @baked_weight.setter
     def baked_weight(self, value: Tensor | None) -> None:
-        self._baked = None if value is None else _Baked.of(value, self.weight)
+        self._baked = None if value is None else _Baked.of(value, self._integers_of(value), self.weight)
 
     def quantized_weight(self) -> Tensor:
         """The quantized weights, of the latent weights' shape; the baked ones only in evaluation mode."""
@@ -146,6 +191,102 @@ class QuantizedLayer(nn.Module):
         # The gradient of the quantizer, and exactly the baked numbers, whose scale can differ in the last bit.
         quantized = self.weight_quantizer(self.weight)
         return quantized + (baked - quantized).detach()
+
+    def multiply(self, operation: Callable[[Tensor, Tensor, Any], Tensor], input: Tensor) -> Tensor:
+        """Apply the layer's operation, such as a convolution, to the quantized input and weights.
+
+        With ``W`` the integers of the weights and ``A`` those of the input, the result is ``operation(A, W) * scale +
+        bias``, in this order. A layer that has no exact sums (see :attr:`inexact_reason`) multiplies the levels.
+
+        Args:
+            operation: From input, weights and bias, which may be None, to the output; it is linear in the first two.
+            input: The input, not quantized.
+        """
+        integers = self.integer_weights()
+        if integers is None:
+            return self.in_own_type(operation(*self.operands(input)))
+        scale, bias = self.scale_and_bias(integers)
+        output = operation(self.integer_input(input), integers.values, None) * scale
+        return self.in_own_type(output if bias is None else output + bias)
+
+    def scale_and_bias(self, integers: IntegerWeights) -> tuple[Tensor, Tensor | None]:
+        """What follows the sum of products of integers, with the batch normalization folded into the layer.
+
+        Both are floats, a scalar or in a shape that broadcasts with the output.
+        """
+        unit = integers.unit if self.activation_bound is None else integers.unit * learned_width(self.activation_bound)
+        scale = unit / (self.weight_quantizer.steps * self.activation_quantizer.steps)
+        scale = self._for_channels(scale) if scale.dim() else scale
+        bias = None if self.bias is None else self._for_channels(in_float32(self.bias))
+        if self._folded is None:
+            return scale, bias
+        gain, shift = (each.to(scale.device) for each in self._folded)
+        # In float64, so that both numbers are rounded once.
+        shift = shift if bias is None else bias.double() * gain + shift
+        return (scale.double() * gain).to(scale.dtype), shift.to(scale.dtype)
+
+    def fold_(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        """Let the layer compute the batch normalization that follows it as well, by its scale and bias.
+
+        Args:
+            norm: In evaluation mode, with statistics. They must not change afterwards.
+        """
+        mean, variance = norm.running_mean, norm.running_var
+        if norm.training or mean is None or variance is None:
+            raise InputError("only a batch normalization with fixed statistics can be folded: call eval() first")
+        gain = 1 / (variance.double() + norm.eps).sqrt()
+        gain = gain if norm.weight is None else gain * norm.weight.detach().double()
+        shift = -mean.double() * gain
+        shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+        self._folded = self._for_channels(gain), self._for_channels(shift)
+
+    def integer_weights(self) -> IntegerWeights | None:
+        """The integers of the quantized weights, the baked ones only in evaluation mode; None if sums are not exact."""
+        if self.inexact_reason:
+            return None
+        baked = None if self.training or self.baked_weight is None else self._baked
+        if baked is not None and baked.integers is None:
+            return None
+        if baked is not None and not (self.weight.requires_grad and torch.is_grad_enabled()):
+            return baked.integers
+        quantized = self.quantized_weight()
+        unit = self.weight_quantizer.unit(quantized)
+        return IntegerWeights(round_to_integers(_divide(quantized, unit), self.weight_quantizer.steps), unit)
+
+    def _integers_of(self, quantized: Tensor) -> IntegerWeights | None:
+        """The integers of quantized weights that may come from elsewhere; None if they are on no grid."""
+        if self.inexact_reason:
+            return None
+        with torch.no_grad():
+            unit, steps = self.weight_quantizer.unit(quantized), self.weight_quantizer.steps
+            values = in_float32(quantized)
+            exact = _divide(values, unit) * steps
+            integers = exact.round()
+            if not quantized.is_meta and not (
+                (exact - integers).abs().max() < _OFF_GRID and integers.abs().max() <= steps
+            ):
+                return None
+            return IntegerWeights(integers, unit)
+
+    def integer_input(self, input: Tensor) -> Tensor:
+        """The integers of the quantized input, as floats of the same shape."""
+        if self.activation_bound is None:
+            return self.activation_quantizer.integers(in_float32(input))
+        return integers_in_learned_range(self.activation_quantizer, input, self.activation_bound)
+
+    def _for_channels(self, values: Tensor) -> Tensor:
+        """Values per output channel ``(out, ...)`` in a shape that broadcasts with the output."""
+        return values.view(-1, *[1] * (self.weight.dim() - 2))
+
+    @property
+    def inexact_reason(self) -> str:
+        """Why the layer's sums are not exact integers; empty if they are."""
+        if FULL_BITS in (self.precision.weight_bits, self.precision.activation_bits):
+            return "its weights and its input are not both quantized"
+        largest = self.weight[0].numel() * self.weight_quantizer.steps * self.activation_quantizer.steps
+        if largest > EXACT_IN_FLOAT32:
+            return f"its sums of {self.weight[0].numel()} products reach {largest:,}, beyond the 2**24 exact in float32"
+        return ""
 
     def operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Quantized input, quantized weights and bias, in float32 if the layer has half precision."""
@@ -183,7 +324,7 @@ class QuantizedLayer(nn.Module):
             return self
         moved: Tensor = fn(value)
         moved = value.to(moved.device) if is_half(moved) else moved  # Levels are exact in float32 only.
-        self._baked = baked.for_copies(moved, self.weight)
+        self._baked = baked.for_copies(moved, self._integers_of(moved), self.weight)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,7 +333,7 @@ class QuantizedLayer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self._baked is not None:
-            self._baked = self._baked.for_copies(self._baked.value, self.weight)
+            self._baked = self._baked.for_copies(self._baked.value, self._baked.integers, self.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if self.activation_bound is not None:
@@ -232,7 +373,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        return self.in_own_type(self._conv_forward(*self.operands(input)))
+        return self.multiply(self._conv_forward, input)
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):
@@ -255,7 +396,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map features ``(..., in_features)``."""
-        return self.in_own_type(nn.functional.linear(*self.operands(input)))
+        return self.multiply(nn.functional.linear, input)
 
 
 def input_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:

@@ -89,12 +89,32 @@ class Precision:
 Scale = Literal["none", "max", "mean"]
 
 
+class _RoundToIntegers(ElementwiseFunction):
+    """Forward: the integer nearest to ``x * n``, ties to even. Backward: ``n``."""
+
+    @staticmethod
+    def forward(x: Tensor, n: int) -> Tensor:
+        return (x * n).round_()
+
+    @staticmethod
+    def slope(x: Tensor, *args: Any) -> Tensor:
+        return torch.ones_like(x) * args[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.n = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.n, None
+
+
 class _RoundToLevels(ElementwiseFunction):
     """Forward: the nearest of the levels 0, 1/n, ..., 1, ties to even. Backward: the identity."""
 
     @staticmethod
     def forward(x: Tensor, n: int) -> Tensor:
-        return torch.round(x * n) / n
+        return (x * n).round_() / n
 
     @staticmethod
     def slope(x: Tensor, *args: Any) -> Tensor:
@@ -157,6 +177,16 @@ def quantize_unit(x: Tensor, bits: int) -> Tensor:
     return apply(_RoundToLevels, in_float32(x), 2**bits - 1)
 
 
+def round_to_integers(x: Tensor, n: int) -> Tensor:
+    """The integers nearest to ``n * x``, ties to even, as floats of any shape; the gradient is ``n``.
+
+    Example:
+        >>> round_to_integers(torch.tensor([0.0, 0.2, 0.5, 0.9]), 3)
+        tensor([0., 1., 2., 3.])
+    """
+    return apply(_RoundToIntegers, in_float32(x), n)
+
+
 def _one(w: Tensor) -> Tensor:
     return w.new_ones(())
 
@@ -215,6 +245,15 @@ class WeightQuantizer:
         levels = 2 * quantize_unit(self._to_unit(w), self.bits) - 1
         return levels if self.scale == "none" else levels * self.factor(w)
 
+    @property
+    def steps(self) -> int:
+        """The integer of the largest level; the others are odd integers, too, from ``-steps`` on."""
+        return 2**self.bits - 1
+
+    def unit(self, quantized: Tensor) -> Tensor:
+        """The largest level that quantized weights can have: a detached scalar tensor."""
+        return _one(quantized) if self.scale == "none" and self.bits > 1 else quantized.detach().abs().amax()
+
     def codes(self, w: Tensor) -> Tensor:
         """The codes 0 .. ``2**bits - 1`` of the quantized weights, as uint8 of the same shape."""
         with torch.no_grad():
@@ -270,3 +309,12 @@ class ActivationQuantizer:
         if self.bits == FULL_BITS:
             return x
         return quantize_unit(self.clip(x), self.bits)
+
+    @property
+    def steps(self) -> int:
+        """The integer of the level 1: levels are the integers 0 to ``steps``, over ``steps``."""
+        return 2**self.bits - 1
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers of the levels, as floats: :meth:`__call__` times :attr:`steps`, with its gradient."""
+        return round_to_integers(self.clip(x), self.steps)

@@ -97,6 +97,16 @@ class SignWeightQuantizer:
         sign = apply(_SignWithin, w)
         return sign * _means(w) if self.per_filter else sign
 
+    @property
+    def steps(self) -> int:
+        """The integer of the largest level, 1: levels are -1 and 1."""
+        return 1
+
+    def unit(self, quantized: Tensor) -> Tensor:
+        """The absolute value of quantized weights: detached, a scalar or one for each filter ``(out, 1, ...)``."""
+        sizes = quantized.detach().abs()
+        return _largest_of_filters(sizes) if self.per_filter else sizes.amax()
+
     def codes(self, w: Tensor) -> Tensor:
         """0 for a negative weight and 1 for the others, as uint8 of the same shape."""
         return (w.detach() >= 0).to(torch.uint8)
@@ -116,6 +126,11 @@ class SignWeightQuantizer:
 def _means(w: Tensor) -> Tensor:
     """``mean|w|`` of each filter, in a shape that broadcasts with the weights."""
     return w.abs().flatten(1).mean(1).view(-1, *[1] * (w.dim() - 1))
+
+
+def _largest_of_filters(sizes: Tensor) -> Tensor:
+    """The largest number of each filter, in a shape that broadcasts with the weights."""
+    return sizes.flatten(1).amax(1).view(-1, *[1] * (sizes.dim() - 1))
 
 
 @torch.no_grad()
@@ -156,19 +171,23 @@ class UniformWeightQuantizer:
             raise InputError(f"a uniform grid with zero in it has 2 to 8 bits, got {self.bits!r}")
 
     @property
-    def _steps(self) -> int:
-        """Number of steps from zero to the largest level."""
+    def steps(self) -> int:
+        """The integer of the largest level: levels are the integers from ``-steps`` to ``steps``, over ``steps``."""
         return 2 ** (self.bits - 1) - 1
+
+    def unit(self, quantized: Tensor) -> Tensor:
+        """The largest level that quantized weights can have: a detached scalar tensor."""
+        return quantized.detach().abs().amax()
 
     def __call__(self, w: Tensor) -> Tensor:
         """Quantize latent weights of any shape."""
         w = in_float32(w)
-        levels = self._signed_codes(w.detach()) / self._steps * self.factor(w)
+        levels = self._signed_codes(w.detach()) / self.steps * self.factor(w)
         return levels + (w - w.detach())
 
     def codes(self, w: Tensor) -> Tensor:
         """The codes 0 .. ``2**bits - 2`` of the quantized weights, as uint8 of the same shape."""
-        return (self._signed_codes(in_float32(w.detach())) + self._steps).to(torch.uint8)
+        return (self._signed_codes(in_float32(w.detach())) + self.steps).to(torch.uint8)
 
     def factor(self, w: Tensor) -> Tensor:
         """The largest level, ``max|w|``: a detached scalar tensor."""
@@ -176,11 +195,11 @@ class UniformWeightQuantizer:
 
     def decode(self, codes: Tensor, factor: Tensor) -> Tensor:
         """Quantized weights from their codes, equal to those of :meth:`__call__` bit for bit."""
-        return (codes.to(torch.float32) - self._steps) / self._steps * factor
+        return (codes.to(torch.float32) - self.steps) / self.steps * factor
 
     def _signed_codes(self, w: Tensor) -> Tensor:
         largest = self.factor(w).clamp_min(torch.finfo(w.dtype).tiny)
-        return torch.round(w / largest * self._steps)
+        return torch.round(w / largest * self.steps)
 
     def __str__(self) -> str:
         return "uniform"

@@ -13,7 +13,6 @@ from torch import nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import IDENTITY, model_fingerprint
-from empir_plugin.evaluation.int8_queries import integer_queries
 from empir_plugin.evaluation.overhead.count import LayerCost, NetworkCost, baseline_of, count, members_of, packed_bytes
 from empir_plugin.evaluation.overhead.equation6 import (
     Equation6,
@@ -24,7 +23,8 @@ from empir_plugin.evaluation.overhead.equation6 import (
     equation6,
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
-from empir_plugin.evaluation.prepare import prepare_for_images
+from empir_plugin.evaluation.prepare import exact_float32, prepare, prepare_for_images
+from empir_plugin.models.integer.convert import run_on_integers
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
 
@@ -172,11 +172,9 @@ def overhead(
 
 def _measure(model: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], settings: LatencySettings) -> Latency:
     """Measure the latency in float32 and, if there are kernels for the model, in int8."""
-    queries = integer_queries(model)
-    if queries.copy is None:
-        int8 = Execution("int8", unavailable=queries.reason)
-    else:
-        int8 = Execution(queries.backend, queries.copy)
+    with exact_float32():
+        network, backend = run_on_integers(prepare(model, settings.device))
+    int8 = Execution("int8", unavailable=backend.reason) if backend.reason else Execution(backend.name, network)
     return measure_latency(model, baseline, image_shape, settings, others=(int8,))
 
 

@@ -1,8 +1,7 @@
-"""Run a quantized network on the integers it consists of.
+"""Run a quantized network on int8 kernels: the same logits, bit for bit, in less time.
 
-A DoReFa network (https://arxiv.org/abs/1606.06160) is integer arithmetic, usually simulated in float32. Here its
-convolutions and linear layers run on int8 kernels, with the same logits up to the rounding of float32 and the same
-decisions. Layers without an exact integer kernel stay in float, and the report says why.
+A DoReFa network (https://arxiv.org/abs/1606.06160) is integer arithmetic, which float32 computes exactly and int8
+kernels faster. Layers without an exact kernel stay in float32, and the report says why.
 """
 
 from __future__ import annotations
@@ -10,20 +9,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from empir_plugin.errors import InputError
+from empir_plugin.models.integer.codes import NO_GRADIENT, StaysFloat
+from empir_plugin.models.integer.fold import fold_norms_
 from empir_plugin.models.integer.fuse import fuse
-from empir_plugin.models.integer.grid import NO_GRADIENT, StaysFloat
 from empir_plugin.models.integer.kernels import Kernel, kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer.selftest import Agreement, agree, check_layer
 from empir_plugin.models.layers import QuantizedLayer, frozen_copy, quantized_layers
-
-_TOLERANCE = 0.01
-"""Largest accepted median difference of logits, relative to their range: a few activations may change their level."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,15 @@ class IntegerModel(nn.Module):
 def to_integer(model: nn.Module, *, like: Tensor | None = None, kernel: Kernel | None = None) -> IntegerModel:
     """Return the integer form of a model; the model itself is not changed.
 
-    Every layer is checked against exact sums and against the fake-quantized layer before it is used; a layer that fails
-    stays in float. Layers pass each other codes of one byte where the network's graph can be traced.
+    Every layer is compared with the layer it stands for, bit for bit, before it is used; a layer that differs stays in
+    float32. Layers pass each other codes of one byte where the network's graph can be traced. Batch normalization is
+    folded into the layer before it, which may change the last bits of the logits: fold it in the model as well
+    (:func:`~empir_plugin.models.integer.fold.fold_norms_`), and they are equal.
 
     Args:
         model: A network of quantized layers, or an ensemble of such networks. It is converted in evaluation mode.
-        like: Images ``(N, C, H, W)`` on which to compare the whole network as well; if it fails, it stays in float.
+        like: Images ``(N, C, H, W)`` on which to compare the whole network as well; if it differs from the model with
+            folded normalization in a bit, it stays in float32.
         kernel: The kernel that computes the layers; the device's own by default.
 
     Raises:
@@ -140,6 +142,7 @@ def _copy_baked(model: nn.Module) -> nn.Module:
     for _, layer in quantized_layers(base):
         if layer.baked_weight is None:
             layer.bake_()
+    fold_norms_(base)
     return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -190,17 +193,77 @@ def _first_in_agreement(
     notes = report.notes
     for network in attempts:
         agreement = agree(base, network, images)
-        if agreement.median_logit_difference <= _TOLERANCE * _logit_range(base, images):
+        if agreement.max_logit_difference == 0:
             return IntegerModel(network, IntegerReport(report.layers, notes, agreement))
-        notes += (f"the whole network's logits differ by {agreement.median_logit_difference:.3g} in the median",)
+        notes += (f"the whole network's logits differ by up to {agreement.max_logit_difference:.3g}",)
     in_float = tuple(
-        LayerOutcome(layer.name, layer.precision, False, "the whole network's logits are not the simulated ones")
+        LayerOutcome(layer.name, layer.precision, False, "the whole network's logits differ from the model's")
         for layer in report.layers
     )
     return IntegerModel(base, IntegerReport(in_float, notes, agree(base, base, images)))
 
 
-@torch.no_grad()
-def _logit_range(model: nn.Module, images: Tensor) -> float:
-    logits = model(images[:64])
-    return (logits.amax() - logits.amin()).item()
+class IntegerInference(nn.Module):
+    """A model that runs on integers wherever no gradient is asked, with the same logits bit for bit.
+
+    Attributes such as ``members`` are those of the model, which is its only submodule.
+
+    Args:
+        model: In evaluation mode.
+        integer: Its integer form.
+    """
+
+    def __init__(self, model: nn.Module, integer: IntegerModel) -> None:
+        super().__init__()
+        self.model = model
+        self._integer = (integer,)  # in a tuple, as it is no part of what the model is
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of images ``(N, C, H, W)`` in [0, 1]."""
+        # Forward-mode derivatives are computed without gradients enabled, too.
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return self.model(x)
+        return self._integer[0](x)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs the forward passes that need no gradient.
+
+    Args:
+        name: ``"float32"``, or ``"int8"`` and the kernel.
+        reason: Why int8 kernels are not used; empty if they are.
+    """
+
+    name: str
+    reason: str = ""
+
+
+FLOAT32 = "float32"
+
+
+def run_on_integers(model: nn.Module, images: Tensor | None = None) -> tuple[nn.Module, Backend]:
+    """A model that runs on integers wherever no gradient is asked; the model itself if it cannot.
+
+    Args:
+        model: In evaluation mode, with folded batch normalization.
+        images: ``(N, C, H, W)`` in [0, 1], on which its logits must be the model's; not checked by default.
+
+    Example:
+        >>> _, backend = run_on_integers(nn.Flatten().eval(), torch.rand(2, 1, 1, 2))
+        >>> backend
+        Backend(name='float32', reason='no layer of the model is quantized')
+    """
+    integer = to_integer(model, like=images)
+    kernels = dict.fromkeys(layer.reason for layer in integer.report.layers if layer.on_integers)
+    if not kernels:
+        reasons = [layer.reason for layer in integer.report.layers if layer.precision != "fp"]
+        return model, Backend(FLOAT32, reasons[0] if reasons else "no layer of the model is quantized")
+    return IntegerInference(model, integer), Backend(f"int8 ({', '.join(kernels)})")

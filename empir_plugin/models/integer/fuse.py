@@ -1,9 +1,8 @@
 """Fuse a network of integer layers, through its graph: layers pass codes to each other instead of floats.
 
-Batch normalisation is folded into the layer before it. Where only ReLUs, max pooling, zero padding or flattening lie
-between two integer layers, the first layer's kernel clips and rounds its own output, and the operations between work on
-codes: rounding keeps the order of values, so it can come before the pooling. The network computes the same function up
-to the rounding of float32.
+Where only ReLUs, max pooling, zero padding or flattening lie between two integer layers, the first layer's kernel clips
+and rounds its own output, and the operations between work on codes: rounding keeps the order of values, so it can come
+before the pooling. The network computes the same function, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer.grid import Grid, StaysFloat, pieces
+from empir_plugin.models.integer.codes import Grid, StaysFloat, pieces
+from empir_plugin.models.integer.fold import Tracer
 from empir_plugin.models.integer.kernels import pool_codes
 from empir_plugin.models.integer.layers import IntegerLayer
-from empir_plugin.models.integer.selftest import check_emitted, check_folded
-from empir_plugin.models.layers import QuantizedLayer
+from empir_plugin.models.integer.selftest import emitting
 
 
 class Codes(nn.Module):
@@ -108,7 +107,7 @@ def fuse(network: nn.Module) -> tuple[nn.Module, list[str]]:
     # Tracing starts at the root's forward and skips its hooks; those of a child are called.
     root = nn.Sequential(network) if _has_hooks(network) else network
     try:
-        traced = fx.GraphModule(root, _Tracer().trace(root))
+        traced = fx.GraphModule(root, Tracer().trace(root))
     except Exception as error:  # tracing runs third-party code on proxies, which may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"{type(network).__name__} cannot be traced, so each layer rounds its own input: {reason}"
@@ -126,11 +125,6 @@ def _fuse_members_(ensemble: Ensemble) -> list[str]:
     return [note for _, notes in each for note in notes]
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (QuantizedLayer, Ensemble)) or super().is_leaf_module(m, module_qualified_name)
-
-
 class _Fusion:
     """One pass over a traced network."""
 
@@ -143,11 +137,10 @@ class _Fusion:
 
     def run(self) -> list[str]:
         """Rewrite the graph; returns notes on what could not be fused."""
-        for step in (self._fold_norm, self._emit):
-            for node in list(self.traced.graph.nodes):
-                layer = self._layer(node)
-                if layer is not None and node.target in self.once:
-                    step(node, layer)
+        for node in list(self.traced.graph.nodes):
+            layer = self._layer(node)
+            if layer is not None and node.target in self.once:
+                self._emit(node, layer)
         for node in [node for node in self.traced.graph.nodes if is_sum(node)]:
             self._add_in_place(node)
         for node in [node for node in self.traced.graph.nodes if is_relu(node, self._module(node))]:
@@ -168,33 +161,18 @@ class _Fusion:
     def _replace(self, node: fx.Node, layer: IntegerLayer) -> None:
         self.traced.set_submodule(str(node.target), layer)
 
-    def _fold_norm(self, node: fx.Node, layer: IntegerLayer) -> None:
-        following = only_user(node)
-        norm = None if following is None else self._module(following)
-        if following is None or norm is None or not is_frozen_norm(norm):
-            return
-        folded = _fold_into(layer, norm)
-        try:
-            check_folded(layer, folded, norm)
-        except StaysFloat as reason:
-            self.notes.append(f"{following.target} is not folded into {node.target}: {reason}")
-            return
-        self._replace(node, folded)
-        bypass(following)
-
     def _emit(self, node: fx.Node, layer: IntegerLayer) -> None:
         route = self._route(node)
         if route is None:
             self._absorb_relu(node, layer)
             return
         between, grid = route
-        emitting = layer.with_changes(emits=grid)
         try:
-            check_emitted(layer, emitting, grid)
+            op = emitting(layer.op, grid, layer.kernel)
         except StaysFloat as reason:
             self.notes.append(f"{node.target} does not emit codes: {reason}")
             return
-        self._replace(node, emitting)
+        self._replace(node, IntegerLayer(layer.precision, layer.grid, op, layer.kernel))
         self.on_codes.update([node, *between])
         for passed in between:
             put_on_codes(self.traced, passed, self._module(passed))
@@ -208,7 +186,7 @@ class _Fusion:
                 return None
             between.append(following)
             node = following
-        return (between, grid) if grid.starts_at_zero else None
+        return (between, grid) if grid.is_default else None
 
     def _common_grid(self, node: fx.Node) -> Grid | None:
         """The grid of a node's users, if all of them are integer layers of one grid."""
@@ -271,16 +249,6 @@ class _Fusion:
                 part = self.traced.graph.call_function(operator.getitem, (node, index))
             for user in users:
                 user.replace_input_with(node, part)
-
-
-def _fold_into(layer: IntegerLayer, norm: Any) -> IntegerLayer:
-    """The layer with a batch normalisation folded into its scale and bias."""
-    spread = (norm.running_var.double() + norm.eps).sqrt()
-    gain = (1.0 if norm.weight is None else norm.weight.detach().double()) / spread
-    shift = 0.0 if norm.bias is None else norm.bias.detach().double()
-    offset = 0.0 if layer.op.bias is None else layer.op.bias
-    bias = (offset - norm.running_mean.double()) * gain + shift
-    return layer.with_changes(scale=layer.op.scale * gain, bias=bias)
 
 
 _RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")

@@ -7,14 +7,14 @@ where it exists, and only after :mod:`empir_plugin.models.integer.selftest` has 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from empir_plugin.models.integer.grid import Grid
+from empir_plugin.models.integer.codes import Grid
 
 Program = Callable[[Tensor], Tensor]
 """From input codes, uint8 ``(N, C, H, W)`` or ``(N, F)``, to outputs: float32, or codes of the next layer."""
@@ -32,16 +32,18 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class IntegerOp:
-    """A layer's operation on codes: ``scale * sum((code - zero) * weight) + bias``, then a ReLU or rounding to codes.
+    """A layer's operation on codes: ``sum((code - zero) * weight) * scale + bias``, then a ReLU or rounding to codes.
+
+    The product and the sum with the bias are each rounded to float32.
 
     Args:
         weight: int8, ``(K, C / groups, kh, kw)``, or ``(K, F)`` for a linear layer.
         zero: The code of the value 0; padding has this value.
-        scale: float64 ``(K,)``: step of the inputs times step of the weights, times the factors folded into it.
-        bias: float64 ``(K,)``, if any.
+        scale: float32 ``(K,)``.
+        bias: float32 ``(K,)``, if any.
         geometry: Of a convolution; None for a linear layer.
         relu: Whether negative outputs become 0.
-        emits: Grid of the output codes, which starts at zero; None for float32 outputs.
+        emits: Grid of the output codes, the default one of its size; None for float32 outputs.
     """
 
     weight: Tensor
@@ -94,18 +96,13 @@ class OneDNN:
 def _post_op(op: IntegerOp) -> tuple[float, torch.dtype, str, list[float]]:
     """Output step, output type, and the post-op with its arguments: DoReFa's clip is a hard tanh to [0, 1]."""
     if op.emits is not None:
-        return op.emits.scale, torch.uint8, "hardtanh", [0.0, op.emits.scale * op.emits.top]
+        return 1 / op.emits.top, torch.uint8, "hardtanh", [0.0, 1.0]
     return 1.0, torch.float32, "relu" if op.relu else "none", []
-
-
-def _affine(op: IntegerOp) -> tuple[Tensor, Tensor | None]:
-    """Scale and bias in float32: with everything folded into them, they are rounded once, here."""
-    return op.scale.float(), None if op.bias is None else op.bias.float()
 
 
 def _onednn_conv(op: IntegerOp, geometry: Geometry) -> Program:
     where = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
-    (scale, bias), zeros = _affine(op), torch.zeros(len(op.scale), dtype=torch.int64)
+    scale, bias, zeros = op.scale, op.bias, torch.zeros(len(op.scale), dtype=torch.int64)
     step, dtype, after, scalars = _post_op(op)
     packed = torch.ops.onednn.qconv_prepack(op.weight, scale, 1.0, op.zero, *where, None)
     run: Any = torch.ops.onednn.qconv2d_pointwise.default
@@ -119,7 +116,7 @@ def _onednn_conv(op: IntegerOp, geometry: Geometry) -> Program:
 
 
 def _onednn_linear(op: IntegerOp) -> Program:
-    (scale, bias), zeros = _affine(op), torch.zeros(len(op.scale), dtype=torch.int64)
+    scale, bias, zeros = op.scale, op.bias, torch.zeros(len(op.scale), dtype=torch.int64)
     step, dtype, after, scalars = _post_op(op)
     packed = torch.ops.onednn.qlinear_prepack(op.weight, None)
     run: Any = torch.ops.onednn.qlinear_pointwise.default
@@ -148,8 +145,6 @@ class IntMM:
 
     def compile(self, op: IntegerOp) -> Program:
         """Reshape the weights into matrices, one per group."""
-        scale, bias = _affine(op)
-        op = replace(op, scale=scale, bias=bias)
         groups = 1 if op.geometry is None else op.geometry.groups
         matrices = [_pad(part.flatten(1).t(), 8, 8) for part in op.weight.chunk(groups)]
         return lambda codes: _matrix_program(codes, matrices, op)
@@ -197,8 +192,7 @@ def _finish(sums: Tensor, op: IntegerOp) -> Tensor:
     y = sums * op.scale
     y = y if op.bias is None else y + op.bias
     if op.emits is not None:
-        top = op.emits.top
-        return y.mul(1 / op.emits.scale).round_().clamp_(0, top).to(torch.uint8)
+        return y.mul(op.emits.top).round_().clamp_(0, op.emits.top).to(torch.uint8)
     return y.relu() if op.relu else y
 
 

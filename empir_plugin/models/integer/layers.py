@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.models.integer.grid import Grid, StaysFloat, input_grid, weight_integers
+from empir_plugin.models.integer.codes import Grid, StaysFloat, input_grid
 from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel, Program
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from empir_plugin.models.quantize import Precision
+
+_LARGEST_INT8 = 127
 
 
 class IntegerLayer(QuantizedLayer):
@@ -22,7 +24,7 @@ class IntegerLayer(QuantizedLayer):
 
     Args:
         precision: Bits of the quantized layer it replaces.
-        grid: Levels of its input.
+        grid: Codes of its input.
         op: The operation on codes.
         kernel: Its implementation.
     """
@@ -75,11 +77,25 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
     reason = kernel.unusable(layer.weight.device)
     if reason is not None:
         raise StaysFloat(reason)
-    geometry = _geometry(layer)
-    grid, integers = input_grid(layer), weight_integers(layer)
-    bias = getattr(layer, "bias", None)
-    offset = None if bias is None else bias.detach().double()
-    op = IntegerOp(integers.values, grid.zero, integers.scale * grid.scale, offset, geometry)
+    if layer.inexact_reason:
+        raise StaysFloat(layer.inexact_reason)
+    if layer.weight.dtype != torch.float32:
+        raise StaysFloat(f"its weights are {layer.weight.dtype}, and the kernels give float32")
+    geometry, grid = _geometry(layer), input_grid(layer)
+    integers = layer.integer_weights()
+    if integers is None:
+        raise StaysFloat(f"its {layer.precision.weight_bits}-bit weights are no integers times one number per filter")
+    if layer.weight_quantizer.steps > _LARGEST_INT8:
+        bits, steps = layer.precision.weight_bits, layer.weight_quantizer.steps
+        raise StaysFloat(f"{bits}-bit weights are the integers -{steps} to {steps}, more than int8 holds")
+    scale, bias = layer.scale_and_bias(integers)
+    op = IntegerOp(
+        integers.values.detach().to(torch.int8),
+        grid.zero,
+        scale.detach().flatten().expand(len(layer.weight)).contiguous(),
+        None if bias is None else bias.detach().flatten(),
+        geometry,
+    )
     try:
         return IntegerLayer(layer.precision, grid, op, kernel)
     except (RuntimeError, NotImplementedError) as error:

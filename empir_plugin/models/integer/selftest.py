@@ -1,76 +1,113 @@
-"""Checks of integer execution, on this machine and with the network's own weights.
+"""Checks of integer execution, on this machine and with the network's own weights: every bit must be right.
 
-Layers are compared with exact sums and with the fake-quantized layers, whole networks with the simulated ones. Without
-VNNI instructions, x86 kernels add pairs of 8-bit products in 16 bits and saturate. Each filter that could overflow is
-therefore given its worst input: the largest code wherever its weights have one sign.
+Layers are compared with the quantized layers they replace. Without VNNI instructions, x86 kernels add pairs of 8-bit
+products in 16 bits and saturate. Each filter that could overflow is therefore given its worst input: the largest code
+wherever its weights have one sign.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.integer.grid import Grid, StaysFloat
-from empir_plugin.models.integer.kernels import IntegerOp
+from empir_plugin.models.integer.codes import Grid, StaysFloat
+from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel
 from empir_plugin.models.integer.layers import IntegerLayer
-from empir_plugin.models.layers import QuantizedLayer
+from empir_plugin.models.layers import EXACT_IN_FLOAT32, QuantizedLayer
 
 _INT16 = 2**15 - 1
-_EXACT_IN_FLOAT32 = 2**24
 _CHUNK = 64
 
 
 @torch.no_grad()
 def check_layer(layer: QuantizedLayer, integer: IntegerLayer) -> None:
-    """Compare an integer layer with exact sums, and with its fake-quantized layer.
+    """Compare an integer layer with exact sums, and with the quantized layer it stands for.
 
     Raises:
-        StaysFloat: If a sum is wrong, or the outputs differ by more than the rounding of float32.
+        StaysFloat: If a bit differs.
     """
     for codes in _extreme_codes(integer.op, integer.grid.top):
-        difference = _error_in_units(integer, codes)
-        if difference >= 0.5:
-            raise StaysFloat(f"the kernel {integer.kernel.name} is not exact here: a sum is off by {difference:.6g}")
-    x = _inputs(integer)
-    expected, actual = layer(x), integer(x)
-    size = expected.abs().max().item()
-    difference = (actual - expected).abs().max().item()
-    if not difference <= 1e-5 * max(size, 1e-30):
-        raise StaysFloat(f"its outputs differ by {difference:.3g} from the fake-quantized layer's, of size {size:.3g}")
+        _require_equal(_reference(integer.op, codes), integer(codes), integer.kernel)
+    x = _inputs(integer, layer)
+    _require_equal(layer(x), integer(x), integer.kernel)
+
+
+def _require_equal(expected: Tensor, actual: Tensor, kernel: Kernel) -> None:
+    if not torch.equal(expected, actual):
+        difference = (actual.double() - expected.double()).abs().max().item()
+        raise StaysFloat(f"the kernel {kernel.name} is not exact here: an output is off by {difference:.6g}")
 
 
 @torch.no_grad()
-def check_folded(plain: IntegerLayer, folded: IntegerLayer, after: torch.nn.Module) -> None:
-    """Compare a layer, into which the module after it was folded, with the two of them.
+def emitting(op: IntegerOp, grid: Grid, kernel: Kernel) -> IntegerOp:
+    """An operation that emits codes, with a bias that makes the kernel emit exactly those of its float outputs.
+
+    A kernel may multiply by the inverse of a step where the definition multiplies by the number of steps, so that
+    floats next to the border between two codes get the wrong one. The sums are integers and reach few of these floats;
+    where one does, the bias moves by a few units of the last place, and every sum next to a border is checked again.
+
+    Args:
+        op: An operation with float outputs.
+        grid: Of the codes to emit.
+        kernel: Its codes do not decrease as floats increase.
 
     Raises:
-        StaysFloat: If they differ by more than the rounding of float32.
+        StaysFloat: If no such bias is found.
     """
-    codes = _random_codes(plain.op, plain.grid.top)
-    expected, actual = after(plain(codes)), folded(codes)
-    difference, size = (actual - expected).abs().max().item(), expected.abs().max().item()
-    if not difference <= 1e-5 * max(size, 1e-30):
-        raise StaysFloat(f"the outputs differ by {difference:.3g}, of size {size:.3g}")
+    exact = _borders(grid.codes, grid.top)
+    found = _borders(lambda floats: _emitted(kernel, op, grid, floats), grid.top)
+    wanted_bias = torch.zeros_like(op.scale) if op.bias is None else op.bias
+    sums = _sums_at_borders(op.scale, wanted_bias, exact)
+    wanted = _count(exact, sums * op.scale.unsqueeze(1) + wanted_bias.unsqueeze(1))
+    bias, unmatched = wanted_bias.clone(), torch.ones_like(op.scale, dtype=torch.bool)
+    for units in sorted(range(-_UNITS, _UNITS + 1), key=abs):
+        moved = wanted_bias + units * 2.0**-25
+        matches = (_count(found, sums * op.scale.unsqueeze(1) + moved.unsqueeze(1)) == wanted).all(1)
+        bias = torch.where(unmatched & matches, moved, bias)
+        unmatched &= ~matches
+    if unmatched.any():
+        raise StaysFloat(f"{int(unmatched.sum())} of its {len(bias)} filters emit other codes than their outputs have")
+    return replace(op, emits=grid, bias=op.bias if torch.equal(bias, wanted_bias) else bias)
 
 
-@torch.no_grad()
-def check_emitted(plain: IntegerLayer, emitting: IntegerLayer, grid: Grid) -> None:
-    """Compare the codes a layer emits with the codes of its float outputs.
+_UNITS = 8
+"""By how many units of 2**-25, half the last place of numbers next to 1, a bias may move."""
 
-    Raises:
-        StaysFloat: If a code differs although its value is not on the edge between two levels.
-    """
-    codes = _random_codes(plain.op, plain.grid.top)
-    values, emitted = plain(codes), emitting(codes)
-    steps = values.double() / grid.scale
-    on_edge = (steps - steps.floor() - 0.5).abs() < 1e-4 + 1e-6 * steps.abs()
-    wrong = (emitted != grid.codes(values)) & ~on_edge
-    if wrong.any():
-        raise StaysFloat(f"{int(wrong.sum())} of {wrong.numel()} emitted codes are wrong")
+
+def _borders(codes: Callable[[Tensor], Tensor], top: int) -> Tensor:
+    """The smallest float of each code 1 .. ``top``, found by bisection: float32 ``(top,)``."""
+    wanted = torch.arange(1, top + 1)
+    low, high = (wanted - 1).float() / top, wanted.float() / top
+    while not bool((torch.nextafter(low, high) == high).all()):
+        middle = ((low.double() + high.double()) / 2).float()
+        reached = codes(middle) >= wanted
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return high
+
+
+def _emitted(kernel: Kernel, op: IntegerOp, grid: Grid, floats: Tensor) -> Tensor:
+    """The codes that a kernel emits for float outputs ``(n,)``."""
+    weight = op.weight.new_zeros(len(floats), 1, 1, 1)
+    ones, bias = op.scale.new_ones(len(floats)), floats.to(op.scale.device)
+    run = kernel.compile(IntegerOp(weight, 0, ones, bias, Geometry((1, 1), (0, 0), (1, 1), 1), emits=grid))
+    return run(torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=ones.device)).flatten().cpu()
+
+
+def _sums_at_borders(scale: Tensor, bias: Tensor, borders: Tensor) -> Tensor:
+    """For each filter the integers whose outputs are next to a border: ``(K, n)``."""
+    nearest = ((borders.to(scale.device).double() - bias.double().unsqueeze(1)) / scale.double().unsqueeze(1)).round()
+    around = nearest.unsqueeze(2) + torch.arange(-2, 3, device=scale.device)
+    return around.clamp(-EXACT_IN_FLOAT32, EXACT_IN_FLOAT32).nan_to_num_().flatten(1).float()
+
+
+def _count(borders: Tensor, floats: Tensor) -> Tensor:
+    """The codes of floats, by the smallest float of each code."""
+    return torch.bucketize(floats, borders.to(floats.device), right=True)
 
 
 @dataclass(frozen=True)
@@ -159,34 +196,21 @@ def _input_shape(op: IntegerOp) -> tuple[int, ...]:
     return (op.weight.shape[1] * g.groups, *sides)
 
 
-def _inputs(layer: IntegerLayer) -> Tensor:
+def _reference(op: IntegerOp, codes: Tensor) -> Tensor:
+    """The outputs of an operation, by exact sums in float32."""
+    x, weight = (codes.to(torch.int16) - op.zero).float(), op.weight.float()
+    if op.geometry is None:
+        sums, shape = F.linear(x, weight), (-1,)
+    else:
+        g, shape = op.geometry, (-1, 1, 1)
+        sums = F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
+    output = sums * op.scale.view(shape)
+    return output if op.bias is None else output + op.bias.view(shape)
+
+
+def _inputs(integer: IntegerLayer, layer: QuantizedLayer) -> Tensor:
     """Float inputs over all levels of a layer and beyond both ends."""
     generator = torch.Generator().manual_seed(1)
-    low, high = layer.grid.values(torch.tensor([0, layer.grid.top])).tolist()
-    uniform = torch.rand((4, *_input_shape(layer.op)), generator=generator).to(layer.op.weight.device)
-    return low + (1.5 * uniform - 0.25) * (high - low)
-
-
-def _error_in_units(layer: IntegerLayer, codes: Tensor) -> float:
-    """The largest error of an output, in units of one product of integers; 0.5 is a wrong sum.
-
-    Sums beyond 2**24 come out rounded to float32, which is no error of the kernel and does not count.
-    """
-    op, exact = layer.op, _exact_sums(layer.op, codes)
-    shape = (-1, *[1] * (exact.dim() - 2))
-    scale = op.scale.view(shape)
-    bias = 0 if op.bias is None else op.bias.view(shape)
-    sums = (layer(codes).double() - bias) / scale
-    rounding = 2**-22 * (exact.abs() + (bias / scale).abs() if op.bias is not None else exact.abs())
-    return ((sums - exact).abs() - rounding).max().item()
-
-
-def _exact_sums(op: IntegerOp, codes: Tensor) -> Tensor:
-    """The integer sums of an operation, float64, without scale and bias."""
-    reach = int(op.weight.flatten(1).int().abs().sum(1).max()) * int(codes.max())
-    dtype = torch.float32 if reach < _EXACT_IN_FLOAT32 else torch.float64  # both exact; the first is far quicker
-    x, weight = (codes.to(torch.int16) - op.zero).to(dtype), op.weight.to(dtype)
-    if op.geometry is None:
-        return F.linear(x, weight).double()
-    g = op.geometry
-    return F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups).double()
+    width = 1.0 if layer.activation_bound is None else float(layer.activation_bound)
+    uniform = torch.rand((4, *_input_shape(integer.op)), generator=generator).to(integer.op.weight.device)
+    return (4 * uniform - 2) * width

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Attack only images that survived earlier attacks (same worst case, faster).",
 )
-@click.option("--int8", is_flag=True, help="Run forward passes that need no gradient on int8 kernels; see above.")
+@click.option("--no-int8", is_flag=True, help="Do not use int8 kernels; see above.")
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
@@ -86,7 +86,7 @@ def evaluate(
     shard_size: int,
     store: Path | None,
     cascade: bool,
-    int8: bool,
+    no_int8: bool,
     images: Path | None,
     threads: int | None,
     record: Path | None,
@@ -97,10 +97,10 @@ def evaluate(
     Without --data-dir, the first images of the bundled sample of the test set are used; no download is needed. Under
     torchrun, the images are divided among the processes.
 
-    With --int8, a copy of MODEL on integer kernels runs every forward pass that needs no gradient: clean images,
-    Square, noise and transfer. MODEL itself still judges the adversarial images. The option is off by default, so that
-    a record does not depend on the processor's instruction set. Without int8 kernels, or where the copy decides
-    differently, float32 is used, and the record and the table give the reason.
+    Quantized layers run on int8 kernels wherever no gradient is needed: clean images, Square, noise, transfer, and the
+    verdict on every adversarial image. The logits are those of float32 bit for bit; each kernel is tested on the
+    model's own weights first, and where one is missing or inexact, float32 is used, and the record gives the reason.
+    --no-int8 turns the kernels off.
 
     With --threat corruptions, no attack is run: the images are those of CIFAR-10-C (or CIFAR-100-C), which must be in
     --data-dir beside the clean ones, and the result is RobustBench's mean over 15 corruptions at 5 severities. With
@@ -117,7 +117,9 @@ def evaluate(
     from empir_plugin.evaluation.run import evaluate as run_evaluation
 
     set_threads(threads)
-    settings = Settings(seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=int8)
+    settings = Settings(
+        seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=not no_int8
+    )
     plan, evaluated = parse_protocol(protocol), parse_model(model, checkpoint, trained, rule, member, ema=ema)
     target = record or Path("runs", f"{evaluated.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
     check_output_file("--record", target)
@@ -127,7 +129,7 @@ def evaluate(
     wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
     run: Callable[..., Record]
     if threat == "corruptions":
-        _refuse_without_attacks(protocol, chosen, images, cascade, int8)
+        _refuse_without_attacks(protocol, chosen, images, cascade)
         corrupted = _load_corruptions(dataset, data_dir, wanted, make_corruptions, seed)
         run = partial(evaluate_corruptions, evaluated.load(threat, corrupted.clean), corrupted)
     else:
@@ -143,18 +145,15 @@ def evaluate(
         result = run(**about, team=team, on_progress=progress.update)
     if team.is_leader:
         result.write(target)
-        click.echo(result.to_json(), nl=False) if as_json else _print_report(result, target, int8)
+        click.echo(result.to_json(), nl=False) if as_json else _print_report(result, target)
 
 
-def _refuse_without_attacks(
-    protocol: str, chosen: tuple[str, ...], images: Path | None, cascade: bool, int8: bool
-) -> None:
+def _refuse_without_attacks(protocol: str, chosen: tuple[str, ...], images: Path | None, cascade: bool) -> None:
     given = {
         "--protocol": protocol != "default",
         "--attack": bool(chosen),
         "--images": images is not None,
         "--cascade": cascade,
-        "--int8": int8,
     }
     if names := [name for name, is_given in given.items() if is_given]:
         raise CommandError(f"--threat corruptions runs no attack, got {', '.join(names)}: leave that out")
@@ -190,7 +189,7 @@ def _select_attacks(attacks: tuple[AttackSpec, ...], names: tuple[str, ...]) -> 
     return tuple(known[name] for name in names) or None
 
 
-def _print_report(result: Record, path: Path, int8: bool) -> None:
+def _print_report(result: Record, path: Path) -> None:
     out = console()
     if result.threat == "corruptions":
         _print_corruptions(result, path)
@@ -202,8 +201,6 @@ def _print_report(result: Record, path: Path, int8: bool) -> None:
         out.print(result.protocol["description"], markup=False)
     if result.run["cascade"]:
         out.print("Each attack was run only on images that the attacks above did not break.", markup=False)
-    if int8:
-        out.print(_backend_note(result.run["backend"]), markup=False)
     for flag in result.flags:
         out.print(f"Warning: {flag}", markup=False)
     for attack in result.attacks:
@@ -242,10 +239,3 @@ def _accuracy_table(result: Record) -> Any:
     style = "" if averaged else "[bold]"
     rows.add_row(f"{style}worst case per image", f"{style}{result.worst_case_accuracy:.2f} %", "")
     return rows
-
-
-def _backend_note(backend: dict[str, str]) -> str:
-    if backend["reason"]:
-        return f"--int8 had no effect, everything ran in {backend['queries']}: {backend['reason']}."
-    judged = f"adversarial images were judged in {backend['verdicts']}"
-    return f"Clean images and queries ran on {backend['queries']}; {judged}."
