@@ -138,6 +138,10 @@ class _Fusion:
     def run(self) -> list[str]:
         """Rewrite the graph; returns notes on what could not be fused."""
         for node in list(self.traced.graph.nodes):
+            module = self._module(node)
+            if type(module) is nn.Identity and not _has_hooks(module):  # a folded normalization leaves one behind
+                bypass(node)
+        for node in list(self.traced.graph.nodes):
             layer = self._layer(node)
             if layer is not None and node.target in self.once:
                 self._emit(node, layer)
