@@ -1,8 +1,7 @@
-"""Integers behind inputs and weights: known answers, exact codes, and levels on no grid."""
+"""Codes of inputs: known answers, every level and the floats next to it, other quantizers, and pieces."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,18 +10,17 @@ from torch import Tensor
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import SignActivationQuantizer, SignedActivationQuantizer
-from empir_plugin.models.integer import grid as integer_pieces
+from empir_plugin.models.integer import codes as integer_pieces
+from empir_plugin.models.integer.codes import Grid, StaysFloat, input_grid, pieces
 from empir_plugin.models.integer.convert import to_integer
-from empir_plugin.models.integer.grid import Grid, input_grid, pieces, weight_integers
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.quantize import ActivationQuantizer, Precision, WeightQuantizer
-from empir_plugin.models.weight_quantizers import SignWeightQuantizer
 
-FOUR_BITS = Grid(1 / 15, 0, 15)
+FOUR_BITS = Grid(0, 15)
 
-EIGHT_BITS = Grid(1 / 255, 0, 255)
+EIGHT_BITS = Grid(0, 255)
 
-SIGNED = Grid(1 / 15, 15, 30, SignedActivationQuantizer(4))
+SIGNED = Grid(15, 30, SignedActivationQuantizer(4).integers)
 
 each_grid = pytest.mark.parametrize("grid", [FOUR_BITS, EIGHT_BITS, SIGNED], ids=["4", "8", "signed"])
 
@@ -45,30 +43,10 @@ def known_layer() -> QuantLinear:
     return layer
 
 
-def test_the_integers_of_a_known_layer() -> None:
-    integers = weight_integers(known_layer())
-    assert integers.values.tolist() == [[-3, -1, 1, 3]]
-    assert integers.scale.tolist() == pytest.approx([1 / 3])
+def test_the_codes_of_a_known_layer() -> None:
     grid = input_grid(known_layer())
-    assert (grid.zero, grid.top, grid.scale) == (0, 3, 1 / 3)
+    assert (grid.zero, grid.top, grid.is_default) == (0, 3, True)
     assert grid.codes(torch.tensor([-0.5, 0.3, 0.6, 7.0])).tolist() == [0, 1, 2, 3]
-
-
-def test_one_bit_weights_are_plus_and_minus_one_times_their_mean() -> None:
-    layer = QuantLinear(4, 1, bias=False, precision=Precision.parse("w1a1"))
-    layer.weight.data.copy_(torch.tensor([[-1.0, 0.5, 0.0, -0.5]]))
-    integers = weight_integers(layer)
-    assert integers.values.tolist() == [[-1, 1, 1, -1]]
-    assert integers.scale.item() == pytest.approx(0.5)
-
-
-def test_a_scale_per_filter_is_found() -> None:
-    layer = QuantLinear(2, 2, bias=False, precision=Precision.parse("w1a1"))
-    layer.weight.data.copy_(torch.tensor([[-1.0, 0.5], [0.25, 0.25]]))
-    layer.use_quantizers_(SignWeightQuantizer(per_filter=True), ActivationQuantizer(1))
-    integers = weight_integers(layer)
-    assert integers.values.tolist() == [[-1, 1], [1, 1]]
-    assert integers.scale.tolist() == pytest.approx([0.75, 0.25])
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -97,40 +75,34 @@ def test_other_input_quantizers(quantizer: SignedActivationQuantizer, bound: flo
     layer.requires_grad_(False)
     grid = input_grid(layer)
     assert (grid.zero, grid.top) == (zero, top)
-    x = 3 * inputs(3, 4, 7, 7) - 1.5
-    assert torch.allclose(grid.values(grid.codes(x)), layer.quantized_input(x), atol=1e-6)
+    x = 4 * inputs(3, 4, 7, 7) - 2
+    codes = grid.codes(x)
+    assert (codes.min(), codes.max()) == (0, top)
+    assert torch.equal(codes.float() - zero, layer.integer_input(x))
+    step = (1 if bound is None else bound) / quantizer.steps
+    assert torch.allclose((codes.float() - zero) * step, layer.quantized_input(x), atol=1e-6)
     integer = to_integer(layer)
     assert integer.report.in_float == ()
-    assert torch.allclose(integer(x), layer(x), atol=1e-4)
+    assert torch.equal(integer(x), layer(x))
 
 
-def test_weights_off_every_grid_stay_float() -> None:
-    layer = conv("w2a2")
-    layer.baked_weight = torch.randn_like(layer.weight)
-    assert "no integers times one number" in to_integer(layer).report.layers[0].reason
-
-
-@dataclass(frozen=True)
-class Squared(ActivationQuantizer):
-    """Levels whose distances grow."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x).square()
-
-
-def test_input_levels_off_every_grid_stay_float() -> None:
-    layer = conv("w2a2")
-    layer.activation_quantizer = Squared(2)
-    assert "no integers of one byte" in to_integer(layer).report.layers[0].reason
+def test_codes_beyond_one_byte_are_refused_with_their_largest() -> None:
+    layer = conv("w2a8")
+    layer.activation_quantizer = SignedActivationQuantizer(8)
+    with pytest.raises(StaysFloat, match="8-bit input reach 510"):
+        input_grid(layer)
+    layer.activation_quantizer = SignedActivationQuantizer(7)
+    assert input_grid(layer).top == 254
 
 
 def test_a_quantizer_with_another_clip_rounds_its_inputs_itself() -> None:
     layer = conv("w2a2")
     layer.activation_quantizer = ActivationQuantizer(2, clip=lambda x: x.sigmoid())
-    assert input_grid(layer).quantizer is not None
+    assert not input_grid(layer).is_default
     integer = to_integer(layer)
     assert integer.report.in_float == ()
-    assert torch.allclose(integer(inputs(1, 4, 5, 5)), layer(inputs(1, 4, 5, 5)), atol=1e-5)
+    assert torch.equal(integer(inputs(1, 4, 5, 5)), layer(inputs(1, 4, 5, 5)))
+    assert not torch.equal(layer(inputs(1, 4, 5, 5)), conv("w2a2")(inputs(1, 4, 5, 5)))
 
 
 @pytest.fixture

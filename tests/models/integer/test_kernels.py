@@ -1,4 +1,4 @@
-"""Integer kernels: sums by hand, and agreement with simulated convolutions, linear layers and pooling."""
+"""Integer kernels: sums by hand, and equality with float32's convolutions, linear layers and pooling."""
 
 from __future__ import annotations
 
@@ -70,21 +70,21 @@ GEOMETRIES = [
 
 @pytest.mark.parametrize("settings", GEOMETRIES)
 @pytest.mark.parametrize("text", ["w1a1", "w2a4", "w4a4"])
-def test_convolutions_agree_with_the_simulated_ones(text: str, settings: dict[str, Any], kernel: Kernel) -> None:
+def test_convolutions_equal_the_float32_ones(text: str, settings: dict[str, Any], kernel: Kernel) -> None:
     layer = conv(text, **settings)
     integer = to_integer(layer, kernel=kernel)
     assert integer.report.on_integers == ("",)
     x = inputs(3, 4, 9, 8)
     with torch.no_grad():
-        assert torch.allclose(integer(x), layer(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(integer(x), layer(x))
 
 
 @pytest.mark.parametrize("shape", [(3, 12), (12,), (2, 3, 12)])
-def test_linear_layers_agree_for_every_number_of_dimensions(shape: tuple[int, ...], kernel: Kernel) -> None:
+def test_linear_layers_are_equal_for_every_number_of_dimensions(shape: tuple[int, ...], kernel: Kernel) -> None:
     layer = linear()
     x = inputs(*shape)
     with torch.no_grad():
-        assert torch.allclose(to_integer(layer, kernel=kernel)(x), layer(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(to_integer(layer, kernel=kernel)(x), layer(x))
 
 
 @pytest.mark.parametrize("text", ["w7a8", "w6a8", "w4a8"])
@@ -93,7 +93,7 @@ def test_real_kernels_are_exact_or_not_used(text: str, kernel: Kernel) -> None:
     integer = to_integer(layer, kernel=kernel)
     x = torch.rand(4, 4, 9, 9).round()  # zeros and ones: the largest sums
     with torch.no_grad():
-        assert torch.allclose(integer(x), layer(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(integer(x), layer(x))
 
 
 def test_a_filter_of_zeros_gives_zeros() -> None:
@@ -114,7 +114,7 @@ def test_without_kernels_everything_stays_float(monkeypatch: pytest.MonkeyPatch)
     layer = conv()
     integer = to_integer(layer)
     assert "lacks oneDNN's int8 kernels" in integer.report.layers[0].reason
-    assert torch.allclose(integer(inputs(1, 4, 5, 5)), layer(inputs(1, 4, 5, 5)), atol=1e-5)
+    assert torch.equal(integer(inputs(1, 4, 5, 5)), layer(inputs(1, 4, 5, 5)))
 
 
 def test_kernels_name_the_devices_they_do_not_run_on() -> None:

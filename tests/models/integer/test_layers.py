@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.models.integer.convert import to_integer
-from empir_plugin.models.integer.grid import Grid, StaysFloat
+from empir_plugin.models.integer.codes import Grid
 from empir_plugin.models.integer.kernels import Kernel
-from empir_plugin.models.integer.layers import integer_layer
-from empir_plugin.models.integer.selftest import check_emitted
+from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
+from empir_plugin.models.integer.selftest import emitting
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer
 from empir_plugin.models.quantize import Precision
 
@@ -37,8 +37,8 @@ class OwnConv(QuantConv2d):
 
 STAYS = [
     pytest.param(conv("w8a4"), "8-bit weights are the integers -255 to 255, more than int8 holds", id="w8"),
-    pytest.param(conv("w4"), "its input has full precision", id="a32"),
-    pytest.param(conv("w32a4"), "its weights have full precision", id="w32"),
+    pytest.param(conv("w4"), "its weights and its input are not both quantized", id="a32"),
+    pytest.param(conv("w32a4"), "its weights and its input are not both quantized", id="w32"),
     pytest.param(conv().double(), "its weights are torch.float64", id="double"),
     pytest.param(conv(padding_mode="reflect"), "its padding is 'reflect'", id="reflect"),
     pytest.param(conv(padding="same", dilation=(1, 1)), None, id="same-is-fine"),
@@ -70,11 +70,15 @@ def test_baked_weights_are_used_unchanged() -> None:
 
 def test_emitted_codes_are_those_of_the_outputs(kernel: Kernel) -> None:
     plain = integer_layer(conv(scale="max"), kernel)
-    grid = Grid(1 / 15, 0, 15)
+    grid = Grid(0, 15)
     codes = torch.randint(0, 16, (2, 4, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    found = plain.with_changes(emits=grid)(codes)
+    found = IntegerLayer(plain.precision, plain.grid, emitting(plain.op, grid, kernel), kernel)(codes)
     assert found.dtype == torch.uint8
     assert 0 < found.float().mean() < 15
     assert torch.equal(found, grid.codes(plain(codes)))
-    with pytest.raises(StaysFloat, match="emitted codes are wrong"):
-        check_emitted(plain, plain.with_changes(emits=grid, scale=1.1 * plain.op.scale), grid)
+
+
+def test_weights_on_no_grid_stay_float() -> None:
+    layer = conv("w2a2")
+    layer.baked_weight = torch.randn_like(layer.weight)
+    assert "no integers times one number" in to_integer(layer).report.layers[0].reason
