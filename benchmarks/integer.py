@@ -5,9 +5,8 @@ layout. The cases are single convolutions of ResNet-18's shapes, four in a row, 
 ensemble of a full-precision and two low-precision members, each simulated in float32 and on integers.
 
 Processors with VNNI instructions multiply bytes about twice as fast as those with AVX2 alone; the report says which one
-it ran on. It also compares each form of the member with the same network in float64, with its weights on exact levels:
-after a batch normalisation every change of float32's rounding, such as another memory layout, moves a rare activation
-to the neighbouring level. ``benchmarks/integer_agreement.py`` measures this on trained networks.
+it ran on. It also compares the logits of the member on int8 kernels, and in another memory layout, with those in
+float32; ``benchmarks/integer_agreement.py`` does so on trained networks.
 
 The four convolutions also run in onnxruntime, on the same integers, if it is installed (``pip install onnx
 onnxruntime``); its own quantization would round to other levels than DoReFa's.
@@ -126,7 +125,7 @@ def _notes(case: dict[str, Any]) -> Iterator[str]:
     for name, found in case.get("agreement", {}).items():
         logits = f"{found['max_logit_difference']:.2g} (median {found['median_logit_difference']:.2g})"
         decisions = f"{found['differing_decisions']} of {found['images']} decisions differ"
-        yield f"w4a4 {name}, beside float64: logits within {logits}, {decisions}"
+        yield f"w4a4 {name}, beside float32: logits within {logits}, {decisions}"
 
 
 def machine() -> dict[str, Any]:

@@ -68,12 +68,13 @@ def _constants(index: int, layer: IntegerLayer) -> list[Any]:
     """Step and zero point of the codes; integers, steps and zero points of the weights."""
     from onnx import numpy_helper
 
-    op, step = layer.op, torch.tensor(layer.grid.scale)
+    # A code stands for an integer here, and codes of one byte for numbers of [0, 1] behind each layer.
+    op, step = layer.op, torch.tensor(1 / layer.grid.top)
     values = {
         "step": step,
         "zero": torch.tensor(op.zero, dtype=torch.uint8),
         "weight": op.weight,
-        "weight_step": (op.scale / layer.grid.scale).float(),
+        "weight_step": op.scale * layer.grid.top,
         "weight_zero": torch.zeros(len(op.scale), dtype=torch.int8),
     }
     return [numpy_helper.from_array(value.numpy(), f"{name}{index}") for name, value in values.items()]

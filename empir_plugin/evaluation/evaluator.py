@@ -23,7 +23,7 @@ from empir_plugin.evaluation.identity import state_fingerprint
 from empir_plugin.evaluation.judge import check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
 from empir_plugin.evaluation.prepare import exact_float32, prepare_for_images
-from empir_plugin.models.integer.convert import FLOAT32, Backend, run_on_integers
+from empir_plugin.models.integer.convert import BF16, FLOAT32, Backend, run_on_integers
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 """Terminal colours in messages of torch."""
@@ -50,6 +50,8 @@ class Settings:
             up to it.
         int8: Run quantized layers on int8 kernels wherever no gradient is needed, if these are exact on this machine.
             The logits are the same, bit for bit.
+        gradients: ``"bf16"`` rounds the operands of the backward passes of quantized layers on int8 kernels to
+            bfloat16: faster where the processor has instructions for it, with slightly other adversarial images.
 
     Raises:
         InputError: If a size is not a whole number above 0.
@@ -61,11 +63,14 @@ class Settings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cascade: bool = False
     int8: bool = True
+    gradients: str = FLOAT32
 
     def __post_init__(self) -> None:
         for name, size in (("batch_size", self.batch_size), ("shard_size", self.shard_size)):
             if type(size) is not int or size < 1:
                 raise InputError(f"{name} must be a whole number, 1 or more, got {size!r}")
+        if self.gradients not in (FLOAT32, BF16):
+            raise InputError(f"gradients must be {FLOAT32!r} or {BF16!r}, got {self.gradients!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,13 +239,15 @@ def _on_integers(
     model: nn.Module, data: ImageSet, settings: Settings, memory_format: torch.memory_format
 ) -> tuple[nn.Module, Backend]:
     """A model on int8 kernels, where its logits on the first images are the same; else the model itself."""
+    if memory_format is not torch.channels_last:
+        return model, Backend(FLOAT32, "the model does not run in channels-last memory, which the kernels use")
     images = data.batch(0, min(len(data), _COMPARED))[0].to(settings.device, memory_format=memory_format)
     try:
         decisions(model, images[:1], num_classes=data.num_classes)
     except Exception:  # The evaluation of the clean images reports what is wrong with the model.
         return model, Backend(FLOAT32, "the model gives no logits")
     with exact_float32():
-        return run_on_integers(model, images)
+        return run_on_integers(model, images, gradients=settings.gradients)
 
 
 def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:

@@ -81,7 +81,12 @@ def _run_table(
         "shard_size": settings.shard_size,
         "cascade": settings.cascade,
         "device": settings.device.type,
-        "backend": {"verdicts": used, "queries": used, "gradients": FLOAT32, "reason": evaluator.backend.reason},
+        "backend": {
+            "verdicts": used,
+            "queries": used,
+            "gradients": evaluator.backend.gradients,
+            "reason": evaluator.backend.reason,
+        },
         "batch_dependent": sum(len(outcome.unstable) for outcome in outcomes[CLEAN]),
         "threads": sorted({outcome.threads for column in outcomes.values() for outcome in column}),
         "processes": len(backends),

@@ -122,7 +122,8 @@ def require_eligible(model: str, board: Board, record: Record) -> None:
 
     Raises:
         EvaluationError: If the record is of another model, its weights were not loaded, it does not cover the full
-            official test set, queries and verdicts came from different arithmetic, or its threat is not the board's.
+            official test set, queries and verdicts came from different arithmetic, gradients were rounded to bfloat16,
+            or its threat is not the board's.
     """
     if record.model.get("name") != model:
         raise EvaluationError(f"the record is of {record.model.get('name')!r}, the entry of {model!r}: use its own")
@@ -141,6 +142,11 @@ def require_eligible(model: str, board: Board, record: Record) -> None:
         raise EvaluationError(
             f"in the record, queries were answered in {queries} and verdicts given in {verdicts}, which an earlier "
             "version did where the two agreed up to rounding only: evaluate again"
+        )
+    if "bf16" in backend.get("gradients", ""):
+        raise EvaluationError(
+            f"in the record, gradients were computed in {backend['gradients']}, which may miss adversarial images: "
+            "evaluate without --gradients bf16"
         )
     unstable = record.run.get("batch_dependent", 0)
     if unstable > _UNSTABLE_SHARE * record.data["n"]:

@@ -27,6 +27,10 @@ class BackwardRule(Protocol):
         """Clip activations of any shape to [0, 1]; the backward pass has the rule's slope."""
         ...
 
+    def slope(self, x: Tensor) -> Tensor | None:
+        """The slope at ``x``, of its shape: floats, or whether it is 1; None if it is 1 everywhere."""
+        ...
+
 
 class ElementwiseFunction(torch.autograd.Function):
     """Base of functions whose gradient is stated: that of every element of the first input, times ``slope``."""
@@ -62,6 +66,12 @@ class _WithSlope(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (slope,) = ctx.saved_tensors
         return tangents[0] * slope
+
+
+def is_transformed() -> bool:
+    """Whether derivatives are computed in forward mode, or by a transform of ``torch.func``."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None
 
 
 def apply(function: type[ElementwiseFunction], x: Tensor, *args: Any) -> Tensor:
@@ -172,6 +182,10 @@ class Clip:
         """Clip activations of any shape."""
         return apply(_Clip, x)
 
+    def slope(self, x: Tensor) -> Tensor:
+        """Whether ``x`` is in [0, 1]."""
+        return (x >= 0).logical_and_(x <= 1)
+
     def __str__(self) -> str:
         return "clip"
 
@@ -189,6 +203,9 @@ class Identity:
     def __call__(self, x: Tensor) -> Tensor:
         """Clip activations of any shape."""
         return apply(_ClipWithSlope, x, torch.ones_like(x))
+
+    def slope(self, x: Tensor) -> None:
+        """None: 1 everywhere."""
 
     def __str__(self) -> str:
         return "identity"
@@ -221,9 +238,12 @@ class Soft:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Clip activations of any shape."""
-        fixed = x.detach()
-        s = ((fixed - fixed.clamp(0, 1)).abs_() / self.width).sigmoid_()
-        return apply(_ClipWithSlope, x, 4 * s * (1 - s))
+        return apply(_ClipWithSlope, x, self.slope(x.detach()))
+
+    def slope(self, x: Tensor) -> Tensor:
+        """The slope at ``x``."""
+        s = ((x - x.clamp(0, 1)).abs_() / self.width).sigmoid_()
+        return 4 * s * (1 - s)
 
     def __str__(self) -> str:
         return "soft" if self == Soft() else f"soft:{self.width:g}"

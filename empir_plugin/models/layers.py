@@ -126,6 +126,9 @@ class QuantizedLayer(nn.Module):
     changes of frozen weights are not seen: one that bypasses autograd (``weight.data.mul_(2)``), and one in place after
     ``torch.compile``. Call :meth:`bake_` again after these.
 
+    ``on_integers`` computes the layer's output by other means, where these can; see
+    :func:`empir_plugin.models.integer.layers.use_kernels_`.
+
     The state dict holds the latent weights under the names of the full-precision layer, so weights load strictly from
     one into the other, both ways. Only a learned range has a name of its own, ``activation_bound``; a state dict
     without it still loads, and does not change it.
@@ -138,6 +141,7 @@ class QuantizedLayer(nn.Module):
     activation_bound: nn.Parameter | None
     _baked: _Baked | None = None
     _folded: tuple[Tensor, Tensor] | None = None
+    on_integers: Callable[[QuantizedLayer, Tensor], Tensor | None] | None = None
 
     def _set_quantizers(self, precision: Precision, scale: Scale) -> None:
         weights = WeightQuantizer(precision.weight_bits, scale)
@@ -202,6 +206,8 @@ class QuantizedLayer(nn.Module):
             operation: From input, weights and bias, which may be None, to the output; it is linear in the first two.
             input: The input, not quantized.
         """
+        if self.on_integers is not None and (output := self.on_integers(self, input)) is not None:
+            return output
         integers = self.integer_weights()
         if integers is None:
             return self.in_own_type(operation(*self.operands(input)))

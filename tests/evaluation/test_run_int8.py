@@ -1,4 +1,4 @@
-"""Evaluations with int8 queries: the same verdicts, and the model itself has the last word."""
+"""Evaluations on int8 kernels: the same verdicts, and float32 where a kernel is missing or not exact."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from empir_plugin.attacks import AutoAttackSuite, Threat, pgd, uniform_noise
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation import run as run_module
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Settings
-from empir_plugin.evaluation.int8_queries import Queries
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.integer import convert as integer
@@ -63,46 +61,40 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
 
 
-INT8 = replace(SHARDED, int8=True, shard_size=12)
+INT8 = replace(SHARDED, shard_size=12)
 FLOAT = replace(INT8, int8=False)
 WEAK = Threat.parse("Linf:0.02")
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_a_copy_on_integers_gives_the_same_verdicts_and_the_record_names_it(
+def test_integers_give_the_same_verdicts_and_share_the_cache(
     quantized: nn.Module, images: ImageSet, tmp_path: Path
 ) -> None:
     exact = evaluate(quantized, images, WEAK, ASKING, settings=FLOAT, store=tmp_path)
     stored = len(list(tmp_path.glob("*/*.json")))
-    record = evaluate(quantized, images, WEAK, ASKING, settings=INT8, store=tmp_path)
+    record = evaluate(quantized, images, WEAK, ASKING, settings=INT8)
     assert verdicts(record) == verdicts(exact)
     assert 0 < record.worst_case.count("1") < record.clean.count("1") < 24
-    assert record.run["backend"] == {"verdicts": "float32", "queries": "int8 (int_mm)", "reason": ""}
-    assert exact.run["backend"] == {"verdicts": "float32", "queries": "float32", "reason": ""}
-    assert len(list(tmp_path.glob("*/*.json"))) == 2 * stored, "no shard of one kind is taken for the other"
+    int8, float32 = "int8 (int_mm)", "float32"
+    assert record.run["backend"] == {"verdicts": int8, "queries": int8, "gradients": float32, "reason": ""}
+    off = {"verdicts": float32, "queries": float32, "gradients": float32, "reason": "int8 kernels are turned off"}
+    assert exact.run["backend"] == off
+    evaluate(quantized, images, WEAK, ASKING, settings=INT8, store=tmp_path)
+    assert len(list(tmp_path.glob("*/*.json"))) == stored, "the verdicts are the same, so the shards are"
 
 
-class Lying(nn.Module):
-    """Gives the true class of every image, which it finds by its nearest neighbour, the lowest logit."""
-
-    def __init__(self, data: ImageSet) -> None:
-        super().__init__()
-        self.images, self.labels, self.asked = data.as_float().flatten(1), data.labels, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.asked += len(x)
-        nearest = torch.cdist(x.flatten(1), self.images).argmin(1)
-        return -5 * nn.functional.one_hot(self.labels[nearest], 3).float()
-
-
-def test_a_wrong_copy_cannot_break_an_image(
+@pytest.mark.usefixtures("everywhere")
+def test_int8_kernels_run_by_default_and_only_without_gradients(
     quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lying = Lying(images)
-    monkeypatch.setattr(run_module, "integer_queries", lambda model, x: Queries("int8 (lies)", lying))
-    told = evaluate(quantized, images, WEAK, ASKING, settings=INT8)
-    assert lying.asked > 3 * len(images)
-    assert verdicts(told) == verdicts(evaluate(quantized, images, WEAK, ASKING, settings=FLOAT))
+    asked: list[bool] = []
+    run = integer.IntegerModel.forward
+    monkeypatch.setattr(
+        integer.IntegerModel, "forward", lambda self, x: (asked.append(torch.is_grad_enabled()), run(self, x))[1]
+    )
+    evaluate(quantized, images, WEAK, ASKING[:2])
+    assert len(asked) > 3
+    assert not any(asked)
 
 
 def test_without_kernels_float32_is_used_and_the_record_says_why(
@@ -116,20 +108,24 @@ def test_without_kernels_float32_is_used_and_the_record_says_why(
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_where_decisions_differ_float32_is_used(
+def test_where_a_bit_differs_float32_is_used(
     quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(integer, "agree", lambda *_: integer.Agreement(1e-6, 1e-7, 1, 24))
+    monkeypatch.setattr(integer, "agree", lambda *_: integer.Agreement(1e-7, 1e-9, 0, 24))
     record = evaluate(quantized, images, WEAK, ASKING[:1], settings=INT8)
     assert record.run["backend"]["queries"] == "float32"
-    assert record.run["backend"]["reason"] == "on integers, 1 of 24 decisions differ"
+    assert record.run["backend"]["reason"] == "the whole network's logits differ from the model's"
+
+
+def test_a_network_of_full_precision_runs_in_float32(images: ImageSet) -> None:
+    record = evaluate(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), images, WEAK, ASKING[:1])
+    assert record.run["backend"]["verdicts"] == "float32"
+    assert record.run["backend"]["reason"] == "no layer of the model is quantized"
 
 
 @dataclass(frozen=True)
 class Meddling:
-    """An attack that says it only asks, and changes the mode."""
-
-    queries_only: bool = True
+    """An attack that changes the mode."""
 
     def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Threat, **rest: Any) -> Tensor:
         model.train()
@@ -137,7 +133,7 @@ class Meddling:
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_the_copy_may_not_be_changed_either(quantized: nn.Module, images: ImageSet) -> None:
+def test_an_attack_may_not_change_the_model(quantized: nn.Module, images: ImageSet) -> None:
     with pytest.raises(EvaluationError, match="changed the model"):
         evaluate(quantized, images, WEAK, [AttackSpec("meddling", Meddling())], settings=INT8)
 

@@ -38,6 +38,8 @@ from empir_plugin.zoo.card import cards
 
 BOARD = board_of("cifar10", "Linf")
 RUNS = Path(__file__).parents[2] / "leaderboard" / "runs"
+OLD_INT8 = {"verdicts": "float32", "queries": "int8 (onednn)", "reason": ""}
+INT8 = {"verdicts": "int8 (onednn)", "queries": "int8 (onednn)", "gradients": "float32", "reason": ""}
 
 
 def numbers_of(*records: Record, audit: Any = None) -> Numbers:
@@ -106,6 +108,10 @@ def test_flags_and_gradient_masking_make_a_number_unreliable(standard: Record, m
     assert not numbers_of(standard, audit=make.audit(standard)).unreliable
 
 
+def test_int8_kernels_make_an_entry_as_float32_does(make: Any) -> None:
+    require_eligible("empir-cifar", BOARD, make.record(make.autoattack(), backend=INT8))
+
+
 REFUSED: dict[str, tuple[Callable[[Any], Record], str]] = {
     "other model": (lambda make: make.record(make.autoattack(), model="cifarconv-fp"), "'cifarconv-fp'.*'empir-cifar'"),
     "no weights": (lambda make: make.record(make.autoattack(), model_={"weights_loaded": False}), "weights: load"),
@@ -116,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Record], str]] = {
     "train images": (lambda make: make.record(make.autoattack(), data={"split": "train"}), "10,000.*--data-dir"),
     "other eps": (lambda make: make.record(make.autoattack(), threat="Linf:0.1"), "Linf:0.1.*Linf:8/255"),
     "other norm": (lambda make: make.record(make.autoattack(), threat="L2:0.5"), "L2:0.5.*Linf:8/255"),
-    "int8": (lambda make: make.record(make.autoattack(), backend={"queries": "int8 (onednn)"}), "without --int8"),
+    "int8": (lambda make: make.record(make.autoattack(), backend=OLD_INT8), "evaluate again"),
     "no threat": (lambda make: make.record(make.autoattack(), threat="none"), "none.*Linf:8/255"),
     "larger budget": (
         lambda make: make.record(make.autoattack(), make.attack("PGD", make.robust(0, 1), threat="Linf:16/255")),
@@ -264,7 +270,7 @@ def _check_refusals(model: str, board: Board, record: Record) -> None:
     changes: dict[str, dict[str, Any]] = {
         "weights: load": {"model": {**record.model, "weights_loaded": False}},
         "--data-dir": {"data": {**record.data, "full_official": False}},
-        "without --int8": {"run": {**record.run, "backend": {"queries": "int8 (onednn)"}}},
+        "evaluate again": {"run": {**record.run, "backend": OLD_INT8}},
         "Linf:0.1": {"threat": "Linf:0.1", "attacks": tuple(replace(a, threat="") for a in record.attacks)},
     }
     for cure, change in changes.items():

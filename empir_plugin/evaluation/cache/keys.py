@@ -3,7 +3,7 @@
 A cached outcome is used again only if none of this changed: the network's text, weights, settings and source files; the
 images and labels of the shard, and the name of their data set; the attack's settings and source files, its labels and
 its threat; which images it is given, and how many at once; the seed; number and size of the shard; the kind of device;
-the releases of torch, torchvision and pyautoattack; and the
+the arithmetic of backward passes; the releases of torch, torchvision and pyautoattack; and the
 statements (not comments, docstrings or layout) of this package's attacks, models, AutoAttack adapter and judge.
 
 The number of threads and the processor are left out, so that an evaluation can be finished with other ones, though they
@@ -70,6 +70,7 @@ def common_key(subject: str, evaluator: Evaluator) -> Key:
         "shard_size": settings.shard_size,
         "batch_size": settings.batch_size,
         "device": settings.device.type,
+        "backward": evaluator.backend.backward,
         "torch": releases["torch"],
         "torchvision": releases["torchvision"],
         "pyautoattack": releases.get("pyautoattack", ""),

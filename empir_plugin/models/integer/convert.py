@@ -20,7 +20,7 @@ from empir_plugin.models.integer.codes import NO_GRADIENT, StaysFloat
 from empir_plugin.models.integer.fold import fold_norms_
 from empir_plugin.models.integer.fuse import fuse
 from empir_plugin.models.integer.kernels import Kernel, kernel_for
-from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
+from empir_plugin.models.integer.layers import IntegerLayer, integer_layer, use_kernels_
 from empir_plugin.models.integer.selftest import Agreement, agree, check_layer
 from empir_plugin.models.layers import QuantizedLayer, frozen_copy, quantized_layers
 
@@ -203,8 +203,12 @@ def _first_in_agreement(
     return IntegerModel(base, IntegerReport(in_float, notes, agree(base, base, images)))
 
 
+FLOAT32 = "float32"
+BF16 = "bf16"
+
+
 class IntegerInference(nn.Module):
-    """A model that runs on integers wherever no gradient is asked, with the same logits bit for bit.
+    """A model that runs on integers as a whole wherever no gradient is asked, with the same logits bit for bit.
 
     Attributes such as ``members`` are those of the model, which is its only submodule.
 
@@ -235,35 +239,66 @@ class IntegerInference(nn.Module):
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs the forward passes that need no gradient.
+    """What runs the forward passes of quantized layers.
 
     Args:
         name: ``"float32"``, or ``"int8"`` and the kernel.
-        reason: Why int8 kernels are not used; empty if they are.
+        reason: Why int8 kernels, or bfloat16 gradients, are not used; empty if they are.
+        backward: The arithmetic of their backward passes: ``"float32"`` or ``"bf16"``.
     """
 
     name: str
     reason: str = ""
+    backward: str = FLOAT32
+
+    @property
+    def gradients(self) -> str:
+        """What computes gradients."""
+        return FLOAT32 if self.name == FLOAT32 else f"{self.name} forward, {self.backward} backward"
 
 
-FLOAT32 = "float32"
+def run_on_integers(
+    model: nn.Module, images: Tensor | None = None, *, gradients: str = FLOAT32
+) -> tuple[nn.Module, Backend]:
+    """A model that runs on integers, as a whole where no gradient is asked, else layer by layer in the forward pass.
 
-
-def run_on_integers(model: nn.Module, images: Tensor | None = None) -> tuple[nn.Module, Backend]:
-    """A model that runs on integers wherever no gradient is asked; the model itself if it cannot.
+    A model that cannot run on integers is returned as it is.
 
     Args:
-        model: In evaluation mode, with folded batch normalization.
+        model: A prepared copy: in evaluation mode, with baked weights and folded batch normalization, channels last.
+            Its layers are changed: see :func:`~empir_plugin.models.integer.layers.use_kernels_`.
         images: ``(N, C, H, W)`` in [0, 1], on which its logits must be the model's; not checked by default.
+        gradients: ``"bf16"`` rounds the operands of the backward passes of quantized layers to bfloat16, where the
+            processor has instructions for it. Logits and decisions do not change.
+
+    Raises:
+        InputError: If ``gradients`` is neither ``"float32"`` nor ``"bf16"``.
 
     Example:
         >>> _, backend = run_on_integers(nn.Flatten().eval(), torch.rand(2, 1, 1, 2))
         >>> backend
         Backend(name='float32', reason='no layer of the model is quantized')
     """
+    if gradients not in (FLOAT32, BF16):
+        raise InputError(f"gradients must be {FLOAT32!r} or {BF16!r}, got {gradients!r}")
     integer = to_integer(model, like=images)
     kernels = dict.fromkeys(layer.reason for layer in integer.report.layers if layer.on_integers)
     if not kernels:
         reasons = [layer.reason for layer in integer.report.layers if layer.precision != "fp"]
         return model, Backend(FLOAT32, reasons[0] if reasons else "no layer of the model is quantized")
-    return IntegerInference(model, integer), Backend(f"int8 ({', '.join(kernels)})")
+    reason = "" if gradients == FLOAT32 else _without_bf16(next(iter(quantized_layers(model)))[1].weight.device)
+    rounded = gradients == BF16 and not reason
+    for _, layer in quantized_layers(model):
+        alike = _convert_layer(layer, kernel_for(layer.weight.device))
+        if isinstance(alike, IntegerLayer):
+            use_kernels_(layer, alike, torch.bfloat16 if rounded else torch.float32)
+    backend = Backend(f"int8 ({', '.join(kernels)})", reason, BF16 if rounded else FLOAT32)
+    return IntegerInference(model, integer), backend
+
+
+def _without_bf16(device: torch.device) -> str:
+    """Why a device has no bfloat16 arithmetic; empty if it has."""
+    if device.type == "cuda":
+        return "" if torch.cuda.is_bf16_supported() else "the GPU has no instructions for bfloat16"
+    fast: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return "" if fast() else "the processor has no instructions for bfloat16"

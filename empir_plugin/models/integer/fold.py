@@ -25,7 +25,7 @@ class Tracer(fx.Tracer):
 
 
 def fold_norms_(model: nn.Module) -> None:
-    """Let quantized layers compute the batch normalization that follows them, in place of the modules that did so.
+    """Let quantized convolutions compute the batch normalization that follows them, in place of the modules that did.
 
     The network computes the same function up to rounding, in its modules as before: each folded module becomes an
     ``nn.Identity``. Networks whose graph cannot be traced are left unchanged.
@@ -46,36 +46,42 @@ def fold_norms_(model: nn.Module) -> None:
           (2): ReLU()
         )
     """
+    shared = _modules_with_several_names(model)
     ensembles = [module for module in model.modules() if isinstance(module, Ensemble)]
     for network in [*(member for ensemble in ensembles for member in ensemble.members), model]:
-        _fold_in_network_(network)
+        _fold_in_network_(network, shared)
 
 
-def _fold_in_network_(network: nn.Module) -> None:
+def _fold_in_network_(network: nn.Module, shared: set[nn.Module]) -> None:
     quantized = any(isinstance(module, QuantizedLayer) for module in network.modules())
     if not quantized or not any(_is_frozen_norm(module) for module in network.modules()):
         return
-    for layer_name, norm_name in _foldable(network):
+    for layer_name, norm_name in _foldable(network, shared):
         layer, norm = network.get_submodule(layer_name), network.get_submodule(norm_name)
         if isinstance(layer, QuantizedLayer) and _folds_exactly_(layer, norm):
             network.set_submodule(norm_name, nn.Identity())
 
 
-def _foldable(network: nn.Module) -> list[tuple[str, str]]:
+def _foldable(network: nn.Module, shared: set[nn.Module]) -> list[tuple[str, str]]:
     """Names of layers with exact sums, each with that of the normalization that is the only user of its output."""
     # Tracing runs the network's code on stand-ins for tensors, which may end up in its attributes.
     root = copy.deepcopy(network)
     try:
         graph = Tracer().trace(root)
+        calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+        pairs = list(_pairs(graph, network, calls, shared))
+        for _, norm_name in pairs:
+            root.set_submodule(norm_name, nn.Identity())
+        Tracer().trace(root)  # The code may read attributes of the normalization, which the identity lacks.
     except Exception:  # Third-party code on stand-ins may fail in any way; such a network is computed as it is.
         return []
-    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    return list(_pairs(graph, network, calls))
+    return pairs
 
 
-def _pairs(graph: fx.Graph, network: nn.Module, calls: Counter[str]) -> Iterator[tuple[str, str]]:
+def _pairs(
+    graph: fx.Graph, network: nn.Module, calls: Counter[str], shared: set[nn.Module]
+) -> Iterator[tuple[str, str]]:
     used_directly = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    shared = _modules_with_several_names(network)
     for node in graph.nodes:
         following = next(iter(node.users)) if len(node.users) == 1 else None
         if node.op != "call_module" or following is None or following.op != "call_module":
@@ -83,7 +89,7 @@ def _pairs(graph: fx.Graph, network: nn.Module, calls: Counter[str]) -> Iterator
         names = str(node.target), str(following.target)
         layer, norm = (network.get_submodule(name) for name in names)
         plain = all(calls[name] == 1 and name not in used_directly for name in names) and not {layer, norm} & shared
-        if plain and isinstance(layer, QuantizedLayer) and _is_frozen_norm(norm) and not _hooks(layer, norm):
+        if plain and _is_convolution(layer) and _is_frozen_norm(norm) and not _hooks(layer, norm):
             yield names
 
 
@@ -96,10 +102,14 @@ def _hooks(*modules: nn.Module) -> bool:
     return any(module._forward_pre_hooks or module._forward_hooks for module in modules)
 
 
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether a module is quantized, with channels where a normalization has them; a linear layer's may be elsewhere."""
+    return isinstance(module, QuantizedLayer) and isinstance(module, nn.Conv2d)
+
+
 def _is_frozen_norm(module: nn.Module) -> bool:
     """Whether a module is a batch normalization with fixed statistics."""
-    known = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d)
-    return known and not module.training and getattr(module, "running_var", None) is not None
+    return type(module) is nn.BatchNorm2d and not module.training and getattr(module, "running_var", None) is not None
 
 
 @torch.no_grad()

@@ -1,13 +1,19 @@
-"""Quantized layers in integer form: codes in, an integer kernel, float32 or codes out."""
+"""Quantized layers on integer kernels: in integer form, for inference, and with a gradient, for attacks.
+
+The integer form takes codes, or floats that it rounds to codes, and gives float32 or codes. With a gradient, only the
+forward pass runs on the kernel; it keeps of its input where the clip has a slope, which is all that the backward pass
+needs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from empir_plugin.models.backward import is_transformed
 from empir_plugin.models.integer.codes import Grid, StaysFloat, input_grid
 from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel, Program
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
@@ -66,6 +72,77 @@ class IntegerLayer(QuantizedLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._program = self.kernel.compile(self.op)
+
+
+class _ForwardOnKernel(torch.autograd.Function):
+    """Forward: an integer layer. Backward: that of the quantized layer, whose weights are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: WithGradient, slope: Tensor | None) -> Tensor:
+        ctx.kernel, ctx.shape = kernel, x.shape
+        ctx.save_for_backward(slope)
+        with torch.no_grad():
+            return kernel.integer(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        gradient = ctx.kernel.gradient(grads[0], ctx.shape)
+        return gradient if slope is None else gradient.mul_(slope), None, None
+
+
+@dataclass(frozen=True, eq=False)
+class WithGradient:
+    """Runs the forward pass of a quantized layer with constant weights on an integer kernel, for attacks.
+
+    Args:
+        integer: The layer in integer form.
+        weight: By which a gradient of the output is multiplied, of the weights' shape. Its type, float32 or bfloat16,
+            is that of the operands; sums are float32.
+    """
+
+    integer: IntegerLayer
+    weight: Tensor
+
+    def __call__(self, layer: QuantizedLayer, input: Tensor) -> Tensor | None:
+        """The layer's output; None where its weights need a gradient, or the input one of another kind."""
+        asked = torch.is_grad_enabled() and any(each.requires_grad for each in layer.parameters(recurse=False))
+        rule: Any = layer.activation_quantizer
+        if asked or layer.training or layer.baked_weight is None or input.dtype != torch.float32 or is_transformed():
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            return None
+        if not (input.requires_grad and torch.is_grad_enabled()):
+            return self.integer(input)
+        return _ForwardOnKernel.apply(input, self, rule.clip.slope(input.detach()))  # type: ignore[no-any-return]
+
+    def gradient(self, output: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of a layer's levels, float32 of its input's shape, from that of its output."""
+        geometry, output = self.integer.op.geometry, output.to(self.weight.dtype)
+        if geometry is None:
+            return (output @ self.weight).float()
+        where = list(geometry.stride), list(geometry.padding), list(geometry.dilation)
+        like = output.new_empty(1).expand(shape)
+        return torch.ops.aten.convolution_backward(
+            output, like, self.weight, None, *where, False, [0, 0], geometry.groups, [True, False, False]
+        )[0].float()
+
+
+def use_kernels_(layer: QuantizedLayer, integer: IntegerLayer, gradients: torch.dtype = torch.float32) -> None:
+    """Run a layer's forward pass on an integer kernel from now on, with the same bits and a gradient.
+
+    Args:
+        layer: In evaluation mode, with baked weights that need no gradient.
+        integer: Its integer form; its input has DoReFa's levels, or nothing is changed.
+        gradients: The type of the operands in the backward pass: float32, or bfloat16, which rounds them to 8 bits.
+    """
+    integers = layer.integer_weights()
+    if integers is None or not integer.grid.is_default:
+        return
+    scale, _ = layer.scale_and_bias(integers)
+    by_filter = scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    weight = integers.values.detach() * by_filter.detach() * layer.activation_quantizer.steps
+    layer.on_integers = WithGradient(integer, weight.to(gradients))
 
 
 def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:

@@ -59,6 +59,13 @@ if TYPE_CHECKING:
 )
 @click.option("--no-int8", is_flag=True, help="Do not use int8 kernels; see above.")
 @click.option(
+    "--gradients",
+    type=click.Choice(["float32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="Operands of the backward passes of quantized layers; bf16 is faster, and makes no leaderboard entry.",
+)
+@click.option(
     "--images",
     type=click.Path(path_type=Path),
     help="Write the adversarial images to this file (safetensors); needs --store.",
@@ -87,6 +94,7 @@ def evaluate(
     store: Path | None,
     cascade: bool,
     no_int8: bool,
+    gradients: str,
     images: Path | None,
     threads: int | None,
     record: Path | None,
@@ -118,7 +126,12 @@ def evaluate(
 
     set_threads(threads)
     settings = Settings(
-        seed=seed, shard_size=shard_size, device=parse_device(device), cascade=cascade, int8=not no_int8
+        seed=seed,
+        shard_size=shard_size,
+        device=parse_device(device),
+        cascade=cascade,
+        int8=not no_int8,
+        gradients=gradients,
     )
     plan, evaluated = parse_protocol(protocol), parse_model(model, checkpoint, trained, rule, member, ema=ema)
     target = record or Path("runs", f"{evaluated.name}-{datetime.now():%Y%m%d-%H%M%S}.json")

@@ -60,20 +60,22 @@ def test_the_number_to_quote_is_the_bold_one(tmp_path: Path, monkeypatch: pytest
     assert any("\x1b[1m" in line for line in single if "worst case per image" in line)
 
 
-def test_int8_names_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_kernels_are_used_by_default_and_one_option_turns_them_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "record.json"
     arguments = ("evaluate", "cifarconv-w2a2", "--n-examples", "4", "--attack", "FGSM", "--record", str(target))
-    assert "queries ran on" not in _run(*arguments).output
-    assert Record.read(target).run["backend"]["queries"] == "float32"
     monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
-    result = _run(*arguments, "--int8")
-    assert "queries ran on int8 (int_mm); adversarial images were judged in float32" in " ".join(result.output.split())
-    assert Record.read(target).run["backend"]["queries"] == "int8 (int_mm)"
+    _run(*arguments)
+    int8 = Record.read(target)
+    assert int8.run["backend"]["verdicts"] == "int8 (int_mm)"
+    _run(*arguments, "--no-int8")
+    float32 = Record.read(target)
+    assert float32.run["backend"]["verdicts"] == "float32"
+    assert (int8.clean, int8.attacks[0].robust) == (float32.clean, float32.attacks[0].robust)
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    result = _run(*arguments, "--int8")
-    note = "--int8 had no effect, everything ran in float32: this build of PyTorch lacks oneDNN's int8 kernels"
-    assert note in " ".join(result.output.split())
+    _run(*arguments)
     assert Record.read(target).run["backend"]["reason"].startswith("this build of PyTorch lacks")
 
 

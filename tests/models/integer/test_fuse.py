@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from empir_plugin.models.activations import SignedActivationQuantizer
 from empir_plugin.models.integer import codes as integer_pieces
+from empir_plugin.models.integer.codes import Grid
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.fuse import AddAndRound, AddInto, Codes
-from empir_plugin.models.integer.codes import Grid
 from empir_plugin.models.integer.kernels import Kernel
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.integer.selftest import agree

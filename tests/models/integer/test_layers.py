@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.codes import Grid
+from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.kernels import Kernel
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer.selftest import emitting

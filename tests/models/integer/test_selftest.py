@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.codes import StaysFloat
+from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, Program
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.integer.selftest import agree, check_layer
