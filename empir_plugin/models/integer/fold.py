@@ -103,7 +103,7 @@ def _hooks(*modules: nn.Module) -> bool:
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    """Whether a module is quantized, with channels where a normalization has them; a linear layer's may be elsewhere."""
+    """Whether the second dimension of a quantized layer is its channels, as a normalization assumes."""
     return isinstance(module, QuantizedLayer) and isinstance(module, nn.Conv2d)
 
 
