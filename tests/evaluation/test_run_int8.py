@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks import AutoAttackSuite, Threat, pgd, uniform_noise
 from empir_plugin.data.image_set import ImageSet
-from empir_plugin.errors import EvaluationError
+from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.record import Record
@@ -95,6 +95,23 @@ def test_int8_kernels_run_by_default_and_only_without_gradients(
     evaluate(quantized, images, WEAK, ASKING[:2])
     assert len(asked) > 3
     assert not any(asked)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_gradients_in_bfloat16_are_recorded_and_have_shards_of_their_own(
+    quantized: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer, "_without_bf16", lambda device: "")
+    evaluate(quantized, images, WEAK, ASKING[1:2], settings=INT8, store=tmp_path)
+    stored = len(list(tmp_path.glob("*/*.json")))
+    record = evaluate(quantized, images, WEAK, ASKING[1:2], settings=replace(INT8, gradients="bf16"), store=tmp_path)
+    assert record.run["backend"]["gradients"] == "int8 (int_mm) forward, bf16 backward"
+    assert len(list(tmp_path.glob("*/*.json"))) == 2 * stored
+
+
+def test_another_arithmetic_of_gradients_is_refused() -> None:
+    with pytest.raises(InputError, match=r"gradients must be 'float32' or 'bf16', got 'float16'"):
+        Settings(gradients="float16")
 
 
 def test_without_kernels_float32_is_used_and_the_record_says_why(

@@ -20,7 +20,10 @@ from empir_plugin.models.weight_quantizers import (
 )
 
 W = torch.tensor([[-2.0, 0.5, 0.0], [0.3, -0.3, 0.6]])
-WEIGHTS = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=30)
+WEIGHTS = st.lists(
+    st.just(0.0) | st.floats(2**-100, 4, width=32) | st.floats(-4, -(2**-100), width=32), min_size=1, max_size=30
+)
+"""No subnormal numbers, which have fewer digits."""
 
 
 def test_bnn_is_the_sign_and_zero_is_positive() -> None:

@@ -90,7 +90,9 @@ def test_matrix(name: str, settings: dict[str, Any], count: int, mode: Activatio
         assert torch.equal(model(IMAGES), expected)
         assert not torch.equal(reference(IMAGES), expected)
         if "std" not in str(type(next(iter(quantized_layers(model)))[1])).lower():
-            assert torch.equal(parametrized(reference, model)(IMAGES), expected)
+            # The other way multiplies levels, whose rounding may move an activation, so that float64 has to compare.
+            other, own = parametrized(reference, model).double(), copy.deepcopy(model).double()
+            torch.testing.assert_close(other(IMAGES.double()), own(IMAGES.double()), rtol=0, atol=1e-9)
         assert torch.equal(pickle.loads(pickle.dumps(model))(IMAGES), expected)
 
     save_packed(model, tmp_path / "packed.safetensors")
