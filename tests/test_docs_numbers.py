@@ -145,13 +145,6 @@ def _agreement(records: Any) -> list[dict[str, Any]]:
     return [row for rows in records.read_times("integer-agreement")["models"].values() for row in rows]
 
 
-def _exact_images(records: Any) -> tuple[str]:
-    rows = [row for row in _agreement(records) if row["between"][1] == "on integers, float64 between"]
-    assert len(rows) == 2
-    assert all(row["beyond_tolerance"] == row["differing_decisions"] == 0 for row in rows)
-    return (f"{min(row['images'] for row in rows):,}",)
-
-
 def _resnet18(records: Any) -> tuple[str, str]:
     ratio = records.read_times("integer")["cases"]["network"]["rows"]["w4a4 on integers"]["ratio"]
     return f"{ratio['p10']:.2f}", f"{ratio['p90']:.2f}"
@@ -257,7 +250,6 @@ CLAIMS = (
         "changes the logits by up to {}.",
         lambda records: (f"{max(row['max_logit_difference'] for row in _agreement(records)):.1f}",),
     ),
-    Claim("docs/quantize.md", "return the logits of a float64 simulation on all {} test images.", _exact_images),
     Claim("docs/quantize.md", "a w4a4 ResNet-18 takes {} to {} of the time of float32", _resnet18),
     Claim(
         "docs/quantize.md",

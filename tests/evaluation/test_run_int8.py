@@ -75,8 +75,8 @@ def test_integers_give_the_same_verdicts_and_share_the_cache(
     record = evaluate(quantized, images, WEAK, ASKING, settings=INT8)
     assert verdicts(record) == verdicts(exact)
     assert 0 < record.worst_case.count("1") < record.clean.count("1") < 24
-    int8, float32 = "int8 (int_mm)", "float32"
-    assert record.run["backend"] == {"verdicts": int8, "queries": int8, "gradients": float32, "reason": ""}
+    int8, float32, gradients = "int8 (int_mm)", "float32", "int8 (int_mm) forward, float32 backward"
+    assert record.run["backend"] == {"verdicts": int8, "queries": int8, "gradients": gradients, "reason": ""}
     off = {"verdicts": float32, "queries": float32, "gradients": float32, "reason": "int8 kernels are turned off"}
     assert exact.run["backend"] == off
     evaluate(quantized, images, WEAK, ASKING, settings=INT8, store=tmp_path)

@@ -38,8 +38,8 @@ from empir_plugin.zoo.card import cards
 
 BOARD = board_of("cifar10", "Linf")
 RUNS = Path(__file__).parents[2] / "leaderboard" / "runs"
-OLD_BF16 = "int8 (onednn) forward, bf16 backward"
-INT8 = {"verdicts": "float32", "queries": "int8 (onednn)", "reason": ""}
+BF16 = "int8 (onednn) forward, bf16 backward"
+OLD_INT8 = {"verdicts": "float32", "queries": "int8 (onednn)", "reason": ""}
 INT8 = {"verdicts": "int8 (onednn)", "queries": "int8 (onednn)", "gradients": "float32", "reason": ""}
 
 
@@ -124,7 +124,10 @@ REFUSED: dict[str, tuple[Callable[[Any], Record], str]] = {
     "other eps": (lambda make: make.record(make.autoattack(), threat="Linf:0.1"), "Linf:0.1.*Linf:8/255"),
     "other norm": (lambda make: make.record(make.autoattack(), threat="L2:0.5"), "L2:0.5.*Linf:8/255"),
     "int8": (lambda make: make.record(make.autoattack(), backend=OLD_INT8), "evaluate again"),
-    "bf16": (lambda make: make.record(make.autoattack(), backend=INT8 | {"gradients": BF16}), "without --gradients bf16"),
+    "bf16": (
+        lambda make: make.record(make.autoattack(), backend=INT8 | {"gradients": BF16}),
+        "without --gradients bf16",
+    ),
     "no threat": (lambda make: make.record(make.autoattack(), threat="none"), "none.*Linf:8/255"),
     "larger budget": (
         lambda make: make.record(make.autoattack(), make.attack("PGD", make.robust(0, 1), threat="Linf:16/255")),
