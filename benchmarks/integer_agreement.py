@@ -94,8 +94,12 @@ def sums(model: nn.Module, forms: Mapping[str, Form], images: Tensor, batch_size
     for batch in images.split(batch_size):
         for layer, x in _inputs(network, layers, batch.contiguous(memory_format=torch.channels_last)):
             _count_sums(counts[layers[layer]], layer, x, forms)
-    return [{"layer": name, "sums": count.pop("sums"), "wrong": {form: count[form] for form in forms}} if count
-            else {"layer": name, "sums": 0, "wrong": {}} for name, count in counts.items()]  # fmt: skip
+    return [_row(name, count, forms) for name, count in counts.items()]
+
+
+def _row(name: str, count: Counter[str], forms: Mapping[str, Form]) -> dict[str, Any]:
+    wrong = {form: count[form] for form in forms} if count["sums"] else {}
+    return {"layer": name, "sums": count["sums"], "wrong": wrong}
 
 
 def _count_sums(count: Counter[str], layer: QuantizedLayer, x: Tensor, forms: Mapping[str, Form]) -> None:
@@ -135,9 +139,8 @@ class _Differing(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        own = fx.map_arg(args, lambda x: x)
         copies = tuple(self._moved(x) for x in args)
-        found = super().run_node(n) if n.op != "call_module" else self.fetch_attr(str(n.target))(*own, **kwargs)
+        found = super().run_node(n)
         if n.op in ("call_function", "call_method", "call_module"):
             with threads(self.form.threads):
                 again = self._run_other(n, copies, kwargs)
