@@ -24,7 +24,7 @@ from empir_plugin.models.integer.fuse import AddInto, PoolCodes
 from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, Program
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.integer.selftest import agree
-from empir_plugin.models.layers import QuantLinear
+from empir_plugin.models.layers import QuantLinear, quantized_layers
 from empir_plugin.models.quantize import Precision
 from empir_plugin.zoo.quantized.build import normalize_images_
 
@@ -85,6 +85,36 @@ def test_shipped_models_agree_on_bundled_images(name: str) -> None:
     agreement = agree(model, integer, load_images(dataset).as_float()[:200])
     assert (agreement.images, agreement.differing_decisions) == (200, 0)
     assert agreement.max_logit_difference == 0
+
+
+NORMALIZED = ["wrn-10-1-w2a2", "wrn-10-1-w4a4", "empir-wrn-10-1"]
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "cifarconv-at-w4a4", "mnistsmall-at-w4a4", "empir-cifar-at", *NORMALIZED])
+@torch.no_grad()
+def test_shipped_models_give_the_same_bits_in_every_form(name: str) -> None:
+    """Of all operations in floating point, only convolutions of full-precision members differ between the layouts."""
+    dataset = "mnist" if "mnist" in name else "cifar10"
+    model = prepare(empir_plugin.load_model(name, dataset=dataset), CPU)
+    folded = [layer for _, layer in quantized_layers(model) if layer._folded is not None]
+    assert bool(folded) == (name in NORMALIZED)
+    x = load_images(dataset).as_float()[:64].to(memory_format=torch.channels_last)
+    expected = model(x)
+    assert torch.equal(to_integer(model)(x), expected), "int8"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(model(x), expected), "two threads"
+        assert torch.equal(to_integer(model)(x), expected), "int8 on two threads"
+    finally:
+        torch.set_num_threads(before)
+    networks = list(model.members) if isinstance(model, Ensemble) else [model]
+    quantized = [network for network in networks if any(True for _ in quantized_layers(network))]
+    assert len(quantized) == (len(networks) - 1 or 1)
+    for network in quantized:
+        contiguous = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        assert torch.equal(contiguous(x.contiguous()), network(x)), "NCHW"
+        assert not torch.equal(network(x.flip(3)), network(x))
 
 
 @pytest.mark.slow
