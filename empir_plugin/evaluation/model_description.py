@@ -171,8 +171,8 @@ def _settings(module: nn.Module) -> dict[str, str]:
     names = _table_of(type(module))
     if names is not None:
         values = {name: getattr(module, name) for name in names if hasattr(module, name)}
-        return {name: _text(value) or _name(type(value)) for name, value in values.items()}
-    texts = {name: _text(value) for name, value in _public_attributes(module).items()}
+        return {name: describe_plain(value) or _name(type(value)) for name, value in values.items()}
+    texts = {name: describe_plain(value) for name, value in _public_attributes(module).items()}
     return {name: text for name, text in texts.items() if text is not None}
 
 
@@ -205,8 +205,13 @@ def _name(code: Any) -> str:
     return f"{code.__module__}.{code.__qualname__}"
 
 
-def _text(value: object, depth: int = _DEPTH) -> str | None:
-    """A plain value as text that is the same in every process; None for a value that is not plain."""
+def describe_plain(value: object, depth: int = _DEPTH) -> str | None:
+    """A plain value as text that is the same in every process; None for a value that is not plain.
+
+    Example:
+        >>> describe_plain([1, "a"]), describe_plain(lambda: 1)
+        ("(1, 'a')", None)
+    """
     if depth == 0:
         return None
     if isinstance(value, Enum):
@@ -226,16 +231,16 @@ def _text(value: object, depth: int = _DEPTH) -> str | None:
 
 def _compound_text(value: object, depth: int) -> str | None:
     if isinstance(value, (tuple, list)):
-        return _join("", (_text(item, depth) for item in value))
+        return _join("", (describe_plain(item, depth) for item in value))
     if isinstance(value, Mapping):
-        pairs = [(_text(key, depth), _text(item, depth)) for key, item in value.items()]
+        pairs = [(describe_plain(key, depth), describe_plain(item, depth)) for key, item in value.items()]
         return _join("mapping", sorted(f"{key}: {item}" for key, item in pairs)) if _all_plain(pairs) else None
     if isinstance(value, functools.partial):
-        return _join("partial", (_text(part, depth) for part in (value.func, value.args, value.keywords)))
+        return _join("partial", (describe_plain(part, depth) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         return _code_name(value)
     if is_dataclass(value) and getattr(type(value), "__dataclass_params__").frozen:  # noqa: B009 - not in its type
-        items = {item.name: _text(getattr(value, item.name), depth) for item in fields(value)}
+        items = {item.name: describe_plain(getattr(value, item.name), depth) for item in fields(value)}
         return _join(_name(type(value)), (text and f"{name}={text}" for name, text in items.items()))
     return None
 

@@ -169,7 +169,7 @@ def _batch_flag(outcomes: Sequence[Outcome], shard_size: int) -> Iterator[str]:
     if unstable:
         images = sum(len(outcome.decisions) for outcome in outcomes)
         yield (
-            f"the decision on {len(unstable)} of {images} clean images ({len(unstable) / images:.1%}; the first is "
+            f"the output for {len(unstable)} of {images} clean images ({len(unstable) / images:.1%}; the first is "
             f"image {unstable[0]}) depends on the other images of the batch, so accuracies depend on the batch size: "
             "look for statistics of the batch, or chance, in the forward pass"
         )
