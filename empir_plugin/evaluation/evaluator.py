@@ -170,7 +170,9 @@ class Evaluator:
         if on is None and copy is not None and never_differentiates(spec.attack):
 
             def run(network: nn.Module, chosen: Tensor) -> Tensor:
-                return self._attack_batch(spec, shard, x, labels, chosen, network)[0]
+                images, zero = self._attack_batch(spec, shard, x, labels, chosen, network)
+                nowhere[torch.isin(rows, chosen)] = zero
+                return images
 
             images = attack_copy_first(run, self.model, copy, rows, labels[rows], batch_size=self.settings.batch_size)
             return images, nowhere

@@ -56,6 +56,9 @@ def decisions(
     return torch.cat([part.argmax(1) for part in logits])
 
 
+_FLOAT = "real scores, before they are rounded or made into classes"
+
+
 def _logits(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor:
     logits = model(images)
     wanted = f"({len(images)}, {num_classes or 'K'})"
@@ -64,6 +67,8 @@ def _logits(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] != (num_classes or logits.shape[1]):
         hint = "is it a model for another data set?" if logits.ndim == 2 else "one row per image, one column per class"
         raise EvaluationError(f"the model must return logits of shape {wanted}, got {tuple(logits.shape)}: {hint}")
+    if not logits.is_floating_point():
+        raise EvaluationError(f"the model must return floating-point logits, got {logits.dtype}: return {_FLOAT}")
     if torch.isnan(logits).any():
         raise EvaluationError("the model returned NaN, so no verdict means anything: check its weights")
     return logits
@@ -132,7 +137,7 @@ def _one_by_one(model: nn.Module, images: Tensor, num_classes: int | None) -> Te
     except Exception as error:
         raise EvaluationError(
             f"the model takes a batch of {len(images)} images and not a single one ({type(error).__name__}: {error}), "
-            "so its output depends on the other images of the batch: look for statistics of the batch in the forward pass"
+            "so its output depends on the other images of the batch: look for statistics of the batch in its forward"
         ) from error
 
 

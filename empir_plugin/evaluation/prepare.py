@@ -116,7 +116,7 @@ def prepare_for_images(
     Raises:
         InputError: If it is not a module.
         EvaluationError: If it cannot be copied, has parts in training mode that ``eval()`` does not reach, changes its
-            own state or its input in a forward pass, or remembers earlier images.
+            own state or its input in a forward pass, remembers earlier images, or takes no float32 images.
 
     Example:
         >>> class Net(nn.Module):
@@ -134,6 +134,8 @@ def prepare_for_images(
     with exact_float32():
         check_forward(subject, images)
         logits = _forward(subject, images)
+        if logits is None:
+            _refuse_other_type(subject, images)
         memory_format = torch.contiguous_format
         if logits is not None and _runs_alike(subject, images, logits, differentiable):
             memory_format = torch.channels_last
@@ -254,11 +256,12 @@ def _state(model: nn.Module) -> dict[str, str]:
 
 def _attributes(model: nn.Module) -> dict[str, str]:
     """What modules keep in plain attributes, neither parameters nor buffers."""
+    known = frozenset(map(id, model.modules()))
     return {
         f"{name}.{key}".lstrip("."): text
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if key not in _INFRASTRUCTURE and (text := describe_plain(value)) is not None
+        if key not in _INFRASTRUCTURE and (text := describe_plain(value, known)) is not None
     }
 
 
@@ -276,6 +279,18 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor | None:
         except Exception:
             return None
     return logits if isinstance(logits, Tensor) else None
+
+
+def _refuse_other_type(model: nn.Module, images: Tensor) -> None:
+    """Refuse a model that fails on float32 images and not on images of the type of its parameters."""
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {images.dtype}
+    for kind in types:
+        if _forward(model, images.to(kind)) is not None:
+            name = str(kind).removeprefix("torch.")
+            raise EvaluationError(
+                f"the model takes images of {name} only, and images are float32: cast them in its forward "
+                f"(x = x.to({kind})), or call model.float()"
+            )
 
 
 def _runs_alike(model: nn.Module, images: Tensor, expected: Tensor, differentiable: bool) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks.autoattack import square_flags
 from empir_plugin.attacks.batch import Attack
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator
@@ -32,6 +33,7 @@ def make_record(
     outcomes: Mapping[str, Sequence[Outcome]],
     *,
     processes: int = 1,
+    left_out: Sequence[str] = (),
 ) -> Record:
     """The record of an evaluation.
 
@@ -43,6 +45,7 @@ def make_record(
         protocol: The protocol the attacks are from; None if the caller chose them.
         outcomes: Of all shards in order, for the clean images and for each attack by name.
         processes: Number of processes that shared the work.
+        left_out: Attacks of the protocol of which no part is defined on the data.
     """
     threat, data = evaluator.threat, evaluator.data
     attacks = tuple(attack_record(spec, threat, outcomes[spec.name], data.labels) for spec in specs)
@@ -60,7 +63,11 @@ def make_record(
         worst_case_accuracy=percent(worst),
         run=_run_table(evaluator, outcomes, processes),
         protocol=_protocol_table(protocol),
-        flags=(*_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size), *_hidden_ensemble_flag(model)),
+        flags=(
+            *_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size),
+            *_hidden_ensemble_flag(model),
+            *_undefined_flag(left_out, data),
+        ),
     )
 
 
@@ -152,6 +159,15 @@ def attack_kind(attack: Attack) -> tuple[str, int]:
 def _left_out_flag(spec: AttackSpec) -> Iterator[str]:
     if spec.left_out:
         yield f"without parts that are not defined here: {'; '.join(spec.left_out)}"
+
+
+def _undefined_flag(left_out: Sequence[str], data: ImageSet) -> Iterator[str]:
+    if left_out:
+        shape = "x".join(map(str, data.images.shape[1:]))
+        yield (
+            f"without attacks of the protocol that are not defined on {data.num_classes} classes and images of {shape} "
+            f"under this threat: {', '.join(left_out)}"
+        )
 
 
 def _zero_gradient_flag(outcomes: Sequence[Outcome]) -> Iterator[str]:

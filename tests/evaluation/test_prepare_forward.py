@@ -236,6 +236,14 @@ def test_logits_are_float32_at_the_border(kind: torch.dtype) -> None:
     assert torch.equal(logits, model(images()).float())
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_that_takes_images_of_its_own_type_only_is_refused_by_type(kind: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)).to(kind)
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(EvaluationError, match=rf"images of {name} only.*float32.*x\.to\({kind}\).*model\.float\(\)"):
+        prepare(model)
+
+
 def test_autocast_inside_a_model() -> None:
     class Net(Typed):
         def forward(self, x: Tensor) -> Tensor:
