@@ -246,8 +246,10 @@ def _wrap(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         view = surrogate(model, contiguous_gradient(x))
         check_is_tensor(view.logits)
-        # Square overwrites the logits it is given, and they may be memory of the model.
-        return view.logits.clone() if surrogate == plain else _raise_decision(view)
+        logits = view.logits if surrogate == plain else _raise_decision(view)
+        # AutoAttack stores logits of any type as float32. Square overwrites those it is given, which may be memory of
+        # the model.
+        return logits.clone() if logits.dtype == torch.float32 or not logits.is_floating_point() else logits.float()
 
     return forward
 
@@ -272,7 +274,7 @@ def _margin_and_loss(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Te
 
     def margin_and_loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         view = surrogate(model, x)
-        return -margin(_raise_decision(view), y), -margin(view.logits, y)
+        return -margin(_raise_decision(view), y).float(), -margin(view.logits, y).float()
 
     return margin_and_loss
 

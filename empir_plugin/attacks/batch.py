@@ -116,7 +116,7 @@ class Batch:
         """Check that ``logits`` are logits of these images.
 
         Raises:
-            InputError: If it is not a tensor ``(N, K)`` or a label has no class.
+            InputError: If it is not a floating-point tensor ``(N, K)`` or a label has no class.
             EvaluationError: If a logit is NaN.
         """
         logits = check_is_tensor(logits)
@@ -124,6 +124,11 @@ class Batch:
             raise InputError(f"a model must return logits (N, K) with N = {len(self)}, got {tuple(logits.shape)}")
         if logits.shape[1] < self.classes:
             raise InputError(f"labels up to {self.classes - 1} need more than K = {logits.shape[1]}: another data set?")
+        if not logits.is_floating_point():
+            raise InputError(
+                f"a model must return floating-point logits, got {logits.dtype}: return real scores, before they are "
+                "rounded or made into classes"
+            )
         if torch.isnan(logits).any():
             raise EvaluationError("the model returned NaN: no verdict on it means anything; check its weights")
 

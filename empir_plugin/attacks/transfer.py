@@ -59,10 +59,23 @@ class Transfer:
         Returns:
             Adversarial images ``(N, C, H, W)``; images for which the target is not fooled are returned unchanged.
         """
-        batch = Batch.of(x, y, indices=indices)
         adv = self.attack(self.source, x, y, threat, seed=seed, indices=indices)
-        fooled = _fooled(model, batch, adv)
-        return torch.where(fooled.view(-1, 1, 1, 1), adv, batch.x)
+        return self._successes(model, x, y, adv, indices)
+
+    def run(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, indices: Tensor | None = None
+    ) -> GradientAttackResult:
+        """Attack a batch as a call does, and report where the source's gradient was exactly zero.
+
+        Raises:
+            TypeError: If the attack is not a gradient attack: see :func:`reports_zero_gradients`.
+        """
+        result = _run(self.attack, self.source, x, y, threat, seed, indices)
+        return result._replace(images=self._successes(model, x, y, result.images, indices))
+
+    def _successes(self, model: Model, x: Tensor, y: Tensor, adv: Tensor, indices: Tensor | None) -> Tensor:
+        batch = Batch.of(x, y, indices=indices)
+        return torch.where(_fooled(model, batch, adv).view(-1, 1, 1, 1), adv, batch.x)
 
 
 @dataclass(frozen=True)
@@ -123,12 +136,18 @@ class OnMember:
         Raises:
             TypeError: If the attack is not a gradient attack: see :func:`reports_zero_gradients`.
         """
-        if not reports_zero_gradients(self.attack):
-            raise TypeError(f"only gradient attacks report zero gradients, got a {type(self.attack).__name__}: call it")
-        return self.attack.run(member_of(model, self.index, self), x, y, threat, seed=seed, indices=indices)
+        return _run(self.attack, member_of(model, self.index, self), x, y, threat, seed, indices)
 
 
-def reports_zero_gradients(attack: object) -> TypeGuard[GradientAttack | CarliniWagner | OnMember]:
+def _run(
+    attack: Attack, model: Model, x: Tensor, y: Tensor, threat: Threat, seed: int, indices: Tensor | None
+) -> GradientAttackResult:
+    if not reports_zero_gradients(attack):
+        raise TypeError(f"only gradient attacks report zero gradients, got a {type(attack).__name__}: call it")
+    return attack.run(model, x, y, threat, seed=seed, indices=indices)
+
+
+def reports_zero_gradients(attack: object) -> TypeGuard[GradientAttack | CarliniWagner | OnMember | Transfer]:
     """Whether an attack has a method ``run`` that reports where the gradient was exactly zero.
 
     Example:
@@ -136,7 +155,7 @@ def reports_zero_gradients(attack: object) -> TypeGuard[GradientAttack | Carlini
         >>> reports_zero_gradients(OnMember(0, fgsm())), reports_zero_gradients(uniform_noise())
         (True, False)
     """
-    if isinstance(attack, OnMember):
+    if isinstance(attack, (OnMember, Transfer)):
         return reports_zero_gradients(attack.attack)
     return isinstance(attack, CarliniWagner) or (isinstance(attack, GradientAttack) and attack.steps > 0)
 

@@ -80,6 +80,19 @@ class AttackSpec:
             return self
         return replace(self, attack=replace(suite, batch_size=batch_size))
 
+    def is_defined_on(self, num_classes: int, image_shape: Sequence[int], threat: Threat) -> bool:
+        """Whether the attack, or some part of it, can run on such data; the arguments are those of :meth:`for_data`.
+
+        Example:
+            >>> spec = AttackSpec("targeted", AutoAttackSuite(attacks=("apgd-t",)))
+            >>> spec.is_defined_on(2, (3, 32, 32), Threat.parse("Linf:8/255"))
+            False
+        """
+        suite = self.attack
+        if not isinstance(suite, AutoAttackSuite):
+            return True
+        return len(suite.undefined_parts(num_classes, image_shape, self.threat or threat)) < len(set(suite.parts))
+
     def for_data(self, num_classes: int, image_shape: Sequence[int], threat: Threat) -> AttackSpec:
         """The same attack without the parts of AutoAttack that are not defined on such data.
 

@@ -20,7 +20,7 @@ from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EmpirError, EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.identity import state_fingerprint
-from empir_plugin.evaluation.judge import check_attack_result, decisions
+from empir_plugin.evaluation.judge import batch_dependent, check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
 from empir_plugin.evaluation.prepare import exact_float32, prepare_for_images
 from empir_plugin.models.integer.convert import BF16, FLOAT32, Backend, run_on_integers
@@ -198,19 +198,15 @@ class Evaluator:
         return x.to(self.settings.device, memory_format=self.memory_format), y.to(self.settings.device)
 
     def batch_dependent(self, shard: Shard, decided: Tensor) -> Tensor:
-        """Rows ``(n,)`` of the images that are decided differently in another order and another batch size.
+        """Rows ``(n,)`` of the images for which the output depends on the other images of the batch.
 
         Args:
             shard: The images.
             decided: The decisions ``(N,)`` on them in order.
         """
         x, decided = self._images(shard)[0], decided.to(self.settings.device)
-        used = min(self.settings.batch_size, len(x))
-        size = used // 2 + 1 if used > 2 else used + 1
-        order = torch.arange(len(x), device=x.device).flip(0).roll(1)
-        again = torch.empty_like(decided)
-        again[order] = decisions(self.model, x[order], num_classes=self.data.num_classes, batch_size=size)
-        return (again != decided).nonzero().squeeze(1)
+        size, classes = self.settings.batch_size, self.data.num_classes
+        return batch_dependent(self.model, x, decided, num_classes=classes, batch_size=size)
 
     def _decisions(self, x: Tensor, *, clean: bool = False) -> Tensor:
         if not len(x):

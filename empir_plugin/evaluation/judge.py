@@ -14,6 +14,15 @@ last place, one when it is added and one when it is clipped."""
 _ROUNDING = 1e-6
 """Share of eps that the sum of an L2 norm may be off in float32."""
 
+_ALONE = 16
+"""Images at most that are also shown to a model one by one."""
+_DEPENDENT = 1e-2
+"""Change of logits with the batch, as a share of the largest, that no rounding explains, in half precision either."""
+_SHARE = 0.25
+"""Of these images for which that is so: rounding may move an activation of few images to another level."""
+_NOTICEABLE = 1e-3
+"""Change of the logits of one image that counts in a model whose output does depend on the batch."""
+
 
 @torch.no_grad()
 def decisions(
@@ -47,6 +56,9 @@ def decisions(
     return torch.cat([part.argmax(1) for part in logits])
 
 
+_FLOAT = "real scores, before they are rounded or made into classes"
+
+
 def _logits(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor:
     logits = model(images)
     wanted = f"({len(images)}, {num_classes or 'K'})"
@@ -55,6 +67,8 @@ def _logits(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] != (num_classes or logits.shape[1]):
         hint = "is it a model for another data set?" if logits.ndim == 2 else "one row per image, one column per class"
         raise EvaluationError(f"the model must return logits of shape {wanted}, got {tuple(logits.shape)}: {hint}")
+    if not logits.is_floating_point():
+        raise EvaluationError(f"the model must return floating-point logits, got {logits.dtype}: return {_FLOAT}")
     if torch.isnan(logits).any():
         raise EvaluationError("the model returned NaN, so no verdict means anything: check its weights")
     return logits
@@ -67,6 +81,71 @@ def _refuse_probabilities(logits: Tensor) -> None:
             "the model must return logits, got probabilities (every row sums to 1), whose gradients vanish where it is "
             "confident: remove its softmax, or return the logarithm"
         )
+
+
+@torch.no_grad()
+def batch_dependent(
+    model: nn.Module, images: Tensor, decided: Tensor, *, num_classes: int | None = None, batch_size: int = 500
+) -> Tensor:
+    """Rows ``(n,)`` of the images for which the output depends on the other images of the batch, or on chance.
+
+    The images are decided again in another order and in batches of another size. Since robust decisions may stay the
+    same, the first images are also shown to the model one by one: if the logits of a quarter of them change, every
+    image counts whose logits change, whatever its decision. Of a single image nothing can be said.
+
+    Args:
+        model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
+        images: ``(N, C, H, W)``, float32 in [0, 1].
+        decided: The decisions ``(N,)`` on them in batches of ``batch_size``.
+        num_classes: K; not checked by default.
+        batch_size: Images per forward pass.
+
+    Raises:
+        EvaluationError: If the model returns anything but logits ``(N, K)``, or NaN, or cannot take a single image.
+
+    Example:
+        >>> x = torch.tensor([[0.2, 0.7], [0.3, 0.9]]).view(2, 1, 1, 2)
+        >>> batch_dependent(nn.Flatten(), x, torch.tensor([1, 1]))
+        tensor([], dtype=torch.int64)
+        >>> batch_dependent(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()), x, torch.tensor([1, 1]))
+        tensor([0, 1])
+    """
+    used = min(batch_size, len(images))
+    size = used // 2 + 1 if used > 2 else 3 - used
+    order = torch.arange(len(images), device=images.device).flip(0).roll(1)
+    again = torch.cat([_logits(model, part, num_classes) for part in images[order].split(size)])
+    again = torch.empty_like(again).index_copy_(0, order, again)
+    differs = again.argmax(1) != decided
+    first = images[: min(_ALONE, max(used, size))]
+    together = _logits(model, first, num_classes)
+    alone = _one_by_one(model, first, num_classes)
+    differs[: len(first)] |= alone.argmax(1) != together.argmax(1)
+    changes = _change(alone, together)
+    if (changes > _DEPENDENT).double().mean() > _SHARE:
+        in_order = torch.cat([_logits(model, part, num_classes) for part in images.split(batch_size)])
+        differs |= _change(again, in_order) > _NOTICEABLE
+        differs[: len(first)] |= changes > _NOTICEABLE
+    return differs.nonzero().squeeze(1)
+
+
+def _one_by_one(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor:
+    """Logits ``(N, K)`` of images that the model has already taken together."""
+    try:
+        return torch.cat([_logits(model, image, num_classes) for image in images.split(1)])
+    except EvaluationError:
+        raise
+    except Exception as error:
+        raise EvaluationError(
+            f"the model takes a batch of {len(images)} images and not a single one ({type(error).__name__}: {error}), "
+            "so its output depends on the other images of the batch: look for statistics of the batch in its forward"
+        ) from error
+
+
+def _change(logits: Tensor, expected: Tensor) -> Tensor:
+    """By how much the logits ``(N, K)`` of each image differ, as a share of the largest finite one, ``(N,)``."""
+    difference = torch.where(logits == expected, 0.0, (logits - expected).abs())  # Infinite ones may be equal.
+    largest = expected.abs().nan_to_num(posinf=0.0).amax() if expected.numel() else expected.new_ones(())
+    return difference.amax(1) / largest.clamp_min(torch.finfo(expected.dtype).tiny)
 
 
 def check_attack_result(x: Tensor, adversarial: object, threat: Threat) -> Tensor:

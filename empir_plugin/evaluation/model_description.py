@@ -9,11 +9,13 @@ Which settings count:
 
 - For layers of ``torch.nn``: those of the table below, and for classes derived from them as well.
 - For classes of this package: those of a second table. Only their qualified name counts, not their module.
-- For any other class: its ``__constants__`` and public attributes, if their values are plain: numbers, texts, None,
-  enums, dtypes, frozen dataclasses, named functions and classes, tensors and arrays (by their hash), and tuples, lists
-  and mappings of these.
+- For any other class: its ``__constants__``, its public attributes, and the private ones that its own code names, if
+  their values are plain: numbers, texts, None, enums, dtypes, named functions and classes, tensors and arrays (by their
+  hash), networks that are no submodules (with their weights), and tuples, lists, sets, mappings, dataclasses and public
+  attributes of objects that consist of these.
 
-It cannot see closures, lambdas, module globals, private attributes, hooks, or the code of a forward pass.
+It cannot see closures, lambdas, module globals, hooks, the code of a forward pass, or what a library attaches under a
+private name.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType, MappingProxyType
+from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -161,19 +163,24 @@ def describe_model(model: nn.Module) -> str:
         >>> describe_model(nn.Flatten())
         '[["", "torch.nn.Flatten", {"end_dim": "-1", "start_dim": "1"}]]'
     """
-    modules = model.named_modules(remove_duplicate=False)  # One ReLU used twice is the same function as two.
-    rows = [[name, _name(type(module)), _settings(module)] for name, module in modules]
+    return _describe_modules(model, frozenset())
+
+
+def _describe_modules(model: nn.Module, known: frozenset[int]) -> str:
+    modules = list(model.named_modules(remove_duplicate=False))  # One ReLU used twice is the same function as two.
+    known |= {id(module) for _, module in modules}
+    rows = [[name, _name(type(module)), _settings(module, known)] for name, module in modules]
     return json.dumps(rows, sort_keys=True)
 
 
-def _settings(module: nn.Module) -> dict[str, str]:
+def _settings(module: nn.Module, known: frozenset[int]) -> dict[str, str]:
     if isinstance(module, GraphModule):  # Its attributes are torch's own; what it computes is in its code.
         return {"code": module.code}
     names = _table_of(type(module))
     if names is not None:
         values = {name: getattr(module, name) for name in names if hasattr(module, name)}
-        return {name: _text(value) or _name(type(value)) for name, value in values.items()}
-    texts = {name: _text(value) for name, value in _public_attributes(module).items()}
+        return {name: describe_plain(value, known) or _name(type(value)) for name, value in values.items()}
+    texts = {name: describe_plain(value, known) for name, value in _own_attributes(module).items()}
     return {name: text for name, text in texts.items() if text is not None}
 
 
@@ -190,11 +197,36 @@ def _is_own(code: Any) -> bool:
     return str(code.__module__).partition(".")[0] == _PACKAGE
 
 
-def _public_attributes(module: nn.Module) -> dict[str, object]:
+def _own_attributes(module: nn.Module) -> dict[str, object]:
+    """The constants and attributes of a module that are its own, and not what a library attached for its own use."""
     constants = {name: getattr(module, name, None) for name in getattr(module, "__constants__", ())}
     unused = {name for base, name in _ONLY_IN_TRAINING.items() if isinstance(module, base)} | _NEVER
     found = {**constants, **vars(module)}
-    return {name: value for name, value in found.items() if not name.startswith("_") and name not in unused}
+    private = _names_in_code(type(module)) - _INFRASTRUCTURE
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in unused and (not name.startswith("_") or name in private)
+    }
+
+
+_INFRASTRUCTURE = frozenset(vars(nn.Module()))
+
+
+@functools.cache
+def _names_in_code(cls: type[nn.Module]) -> frozenset[str]:
+    """The names that the methods of a class use, and those of its bases that are not torch's."""
+    bases = [base for base in cls.__mro__ if not base.__module__.startswith("torch.nn.")]
+    functions = [getattr(each, "__func__", each) for base in bases for each in vars(base).values()]
+    functions += [each.fget for base in bases for each in vars(base).values() if isinstance(each, property)]
+    return frozenset(name for each in functions if isinstance(each, FunctionType) for name in _names_in(each.__code__))
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names_in(each)
 
 
 def _name(code: Any) -> str:
@@ -206,8 +238,18 @@ def _name(code: Any) -> str:
     return f"{code.__module__}.{code.__qualname__}"
 
 
-def _text(value: object, depth: int = _DEPTH) -> str | None:
-    """A plain value as text that is the same in every process; None for a value that is not plain."""
+def describe_plain(value: object, known: frozenset[int] = frozenset(), depth: int = _DEPTH) -> str | None:
+    """A plain value as text that is the same in every process; None for a value that is not plain.
+
+    Args:
+        value: The value.
+        known: The ids of modules that are described elsewhere.
+        depth: How deep values may be nested.
+
+    Example:
+        >>> describe_plain([1, "a"]), describe_plain(lambda: 1)
+        ("(1, 'a')", None)
+    """
     if depth == 0:
         return None
     if isinstance(value, Enum):
@@ -222,28 +264,50 @@ def _text(value: object, depth: int = _DEPTH) -> str | None:
         return describe_tensor(value)
     if isinstance(value, np.ndarray):
         return None if value.dtype == object else describe_array(value)
-    return _compound_text(value, depth - 1)
+    if isinstance(value, nn.Module):
+        return "a module described elsewhere" if id(value) in known else _module_text(value, known)
+    return _compound_text(value, known, depth - 1)
 
 
-def _compound_text(value: object, depth: int) -> str | None:
+def _module_text(module: nn.Module, known: frozenset[int]) -> str:
+    """A network that is no submodule, with its weights."""
+    digest = hashlib.sha256(_describe_modules(module, known).encode())
+    add_tensors(digest, {**dict(module.named_buffers()), **dict(module.named_parameters())})
+    return f"{_name(type(module))}(sha256:{digest.hexdigest()})"
+
+
+def _compound_text(value: object, known: frozenset[int], depth: int) -> str | None:
     if isinstance(value, (tuple, list)):
-        return _join("", (_text(item, depth) for item in value))
+        return _join("", (describe_plain(item, known, depth) for item in value))
     if isinstance(value, Mapping):
-        pairs = [(_text(key, depth), _text(item, depth)) for key, item in value.items()]
+        pairs = [(describe_plain(key, known, depth), describe_plain(item, known, depth)) for key, item in value.items()]
         return _join("mapping", sorted(f"{key}: {item}" for key, item in pairs)) if _all_plain(pairs) else None
+    if isinstance(value, (set, frozenset)):
+        members = [describe_plain(item, known, depth) for item in value]
+        return None if None in members else _join("set", sorted(map(str, members)))
     if isinstance(value, functools.partial):
-        return _join("partial", (_text(part, depth) for part in (value.func, value.args, value.keywords)))
+        return _join(
+            "partial", (describe_plain(part, known, depth) for part in (value.func, value.args, value.keywords))
+        )
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         return _code_name(value)
-    if is_dataclass(value) and getattr(type(value), "__dataclass_params__").frozen:  # noqa: B009 - not in its type
-        items = {item.name: _text(getattr(value, item.name), depth) for item in fields(value)}
+    if is_dataclass(value):
+        items = {item.name: describe_plain(getattr(value, item.name), known, depth) for item in fields(value)}
         return _join(_name(type(value)), (text and f"{name}={text}" for name, text in items.items()))
-    return None
+    attributes = {key: item for key, item in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
+    if not attributes or isinstance(value, ModuleType):
+        return None
+    texts = ((key, describe_plain(item, known, depth)) for key, item in sorted(attributes.items()))
+    return _join(_name(type(value)), (text and f"{key}={text}" for key, text in texts))
 
 
 def _join(name: str, parts: Iterable[str | None]) -> str | None:
-    texts = list(parts)
-    return None if None in texts else f"{name}({', '.join(map(str, texts))})"
+    texts: list[str] = []
+    for part in parts:
+        if part is None:  # The rest may be large.
+            return None
+        texts.append(part)
+    return f"{name}({', '.join(texts)})"
 
 
 def _all_plain(pairs: Iterable[tuple[str | None, str | None]]) -> bool:

@@ -52,7 +52,7 @@ class Outcome:
         flags: AutoAttack's warnings about the model or the evaluation.
         parts: For each part of AutoAttack its name and, per image, 1 if the image was still classified correctly.
         images_sha256: Of the file with the broken images, if they are kept.
-        unstable: Of the clean images, those on which the decision depends on the other images of the batch, by their
+        unstable: Of the clean images, those for which the output depends on the other images of the batch, by their
             positions in the shard.
         zero_gradients: How many of the attacked images had a gradient of exactly zero in the first step; None if the
             attack does not tell.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
-from empir_plugin.evaluation.model_description import describe_tensor
+from empir_plugin.evaluation.model_description import describe_plain, describe_tensor
 from empir_plugin.models.integer.fold import fold_norms_
 from empir_plugin.models.layers import bake_, frozen_copy
 
@@ -119,7 +119,7 @@ def prepare_for_images(
     Raises:
         InputError: If it is not a module.
         EvaluationError: If it cannot be copied, has parts in training mode that ``eval()`` does not reach, changes its
-            own state or its input in a forward pass, or fails.
+            own state or its input in a forward pass, remembers earlier images, or takes no float32 images.
 
     Example:
         >>> class Net(nn.Module):
@@ -137,6 +137,8 @@ def prepare_for_images(
     with exact_float32():
         check_forward(subject, images)
         logits = _forward(subject, images)
+        if logits is None:
+            _refuse_other_type(subject, images)
         memory_format = torch.contiguous_format
         if logits is not None and _runs_alike(subject, images, logits, differentiable):
             memory_format = torch.channels_last
@@ -178,9 +180,9 @@ def check_forward(model: nn.Module, images: Tensor) -> None:
 
     Raises:
         EvaluationError: If a layer in training mode is at work that ``eval()`` does not reach, or the pass changes the
-            images or the model's own state.
+            images, the model's own state, or what its next results are.
     """
-    before, given, hidden = _state(model), images.clone(), []
+    before, remembered, given, hidden = _state(model), _attributes(model), images.clone(), []
     with _hidden_modules(model, hidden):
         logits = _forward(model, images)
     if not torch.equal(images, given):
@@ -195,6 +197,14 @@ def check_forward(model: nn.Module, images: Tensor) -> None:
             "results would depend on what it was shown before; update such state in training mode only"
         )
     _check_modes(model, images, hidden, logits)
+    changed = [name for name, value in _attributes(model).items() if value != remembered.get(name)]
+    # Most models that keep something never read it again: features for a plot, the number of their passes.
+    if changed and logits is not None and not _are_close(_forward(model, images), logits, _REPEATED):
+        raise EvaluationError(
+            f"the model gives other results for the same images in its next forward pass, and keeps something of each "
+            f"({', '.join(changed[:3])}): its results would depend on what it was shown before; update such state in "
+            "training mode only"
+        )
 
 
 _MODE_DEPENDENT = (
@@ -247,6 +257,20 @@ def _state(model: nn.Module) -> dict[str, str]:
     return {name: describe_tensor(tensor) for name, tensor in tensors.items()}
 
 
+def _attributes(model: nn.Module) -> dict[str, str]:
+    """What modules keep in plain attributes, neither parameters nor buffers."""
+    known = frozenset(map(id, model.modules()))
+    return {
+        f"{name}.{key}".lstrip("."): text
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key not in _INFRASTRUCTURE and (text := describe_plain(value, known)) is not None
+    }
+
+
+_INFRASTRUCTURE = frozenset(vars(nn.Module()))
+
+
 def _forward(model: nn.Module, images: Tensor) -> Tensor | None:
     """The logits; None if the model fails, which the evaluation of the clean images reports with its context."""
     with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
@@ -260,15 +284,22 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor | None:
     return logits if isinstance(logits, Tensor) else None
 
 
+def _refuse_other_type(model: nn.Module, images: Tensor) -> None:
+    """Refuse a model that fails on float32 images and not on images of the type of its parameters."""
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {images.dtype}
+    for kind in types:
+        if _forward(model, images.to(kind)) is not None:
+            name = str(kind).removeprefix("torch.")
+            raise EvaluationError(
+                f"the model takes images of {name} only, and images are float32: cast them in its forward "
+                f"(x = x.to({kind})), or call model.float()"
+            )
+
+
 def _runs_alike(model: nn.Module, images: Tensor, expected: Tensor, differentiable: bool) -> bool:
     """Whether a model gives the same logits in channels-last memory, and its backward pass works there."""
     found = _forward(model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last))
-    if found is None or found.shape != expected.shape:
-        return False
-    scale = float(expected.abs().amax()) if expected.numel() else 0.0
-    if not math.isfinite(scale) or not torch.allclose(
-        found.double(), expected.double(), rtol=0.0, atol=_LAYOUT_TOLERANCE * scale
-    ):
+    if not _are_close(found, expected, _TOLERANCE):
         return False
     if not differentiable:
         return True
@@ -278,13 +309,23 @@ def _runs_alike(model: nn.Module, images: Tensor, expected: Tensor, differentiab
             total = model(x).float().sum()
             if total.requires_grad:
                 torch.autograd.grad(total, x, allow_unused=True)
-        except RuntimeError:
+        except Exception:  # Code of others may check its memory in any way; the same pass is run again without it.
             return False
     return True
 
 
-_LAYOUT_TOLERANCE = 1e-2
+def _are_close(found: Tensor | None, expected: Tensor, tolerance: float) -> bool:
+    """Whether two passes gave the same logits, up to a share of the largest."""
+    if found is None or found.shape != expected.shape:
+        return False
+    scale = float(expected.abs().amax()) if expected.numel() else 0.0
+    return math.isfinite(scale) and torch.allclose(found.double(), expected.double(), rtol=0.0, atol=tolerance * scale)
+
+
+_TOLERANCE = 1e-2
 """Difference of logits between memory formats, as a share of the largest, that rounding explains."""
+_REPEATED = 1e-4
+"""The same between two passes on the same images in the same memory."""
 
 
 @contextmanager

@@ -142,12 +142,12 @@ class Record:
         worst_case_accuracy: Percent of the images with a 1.
         run: ``seed``, ``batch_size``, ``shard_size``, ``cascade``, ``device``, ``backend`` (what computed ``verdicts``,
             answered ``queries`` and computed ``gradients``, and the ``reason`` if int8 kernels were not used; in
-            records without ``gradients``, int8 was equal up to rounding only), ``batch_dependent`` (on how many
-            clean images the decision depends on the rest of the batch), ``threads`` per process (every
+            records without ``gradients``, int8 was equal up to rounding only), ``batch_dependent`` (for how many
+            clean images the output depends on the rest of the batch), ``threads`` per process (every
             number that occurred), ``processes``, time of day ``finished``, ``versions`` of packages and ``code_sha256``
             of this package.
         protocol: ``name``, ``description``, and ``headline``: which number to quote, ``WORST_CASE`` or ``AVERAGE``.
-        flags: Warnings about the model, such as decisions that depend on the rest of the batch.
+        flags: Warnings about the model, such as outputs that depend on the rest of the batch.
         schema: Version of this format.
 
     Raises:

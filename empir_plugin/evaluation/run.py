@@ -79,7 +79,10 @@ def evaluate(
     evaluator = Evaluator.of(model, data, threat, settings)
     chosen = protocol.attacks(model, data.name) if attacks is None else attacks
     about = data.num_classes, data.images.shape[1:], threat
-    specs = tuple(spec.with_batch_size(settings.batch_size).for_data(*about) for spec in chosen)
+    defined = [spec for spec in chosen if spec.is_defined_on(*about)]
+    if attacks is not None or not defined:
+        defined = list(chosen)  # The first that is not defined raises.
+    specs = tuple(spec.with_batch_size(settings.batch_size).for_data(*about) for spec in defined)
     _check(specs, evaluator, store, images)
     processes = team.round(len(data), on_progress)
     with (
@@ -91,7 +94,14 @@ def evaluate(
         outcomes = sharded.run(specs)
         backends = team.round().gather(evaluator.backend.name)
         record = make_record(
-            model, name, evaluator, specs, protocol if attacks is None else None, outcomes, backends=backends
+            model,
+            name,
+            evaluator,
+            specs,
+            protocol if attacks is None else None,
+            outcomes,
+            backends=backends,
+            left_out=[spec.name for spec in chosen if spec not in defined],
         )
         if images is not None and cache is not None and team.is_leader:
             _write_images(images, sharded, cache, specs, outcomes, record)

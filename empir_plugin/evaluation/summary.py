@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks.autoattack import square_flags
 from empir_plugin.attacks.batch import Attack
 from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator
@@ -33,6 +34,7 @@ def make_record(
     outcomes: Mapping[str, Sequence[Outcome]],
     *,
     backends: Sequence[str] = (FLOAT32,),
+    left_out: Sequence[str] = (),
 ) -> Record:
     """The record of an evaluation.
 
@@ -44,6 +46,7 @@ def make_record(
         protocol: The protocol the attacks are from; None if the caller chose them.
         outcomes: Of all shards in order, for the clean images and for each attack by name.
         backends: What ran forward passes that need no gradient in each of the processes that shared the work.
+        left_out: Attacks of the protocol of which no part is defined on the data.
     """
     threat, data = evaluator.threat, evaluator.data
     attacks = tuple(attack_record(spec, threat, outcomes[spec.name], data.labels) for spec in specs)
@@ -61,7 +64,11 @@ def make_record(
         worst_case_accuracy=percent(worst),
         run=_run_table(evaluator, outcomes, backends),
         protocol=_protocol_table(protocol),
-        flags=(*_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size), *_hidden_ensemble_flag(model)),
+        flags=(
+            *_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size),
+            *_hidden_ensemble_flag(model),
+            *_undefined_flag(left_out, data),
+        ),
     )
 
 
@@ -162,6 +169,15 @@ def _left_out_flag(spec: AttackSpec) -> Iterator[str]:
         yield f"without parts that are not defined here: {'; '.join(spec.left_out)}"
 
 
+def _undefined_flag(left_out: Sequence[str], data: ImageSet) -> Iterator[str]:
+    if left_out:
+        shape = "x".join(map(str, data.images.shape[1:]))
+        yield (
+            f"without attacks of the protocol that are not defined on {data.num_classes} classes and images of {shape} "
+            f"under this threat: {', '.join(left_out)}"
+        )
+
+
 def _zero_gradient_flag(outcomes: Sequence[Outcome]) -> Iterator[str]:
     counts = [outcome.zero_gradients for outcome in outcomes if outcome.zero_gradients is not None]
     if zero := sum(counts):
@@ -177,7 +193,7 @@ def _batch_flag(outcomes: Sequence[Outcome], shard_size: int) -> Iterator[str]:
     if unstable:
         images = sum(len(outcome.decisions) for outcome in outcomes)
         yield (
-            f"the decision on {len(unstable)} of {images} clean images ({len(unstable) / images:.1%}; the first is "
+            f"the output for {len(unstable)} of {images} clean images ({len(unstable) / images:.1%}; the first is "
             f"image {unstable[0]}) depends on the other images of the batch, so accuracies depend on the batch size: "
             "look for statistics of the batch, or chance, in the forward pass"
         )

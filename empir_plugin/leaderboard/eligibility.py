@@ -29,7 +29,7 @@ _AGAIN = "with this release of empir-plugin"
 
 
 _UNSTABLE_SHARE = 0.01
-"""Share of clean images whose decision may change with the batch, as rounding can make it."""
+"""Share of clean images whose output may change with the batch, as rounding can make a decision change."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def require_eligible(model: str, board: Board, record: Record) -> None:
     unstable = record.run.get("batch_dependent", 0)
     if unstable > _UNSTABLE_SHARE * record.data["n"]:
         raise EvaluationError(
-            f"in the record, the decision on {unstable:,} of {record.data['n']:,} clean images depends on the rest of "
+            f"in the record, the output for {unstable:,} of {record.data['n']:,} clean images depends on the rest of "
             "the batch, so its accuracies are not those of the model: make the model decide image by image"
         )
     _require_threat(board, record)

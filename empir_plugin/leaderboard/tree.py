@@ -321,7 +321,7 @@ def _read(place: Place) -> Entry | ForeignEntry | Problem:
 
 def reason_of(error: InputError, place: Place) -> str:
     """What is wrong with an entry, without its path."""
-    return str(error).removeprefix(f"{place.entry} is not a leaderboard entry: ")
+    return str(error).removeprefix(f"{place.entry} ").removeprefix("is not a leaderboard entry: ")
 
 
 def markdown_tables(tree: Tree) -> str:

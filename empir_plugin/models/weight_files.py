@@ -358,6 +358,10 @@ def _read_torch(path: Path) -> Any:
         with _ignore_objects(path), path.open("rb") as file:  # by its path, torch would judge it by its name
             content = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
+        if not _has_code(error):
+            raise WeightsError(
+                f"{path} is truncated or no PyTorch file ({_reason(error) or type(error).__name__}): get it again"
+            ) from error
         raise WeightsError(
             f"{path} cannot be read without executing code from it ({_reason(error)}): save a state dict"
         ) from error
@@ -374,10 +378,19 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
 
 
+def _has_code(error: Exception) -> bool:
+    """Whether torch refused an object of the file, rather than failed to read it."""
+    return (
+        isinstance(error, pickle.UnpicklingError)
+        and re.search(r"GLOBAL|class|function|callable|REDUCE", str(error)) is not None
+    )
+
+
 def _reason(error: Exception) -> str:
     """The reason in torch's message, which also advises to execute the code."""
-    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error)) or re.match(r"\s*(.*)", str(error))
-    return found[1].split(" Please use")[0] if found else ""
+    patterns = r"WeightsUnpickler error:\s*(.+)", r"Trying to load (unsupported \w+ [\w.]+)", r"\s*(.*)"
+    found = next(match for pattern in patterns if (match := re.search(pattern, str(error))))
+    return found[1].split(" Please use")[0].split(". ")[0]
 
 
 def _ignore_objects(path: Path) -> AbstractContextManager[Any]:

@@ -166,6 +166,27 @@ def test_too_few_classes(x: Tensor) -> None:
         AutoAttackSuite().run(three, x, three(x).argmax(1), THREAT)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+def test_logits_of_another_type_are_attacked_as_float32(kind: torch.dtype, x: Tensor, model: nn.Module) -> None:
+    class Typed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x).to(kind)
+
+    class Back(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x).to(kind).float()
+
+    y = Back()(x).argmax(1)
+    for parts in (("apgd-ce",), ("apgd-dlr", "apgd-t"), ("fab", "square")):
+        suite = AutoAttackSuite(attacks=parts, queries=20)
+        typed, expected = (suite.run(each, x, y, THREAT) for each in (Typed(), Back()))
+        assert typed.accuracy == expected.accuracy
+        assert torch.equal(typed.images, expected.images)
+    ensemble = Ensemble([Typed(), Typed()])
+    suite = AutoAttackSuite(attacks=("apgd-ce", "fab", "square"), surrogate=surrogates.mean_logits, queries=20)
+    assert suite.run(ensemble, x, ensemble(x).argmax(1), Threat.parse("Linf:0.1")).accuracy["square"] < 0.5
+
+
 def test_flags_are_returned(x: Tensor, model: nn.Module) -> None:
     y = model(x).argmax(1)
     suite = AutoAttackSuite(attacks=("apgd-ce",))

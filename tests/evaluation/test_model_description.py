@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,22 @@ class Range:
     high: object = 1.0
 
 
+@dataclass
+class Changeable:
+    low: float = 0.0
+
+
+class Settings:
+    def __init__(self, low: object) -> None:
+        self.low = low
+
+
+def linear(weight: float) -> nn.Module:
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, weight)
+    return layer
+
+
 class Other(nn.Module):
     """A class of another library, with one setting."""
 
@@ -122,6 +140,13 @@ SEEN: dict[str, tuple[object, object]] = {
     "tuple": ((1, (2, "a")), (1, (2, "b"))),
     "mapping": ({"a": [1]}, {"a": [2]}),
     "dataclass": (Range(), Range(high=2.0)),
+    "changeable dataclass": (Changeable(), Changeable(2.0)),
+    "object": (Settings(1), Settings(2)),
+    "object within": ([Settings(torch.zeros(1))], [Settings(torch.ones(1))]),
+    "namespace": (SimpleNamespace(low=1), SimpleNamespace(low=2)),
+    "set": ({1, 2}, {1, 3}),
+    "network in a list": ([linear(1.0)], [linear(2.0)]),
+    "network in a mapping": ({"a": nn.Flatten(1)}, {"a": nn.Flatten(2)}),
     "function": (nn.functional.relu, nn.functional.gelu),
     "class": (nn.ReLU, nn.GELU),
     "partial": (functools.partial(nn.LayerNorm, eps=1e-5), functools.partial(nn.LayerNorm, eps=1e-6)),
@@ -140,8 +165,32 @@ ENDLESS.append(ENDLESS)
 
 @pytest.mark.parametrize(
     "value",
-    [lambda x: x, object(), torch.device("cpu"), [1, object()], Range(high=object()), {1: object()}, ENDLESS],
-    ids=["lambda", "object", "device", "list", "dataclass", "mapping", "endless"],
+    [
+        lambda x: x,
+        object(),
+        torch.device("cpu"),
+        [1, object()],
+        Range(high=object()),
+        {1: object()},
+        {object()},
+        Settings(object()),
+        logging.getLogger("any"),
+        json,
+        ENDLESS,
+    ],
+    ids=[
+        "lambda",
+        "object",
+        "device",
+        "list",
+        "dataclass",
+        "mapping",
+        "set",
+        "attribute",
+        "logger",
+        "module",
+        "endless",
+    ],
 )
 def test_values_that_are_not_plain_are_left_out(value: object) -> None:
     assert settings_of(Other(value)) == {}
@@ -164,6 +213,55 @@ def test_what_libraries_attach_and_private_attributes_do_not_count() -> None:
     for name in ("weights_loaded", "default_cfg", "pretrained_cfg", "_model_args", "_private", "grad_checkpointing"):
         setattr(model, name, 3)
     assert describe_model(model) == before
+
+
+class Private(nn.Module):
+    """A class with a mean that its own code names, in a base, a nested function or a property."""
+
+    def __init__(self, mean: Any) -> None:
+        super().__init__()
+        self._mean = mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self._mean
+
+
+class Inherits(Private):
+    pass
+
+
+class Nested(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((x - mean for mean in [self._mean]), torch.zeros(()))
+
+
+class Property(nn.Module):
+    @property
+    def mean(self) -> Any:
+        return self._mean
+
+
+@pytest.mark.parametrize("cls", [Private, Inherits, Nested, Property])
+def test_private_attributes_that_the_code_of_a_class_names_count(cls: type[nn.Module]) -> None:
+    def make(value: object) -> nn.Module:
+        model = cls(value) if issubclass(cls, Private) else cls()
+        model._mean = value  # type: ignore[assignment]
+        return model
+
+    for one, other in ((torch.zeros(3), torch.full((3,), 0.3)), (0.0, 0.3)):
+        assert describe_model(make(one)) == describe_model(make(one))
+        assert describe_model(make(one)) != describe_model(make(other))
+
+
+def test_a_part_that_knows_its_whole_is_described_once() -> None:
+    def make(value: int) -> nn.Module:
+        whole = nn.Sequential(*(Other(value) for _ in range(30)))
+        for part in whole:
+            part.whole = [whole]  # type: ignore[assignment]
+        return whole
+
+    assert describe_model(make(1)) == describe_model(make(1))
+    assert describe_model(make(1)) != describe_model(make(2))
 
 
 class Norm(nn.BatchNorm2d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -73,10 +74,18 @@ class OnlyBackwardViews(torch.autograd.Function):
         return grad.view(-1).view(grad.shape)
 
 
-def test_a_backward_pass_counts_too() -> None:
+class OnlyBackwardAsserts(OnlyBackwardViews):
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        assert grad.is_contiguous()
+        return grad
+
+
+@pytest.mark.parametrize("function", [OnlyBackwardViews, OnlyBackwardAsserts])
+def test_a_backward_pass_counts_too(function: type[torch.autograd.Function]) -> None:
     class Net(Views):
         def forward(self, x: Tensor) -> Tensor:
-            h = OnlyBackwardViews.apply(self.conv(x))
+            h = function.apply(self.conv(x))
             return h.amax((2, 3))
 
     assert prepare(Net(flatten)).memory_format == torch.contiguous_format
@@ -160,6 +169,55 @@ def test_a_model_that_counts_its_calls_is_refused_by_the_name_of_the_counter() -
         prepare(Net())
 
 
+class Remembers(nn.Module):
+    """The mean of what it was shown, in a plain attribute."""
+
+    def __init__(self, keep: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mean, self.keep = torch.zeros(3, 1, 1), keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.keep(self.mean, x.mean((0, 2, 3))[:, None, None])
+        return (x - self.mean).flatten(1)
+
+
+class Alternates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = {"calls": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state["calls"] += 1
+        return x.flatten(1) * (-1) ** self.state["calls"]
+
+
+REMEMBERING: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a new tensor": (lambda: Remembers(lambda mean, new: 0.9 * mean + 0.1 * new), "mean"),
+    "in place": (lambda: Remembers(lambda mean, new: mean.mul_(0.9).add_(new, alpha=0.1)), "mean"),
+    "a number": (Alternates, "state"),
+    "in a part": (lambda: nn.Sequential(nn.Identity(), Alternates()), "1.state"),
+}
+
+
+@pytest.mark.parametrize(("make", "name"), REMEMBERING.values(), ids=REMEMBERING)
+def test_a_model_whose_results_depend_on_earlier_images_is_refused(make: Callable[[], nn.Module], name: str) -> None:
+    with pytest.raises(EvaluationError, match=rf"keeps something of each \({re.escape(name)}\).*training mode"):
+        prepare(make())
+
+
+def test_a_model_that_only_keeps_what_it_saw_is_not() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen, self.features = 0, torch.zeros(())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen, self.features = self.seen + len(x), x.flatten(1)
+            return self.features
+
+    assert prepare(Net()).memory_format == torch.channels_last
+
+
 class Typed(nn.Module):
     def __init__(self, kind: torch.dtype) -> None:
         super().__init__()
@@ -176,6 +234,14 @@ def test_logits_are_float32_at_the_border(kind: torch.dtype) -> None:
     logits = prepared.model(images())
     assert logits.dtype == torch.float32
     assert torch.equal(logits, model(images()).float())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_that_takes_images_of_its_own_type_only_is_refused_by_type(kind: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)).to(kind)
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(EvaluationError, match=rf"images of {name} only.*float32.*x\.to\({kind}\).*model\.float\(\)"):
+        prepare(model)
 
 
 def test_autocast_inside_a_model() -> None:

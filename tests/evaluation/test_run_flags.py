@@ -9,13 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.attacks import AutoAttackSuite, CarliniWagner, OnMember, Threat, bim, fgsm, pgd, uniform_noise
+from empir_plugin.attacks import (
+    AutoAttackSuite,
+    CarliniWagner,
+    OnMember,
+    Threat,
+    Transfer,
+    bim,
+    fgsm,
+    pgd,
+    uniform_noise,
+)
 from empir_plugin.data.image_set import ImageSet
-from empir_plugin.errors import InputError
+from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.audit.run import audit
 from empir_plugin.evaluation.evaluator import Settings
-from empir_plugin.evaluation.protocols import adaptive, default, standard
+from empir_plugin.evaluation.protocols import Protocol, adaptive, default, standard
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.ensemble import Ensemble
@@ -81,6 +91,62 @@ def test_decisions_of_an_ordinary_network_are_not(toys: ModuleType) -> None:
     assert record.run["batch_dependent"] == 0
 
 
+class Apart(nn.Module):
+    """Classes at a fixed distance, so that no statistics of a batch change a decision, but all logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3))
+        return torch.stack([mean + 0.1, mean, mean - 0.1], 1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 20])
+@pytest.mark.parametrize("batch_size", [1, 2, 250])
+@pytest.mark.parametrize("wrap", [InBatch, Centred])
+def test_outputs_that_depend_on_the_batch_are_flagged_though_no_decision_changes(
+    toys: ModuleType, wrap: type[nn.Module], batch_size: int, n: int
+) -> None:
+    data = replace(shaded(toys, n), labels=torch.zeros(n, dtype=torch.int64))
+    record = run(wrap(Apart()), data, batch_size=batch_size)
+    assert record.clean == "1" * n
+    (flag,) = record.flags
+    assert f"the output for {record.run['batch_dependent']} of {n}" in flag
+    assert record.run["batch_dependent"] > n / 2
+    assert run(Apart(), data, batch_size=batch_size).flags == ()
+
+
+class Shared(nn.Module):
+    """One scale for the images of a batch, as quantizers have that are calibrated at every pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.amax() / 3
+        return Apart()((x / scale).round() * scale)
+
+
+def test_a_model_that_cannot_take_a_single_image_is_refused(toys: ModuleType) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36, track_running_stats=False), nn.Linear(36, 3))
+    with pytest.raises(EvaluationError, match=r"a batch of 16 images.*not a single one.*statistics"):
+        run(model, toys.noise_images())
+
+
+def test_a_scale_shared_by_the_batch_is_flagged(toys: ModuleType) -> None:
+    data = replace(shaded(toys), labels=torch.zeros(40, dtype=torch.int64))
+    (flag,) = run(Shared(), data).flags
+    assert "other images of the batch" in flag
+
+
+def test_rounding_in_half_precision_is_not(toys: ModuleType) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = toys.network().bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            # Rounding that depends on the size of the batch, as kernels for half precision have it.
+            return self.network((x * (1 + 2**-9 * (len(x) % 3))).bfloat16())
+
+    assert run(Half(), toys.noise_images(), batch_size=8).flags == ()
+
+
 def test_the_audit_has_the_check_too(toys: ModuleType) -> None:
     model, data = InBatch(Brightness()), shaded(toys, 80)
     decided = model(data.as_float()).argmax(1)
@@ -123,6 +189,16 @@ def test_the_gradient_of_a_member_counts_where_a_member_is_attacked(toys: Module
     assert [len(attack.flags) for attack in record.attacks] == [1, 0]
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_gradient_of_the_source_counts_where_images_are_transferred(toys: ModuleType, int8: bool) -> None:
+    sources = {"masked": Rounded(toys.network(1)), "plain": toys.network(1)}
+    record = run(toys.network(), toys.noise_images(), {n: Transfer(s, bim(2)) for n, s in sources.items()}, int8=int8)
+    masked, plain = record.attacks
+    attacked = record.clean.count("1")
+    assert f"exactly zero for {attacked} of {attacked}" in masked.flags[0]
+    assert plain.flags == ()
+
+
 def test_some_images_only(toys: ModuleType) -> None:
     class Half(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -161,6 +237,27 @@ def test_few_classes_leave_out_only_what_is_not_defined(classes: int, protocol: 
     assert any("apgd-t needs at least 4 classes" in flag for flag in attack.flags)
     assert f"apgd-t needs at least 4 classes, got {classes}" in attack.rules
     assert attack.kind == "autoattack"
+
+
+def test_few_classes_leave_out_attacks_of_a_protocol_of_which_nothing_is_defined() -> None:
+    model, data = few_classes(2)
+    specs = AttackSpec("FGSM", fgsm()), AttackSpec("targeted", AutoAttackSuite(attacks=("apgd-t",)))
+    toy = Protocol("toy", "One step, and targets.", (), lambda model, dataset: specs)
+    record = evaluate(model, data, THREAT, protocol=toy)
+    assert [attack.name for attack in record.attacks] == ["FGSM"]
+    (flag,) = record.flags
+    assert "2 classes" in flag
+    assert flag.endswith(": targeted")
+    about = 2, (3, 4, 4), THREAT
+    of_ensembles = adaptive.attacks(Ensemble([model, model]))
+    assert [spec.name for spec in of_ensembles if not spec.is_defined_on(*about)] == ["apgd-t mean_logits"]
+
+
+def test_a_protocol_of_which_nothing_is_defined_is_refused() -> None:
+    _, data = few_classes(2)
+    one = replace(data, labels=torch.zeros_like(data.labels), class_names=("a",))
+    with pytest.raises(InputError, match=r"AutoAttack cannot run.*at least 2 classes, got 1"):
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(48, 1)), one, THREAT, protocol=standard)
 
 
 def test_four_classes_leave_out_nothing() -> None:

@@ -89,6 +89,14 @@ def test_every_oddity_is_read_noted_and_written_back(
     assert copy.read_bytes() == path.read_bytes()
 
 
+def test_a_folder_with_the_name_of_a_file_is_left_out_by_name(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    (tree.model_info / "cifar10" / "Linf" / "Bad2020File.json").mkdir(parents=True)
+    (problem,) = ranking(tree)[1]
+    assert "cannot be read" in problem.reason
+    assert str(problem).count("Bad2020File.json") == 1
+
+
 def test_what_is_shown_is_plain_and_has_two_decimals() -> None:
     changes = {"venue": "GitHub,<br>Oct  2019", "name": "R&amp;D <i>x</i>", "reported": "58", "autoattack_acc": "0.0"}
     entry = ForeignEntry({**USUAL, **changes}, "Engstrom2019Robustness")
@@ -135,6 +143,7 @@ def test_a_file_that_cannot_be_ranked_is_left_out_by_name_and_blocks_nothing(
     assert [place.stem for rows in boards.values() for place, _ in rows] == ["Good2020File"]
     assert [problem.path.name for problem in left_out] == ["Bad2020File.json"]
     assert reason in left_out[0].reason
+    assert "Bad2020File" not in left_out[0].reason
     text = markdown_tables(tree)
     assert "| 1 | Good2020File | [A Title](https://arxiv.org/abs/2001.00001) | 87.03 % | 49.25 % |" in text
     assert "Bad2020File.json" in text.partition("### Files left out")[2]

@@ -78,9 +78,9 @@ def misleading_gradient(measurements: Measurements) -> Finding:
 
 
 def batch_dependence(measurements: Measurements) -> Finding:
-    """Decisions that depend on the other images of the batch."""
+    """Outputs that depend on the other images of the batch."""
     count, images = int(measurements.batch_dependent.sum()), len(measurements.batch_dependent)
-    measured = f"The decision on {count} of {images} images changes with the other images of the batch."
+    measured = f"The output for {count} of {images} images changes with the other images of the batch."
     reason = (
         "an attack that moves one image then moves others, and accuracies depend on the batch size; one in a hundred "
         "allows for rounding"

@@ -157,7 +157,7 @@ class Measurements:
         kept: By how much a step of half the radius along the margin's gradient raises the margin, as a share of what
             the gradient promises, ``(N,)``.
         has_gradient: Whether the model's own output has a gradient at all.
-        batch_dependent: On which images the decision depends on the rest of the batch, ``(N,)``.
+        batch_dependent: For which images the output depends on the rest of the batch, ``(N,)``.
         flags: AutoAttack's warnings.
     """
 
