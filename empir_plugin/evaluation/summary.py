@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -124,7 +125,7 @@ def attack_record(spec: AttackSpec, threat: Threat, outcomes: Sequence[Outcome],
         settings=_settings(spec),
         robust=robust,
         accuracy=percent(robust),
-        seconds=round(sum(outcome.seconds for outcome in outcomes), 2),
+        seconds=round(math.fsum(outcome.seconds for outcome in outcomes), 2),
         flags=(*_left_out_flag(spec), *_zero_gradient_flag(outcomes), *_flags(outcomes), *square_flags(accuracy)),
         rules=spec.describe(),
         threat=str(spec.threat or threat),
