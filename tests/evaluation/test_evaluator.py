@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.attacks import Threat
-from empir_plugin.errors import EvaluationError
+from empir_plugin.attacks import Threat, pgd
+from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.record import Record
@@ -86,15 +86,16 @@ def train_mode(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def raising(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    raise ZeroDivisionError("by design\nand more")
+    raise ZeroDivisionError("\x1b[31mby design\x1b[0m\nand more")
 
 
 @pytest.mark.parametrize(
     ("cheat", "sentence"),
     [
         (too_far, "left its budget"), (outside, "left"), (not_a_number, "NaN"), (too_few, "must return images like"),
-        (nothing, "got a NoneType"), (in_place, "left its budget"), (new_weights, "changed the model"),
-        (new_weights_behind_the_back, "changed the model"), (train_mode, "changed the model"),
+        (nothing, "got a NoneType"), (in_place, "left its budget"), (new_weights, r"changed the model \(0\.weight"),
+        (new_weights_behind_the_back, r"changed the model \(0\.weight\)"),
+        (train_mode, r"changed the model \(its mode\)"),
         (raising, "failed on .* with ZeroDivisionError: by design$"),
     ],
 )  # fmt: skip
@@ -128,3 +129,35 @@ def test_models_that_do_not_return_logits_are_refused(toys: ModuleType, output: 
     model = nn.Sequential(toys.Compare(), output)
     with pytest.raises(EvaluationError, match=rf"the clean images, shard 0 .*{sentence}"):
         evaluate(model, toys.pairs(DIFFERENCES, LABELS), THREAT, [])
+
+
+def test_numbers_that_are_not_real_are_refused(toys: ModuleType) -> None:
+    class Complex(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to(torch.complex64)
+
+    with pytest.raises(EvaluationError, match=r"real numbers as logits, got torch\.complex64"):
+        evaluate(nn.Sequential(toys.Compare(), Complex()), toys.pairs(DIFFERENCES, LABELS), THREAT, [])
+
+
+def test_a_call_that_cannot_be_evaluated_is_refused_before_anything_runs(toys: ModuleType) -> None:
+    class Untouched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("the model ran")
+
+    data = toys.pairs(DIFFERENCES, LABELS)
+    for other in ((data.as_float(), data.labels), data.as_float(), None):
+        with pytest.raises(InputError, match=rf"ImageSet, got a {type(other).__name__}: .*load_images"):
+            evaluate(Untouched(), other, THREAT, [])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"Threat, got 'Linf:8/255': .*Threat\.parse"):
+        evaluate(Untouched(), data, "Linf:8/255", [])  # type: ignore[arg-type]
+    with torch.inference_mode(), pytest.raises(InputError, match=r"torch\.inference_mode\(\): call it outside"):
+        evaluate(Untouched(), data, THREAT, [])
+
+
+def test_a_model_and_data_made_inside_inference_mode_are_evaluated(toys: ModuleType) -> None:
+    with torch.inference_mode():
+        model, data = toys.network(), toys.noise_images()
+    attacks = [AttackSpec("PGD", pgd(3))]
+    record = evaluate(model, data, THREAT, attacks)
+    assert record.worst_case == evaluate(toys.network(), toys.noise_images(), THREAT, attacks).worst_case
