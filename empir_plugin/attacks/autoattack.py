@@ -24,7 +24,7 @@ from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gr
 from empir_plugin.attacks.batch import NO_GRADIENT, Batch, freeze_parameters, view
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
-from empir_plugin.attacks.threat import L2, Threat
+from empir_plugin.attacks.threat import L2, Threat, check_threat
 from empir_plugin.errors import EvaluationError, InputError
 
 _STANDARD_QUERIES = 5000
@@ -236,6 +236,7 @@ class AutoAttackSuite:
 def _check(batch: Batch, threat: Threat) -> None:
     if batch.x.dtype != torch.float32:
         raise InputError(f"AutoAttack computes in float32, got images of {batch.x.dtype}: convert images and model")
+    check_threat(threat)
     if math.isinf(threat.eps):
         raise InputError(f"AutoAttack needs a budget, got {threat}: name a finite eps")
 

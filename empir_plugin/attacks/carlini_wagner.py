@@ -12,7 +12,7 @@ from torch import Tensor
 from empir_plugin.attacks.batch import NO_GRADIENT, Batch, GradientAttackResult, freeze_parameters, is_zero, view
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, plain
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Threat, check_threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.backward import clamp_min
 
@@ -118,6 +118,7 @@ class CarliniWagner:
         targets: Tensor | None = None,
     ) -> GradientAttackResult:
         """Attack a batch as a call does, and report where the gradient was exactly zero."""
+        check_threat(threat)
         batch = Batch.of(x, y, indices=indices, targets=targets)
         best, zero_gradient = x.detach().clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         if not len(batch):

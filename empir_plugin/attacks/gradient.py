@@ -26,7 +26,7 @@ from empir_plugin.attacks.starts import (
     at_image,
 )
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Threat, check_threat
 from empir_plugin.errors import EvaluationError, InputError
 
 
@@ -127,6 +127,7 @@ class GradientAttack:
         targets: Tensor | None = None,
     ) -> GradientAttackResult:
         """Attack a batch as a call does, and report where the gradient was exactly zero."""
+        check_threat(threat)
         if math.isinf(threat.eps):
             raise InputError(f"gradient ascent needs a budget, got {threat}: name a finite eps, or use CarliniWagner")
         active = Batch.of(x, y, indices=indices, targets=targets)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks.autoattack import AutoAttackSuite, square_flags
 from empir_plugin.attacks.randomness import Draw
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Threat, check_threat
 from empir_plugin.attacks.transfer import reports_zero_gradients
 from empir_plugin.data.image_set import ImageSet, check_images
 from empir_plugin.errors import EmpirError, EvaluationError, InputError, cause
@@ -98,8 +98,7 @@ class Evaluator:
         if not isinstance(data, ImageSet):
             cure = "make one of uint8 images and labels, or call load_images"
             raise InputError(f"data must be an ImageSet, got a {type(data).__name__}: {cure}")
-        if not isinstance(threat, Threat):
-            raise InputError(f"threat must be a Threat, got {threat!r}: write Threat.parse('Linf:8/255')")
+        check_threat(threat)
         if torch.is_inference_mode_enabled():
             raise InputError("an evaluation needs gradients, got torch.inference_mode(): call it outside of that block")
         images, _ = data.batch(0, 2)

@@ -98,6 +98,13 @@ def test_arrays_and_lists_are_refused_by_name(convert: Callable[[Tensor], object
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize("threat", ["Linf:0.1", 0.1, None])
+def test_a_threat_is_no_text_and_no_number(threat: object, attack: Attack) -> None:
+    with pytest.raises(InputError, match=rf"Threat, got {threat!r}: write Threat\.parse"):
+        attack(logits, X, Y, threat)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_inference_mode_is_refused_by_its_name(attack: Attack) -> None:
     with torch.inference_mode(), pytest.raises(InputError, match=r"torch\.inference_mode\(\)"):
         attack(logits, X.clone(), Y, THREAT)  # type: ignore[arg-type]
