@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -24,16 +23,6 @@ DIFFERENCES = [1, 7, 9, 20, -1, -7, -9, -20, 3, -12]
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]
 CLEAN = "1111111100"
 SHARDED = Settings(shard_size=4)
-
-
-@dataclass(frozen=True)
-class Does:
-    """An attack that is any function of model, images and labels."""
-
-    what: Callable[..., object]
-
-    def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Threat, **rest: object) -> Any:
-        return self.what(model, x, y)
 
 
 def run(toys: ModuleType, attacks: Any, **rest: Any) -> Record:
@@ -102,7 +91,9 @@ def raising(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_cheating_is_caught_and_located(toys: ModuleType, cheat: Callable[..., object], sentence: str) -> None:
     data = toys.noise_images()
     with pytest.raises(EvaluationError, match=sentence) as caught:
-        evaluate(toys.network(), data, THREAT, [AttackSpec("cheat", Does(cheat))], settings=Settings(shard_size=16))
+        evaluate(
+            toys.network(), data, THREAT, [AttackSpec("cheat", toys.Does(cheat))], settings=Settings(shard_size=16)
+        )
     assert "cheat" in str(caught.value)
     assert "shard 0 (images 0 to 15)" in str(caught.value)
 
@@ -113,7 +104,7 @@ def relabelling(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def test_labels_are_the_judges_own(toys: ModuleType) -> None:
-    assert run(toys, {"relabelling": Does(relabelling)}).worst_case == CLEAN
+    assert run(toys, {"relabelling": toys.Does(relabelling)}).worst_case == CLEAN
 
 
 @pytest.mark.parametrize(

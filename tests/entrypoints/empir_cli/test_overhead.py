@@ -9,7 +9,6 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from empir_cli.commands.overhead import overhead
 from empir_cli.group import CommandGroup
@@ -106,36 +105,6 @@ def test_bad_input_prints_one_sentence_and_exits_with_2(arguments: tuple[str, ..
     assert result.exit_code == 2
     assert sentence in result.output
     assert "Traceback" not in result.output
-
-
-class Fails(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        raise AttributeError("\x1b[31mno stage4\x1b[0m\nat line 3")
-
-
-class Writes(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.add_(1).flatten(1)
-
-
-@pytest.mark.parametrize(
-    ("model", "sentence"),
-    [
-        (Fails(), "Error: the model fails on an image of 3x32x32"),
-        (Writes(), "Error: the model writes to its input"),
-    ],
-)
-def test_a_failing_model_is_one_sentence_without_traceback(
-    model: nn.Module, sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("empir_plugin.zoo.registry.load_model", lambda *args, **kwargs: model)
-    result = _run("cifarconv-fp", *FAST)
-    text = " ".join(result.output.split())
-    assert result.exit_code == 2
-    assert sentence in text
-    assert "AttributeError: no stage4" in text or isinstance(model, Writes)
-    assert "\x1b" not in text
-    assert "Traceback" not in text
 
 
 def test_an_output_path_that_is_a_folder_is_rejected(tmp_path: Path) -> None:
