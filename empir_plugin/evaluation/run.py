@@ -16,10 +16,10 @@ from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.cache.keys import attack_key, common_key, subject_key
 from empir_plugin.evaluation.cache.store import Cache, open_cache
 from empir_plugin.evaluation.distributed import OnProgress, Round, Team, device_of_rank
-from empir_plugin.evaluation.evaluator import Evaluator, Settings
+from empir_plugin.evaluation.evaluator import Evaluator, Settings, error_context
 from empir_plugin.evaluation.int8_queries import agree_on_backend, integer_queries
 from empir_plugin.evaluation.judge import decisions
-from empir_plugin.evaluation.outcome import Outcome, needed_bytes, worst_images, write_images
+from empir_plugin.evaluation.outcome import Outcome, Shard, needed_bytes, worst_images, write_images
 from empir_plugin.evaluation.prepare import exact_float32, require_weights, unwrap
 from empir_plugin.evaluation.protocols import Protocol, default
 from empir_plugin.evaluation.record import Record
@@ -131,7 +131,7 @@ def _with_integer_queries(evaluator: Evaluator, team: Team) -> Evaluator:
     data, round = evaluator.data, team.round()
     images, _ = data.batch(0, min(len(data), _COMPARED))
     images = images.to(evaluator.settings.device, memory_format=evaluator.memory_format)
-    with round.announce_failure():
+    with round.announce_failure(), error_context("the comparison with int8", Shard(0, 0, len(images))):
         decisions(evaluator.model, images[:1], num_classes=data.num_classes)  # The model itself may be at fault.
         queries = agree_on_backend(integer_queries(evaluator.model, images), round)
     return replace(evaluator, queries=queries)

@@ -18,7 +18,6 @@ from empir_plugin.evaluation import run as run_module
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.int8_queries import Queries
-from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
@@ -26,11 +25,6 @@ from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.quantize import Precision
 
 SHARDED = Settings(shard_size=4)
-
-
-def verdicts(record: Record) -> tuple[object, ...]:
-    columns = [(attack.name, attack.robust, attack.accuracy, attack.flags, attack.parts) for attack in record.attacks]
-    return record.clean, record.worst_case, columns
 
 
 ASKING = [
@@ -70,12 +64,12 @@ WEAK = Threat.parse("Linf:0.02")
 
 @pytest.mark.usefixtures("everywhere")
 def test_a_copy_on_integers_gives_the_same_verdicts_and_the_record_names_it(
-    quantized: nn.Module, images: ImageSet, tmp_path: Path
+    toys: ModuleType, quantized: nn.Module, images: ImageSet, tmp_path: Path
 ) -> None:
     exact = evaluate(quantized, images, WEAK, ASKING, settings=FLOAT, store=tmp_path)
     stored = len(list(tmp_path.glob("*/*.json")))
     record = evaluate(quantized, images, WEAK, ASKING, settings=INT8, store=tmp_path)
-    assert verdicts(record) == verdicts(exact)
+    assert toys.verdicts(record) == toys.verdicts(exact)
     assert 0 < record.worst_case.count("1") < record.clean.count("1") < 24
     assert record.run["backend"] == {"verdicts": "float32", "queries": "int8 (int_mm)", "reason": ""}
     assert exact.run["backend"] == {"verdicts": "float32", "queries": "float32", "reason": ""}
@@ -96,23 +90,23 @@ class Lying(nn.Module):
 
 
 def test_a_wrong_copy_cannot_break_an_image(
-    quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+    toys: ModuleType, quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lying = Lying(images)
     monkeypatch.setattr(run_module, "integer_queries", lambda model, x: Queries("int8 (lies)", lying))
     told = evaluate(quantized, images, WEAK, ASKING, settings=INT8)
     assert lying.asked > 3 * len(images)
-    assert verdicts(told) == verdicts(evaluate(quantized, images, WEAK, ASKING, settings=FLOAT))
+    assert toys.verdicts(told) == toys.verdicts(evaluate(quantized, images, WEAK, ASKING, settings=FLOAT))
 
 
 def test_without_kernels_float32_is_used_and_the_record_says_why(
-    quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+    toys: ModuleType, quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     record = evaluate(quantized, images, WEAK, ASKING[:1], settings=INT8)
     assert record.run["backend"]["queries"] == "float32"
     assert "lacks oneDNN's int8 kernels" in record.run["backend"]["reason"]
-    assert verdicts(record) == verdicts(evaluate(quantized, images, WEAK, ASKING[:1], settings=FLOAT))
+    assert toys.verdicts(record) == toys.verdicts(evaluate(quantized, images, WEAK, ASKING[:1], settings=FLOAT))
 
 
 @pytest.mark.usefixtures("everywhere")

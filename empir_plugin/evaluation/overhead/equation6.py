@@ -273,6 +273,7 @@ def _mean_cost_of_quantized(amounts: _Amounts, relative_cost: _RelativeCost) -> 
 def _check_positive(whole: float) -> float:
     if not whole > 0:
         raise EvaluationError(
-            "the model must have a convolution or linear layer that runs, got none: there is nothing to compare"
+            "the model must have a convolution or linear layer that runs, got none: there is nothing to compare "
+            "(layers in a Python list or a closure do not count: hold them as attributes or in an nn.ModuleList)"
         )
     return whole
