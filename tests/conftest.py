@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,21 @@ def data_dir() -> Path:
     if not found.is_dir():
         pytest.skip(f"no data sets at {found}: set EMPIR_DATA_DIR")
     return found
+
+
+@pytest.fixture(scope="module")
+def toys(request: pytest.FixtureRequest) -> ModuleType:
+    """The nearest ``toys.py``, in the folder of the tests or above; loaded by its path, as ``tests`` is no package."""
+    root = Path(__file__).parent
+    path = next(found for folder in request.path.parents if (found := folder / "toys.py").is_file())
+    name = "_".join(("empir", *path.relative_to(root).with_suffix("").parts))
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from pyautoattack.checks import check_square_sr
 from torch import Tensor
 
 from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
-from empir_plugin.attacks.batch import Batch, check_is_tensor, freeze_parameters
+from empir_plugin.attacks.batch import NO_GRADIENT, Batch, freeze_parameters, view
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
-from empir_plugin.attacks.threat import L2, Threat
-from empir_plugin.errors import InputError
+from empir_plugin.attacks.threat import L2, Threat, check_threat
+from empir_plugin.errors import EvaluationError, InputError
 
 _STANDARD_QUERIES = 5000
 _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -169,7 +169,7 @@ class AutoAttackSuite:
 
         Raises:
             InputError: If a tensor is invalid, the radius is infinite, or there are too few classes.
-            EvaluationError: If a logit is NaN.
+            EvaluationError: If a logit is NaN, or there is no gradient for a part that needs one.
         """
         batch = Batch.of(x, y)
         _check(batch, threat)
@@ -215,7 +215,7 @@ class AutoAttackSuite:
             if apgd.eot_iter == 1:  # With several passes per iterate, only the last one decides about success.
                 drop_broken_images(apgd)
         with torch.no_grad():
-            classes = wrapped(batch.x[:1]).shape[1]
+            classes = wrapped(batch.x[:2]).shape[1]  # Some networks need two images.
         for part, reason in self.undefined_parts(classes, batch.x.shape[1:], threat).items():
             raise InputError(f"{part} {reason}: leave it out")
         # With fewer classes than targets AutoAttack would index beyond the last one.
@@ -236,6 +236,7 @@ class AutoAttackSuite:
 def _check(batch: Batch, threat: Threat) -> None:
     if batch.x.dtype != torch.float32:
         raise InputError(f"AutoAttack computes in float32, got images of {batch.x.dtype}: convert images and model")
+    check_threat(threat)
     if math.isinf(threat.eps):
         raise InputError(f"AutoAttack needs a budget, got {threat}: name a finite eps")
 
@@ -244,9 +245,10 @@ def _wrap(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
     """The model that AutoAttack sees: the surrogate's logits, with the model's own decision on top."""
 
     def forward(x: Tensor) -> Tensor:
-        view = surrogate(model, contiguous_gradient(x))
-        check_is_tensor(view.logits)
-        logits = view.logits if surrogate == plain else _raise_decision(view)
+        found = view(surrogate, model, contiguous_gradient(x))
+        if x.requires_grad and torch.is_grad_enabled() and not found.logits.requires_grad:
+            raise EvaluationError(NO_GRADIENT)
+        logits = found.logits if surrogate == plain else _raise_decision(found)
         # AutoAttack stores logits of any type as float32. Square overwrites those it is given, which may be memory of
         # the model.
         return logits.clone() if logits.dtype == torch.float32 or not logits.is_floating_point() else logits.float()
@@ -254,15 +256,15 @@ def _wrap(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _raise_decision(view: View) -> Tensor:
+def _raise_decision(found: View) -> Tensor:
     """The surrogate's logits, with that of the class the model decides for raised to the top by a constant."""
-    decision = view.decide()[:, None]
+    decision = found.decide()[:, None]
     with torch.no_grad():
-        best, top = view.logits.max(1, keepdim=True)
+        best, top = found.logits.max(1, keepdim=True)
         above = torch.nextafter(best, torch.full_like(best, math.inf))
-        raised = torch.zeros_like(view.logits, dtype=torch.bool).scatter_(1, decision, top != decision)
+        raised = torch.zeros_like(found.logits, dtype=torch.bool).scatter_(1, decision, top != decision)
     # Adding the difference instead would round back to a tie.
-    return torch.where(raised, above + (view.logits - view.logits.detach()), view.logits)
+    return torch.where(raised, above + (found.logits - found.logits.detach()), found.logits)
 
 
 def _margin_and_loss(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -273,8 +275,8 @@ def _margin_and_loss(surrogate: Surrogate, model: Model) -> Callable[[Tensor, Te
     """
 
     def margin_and_loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        view = surrogate(model, x)
-        return -margin(_raise_decision(view), y).float(), -margin(view.logits, y).float()
+        found = view(surrogate, model, x)
+        return -margin(_raise_decision(found), y).float(), -margin(found.logits, y).float()
 
     return margin_and_loss
 

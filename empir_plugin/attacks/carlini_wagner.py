@@ -9,11 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Batch, GradientAttackResult, freeze_parameters, is_zero
-from empir_plugin.attacks.gradient import NO_GRADIENT
+from empir_plugin.attacks.batch import NO_GRADIENT, Batch, GradientAttackResult, freeze_parameters, is_zero, view
 from empir_plugin.attacks.losses import margin
 from empir_plugin.attacks.surrogates import Model, Surrogate, plain
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Threat, check_threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.backward import clamp_min
 
@@ -119,6 +118,7 @@ class CarliniWagner:
         targets: Tensor | None = None,
     ) -> GradientAttackResult:
         """Attack a batch as a call does, and report where the gradient was exactly zero."""
+        check_threat(threat)
         batch = Batch.of(x, y, indices=indices, targets=targets)
         best, zero_gradient = x.detach().clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         if not len(batch):
@@ -171,14 +171,14 @@ class CarliniWagner:
         with torch.enable_grad():
             w = adam.w.detach().requires_grad_(True)
             adv = _to_image(w)
-            view = self.surrogate(model, adv)
-            batch.check_logits(view.logits)
-            shortfall = clamp_min(self.confidence - margin(view.logits, batch.y, batch.targets), 0)
-            if not shortfall.requires_grad:
+            found = view(self.surrogate, model, adv)
+            batch.check_logits(found.logits)
+            if not found.logits.requires_grad:
                 raise EvaluationError(NO_GRADIENT)
+            shortfall = clamp_min(self.confidence - margin(found.logits, batch.y, batch.targets), 0)
             objective = adam.distance(adv) + adam.const * shortfall
             (grad,) = torch.autograd.grad(objective.sum(), w)
-        fooled = batch.fooled(view.decide())
+        fooled = batch.fooled(found.decide())
         if self.confidence:
             fooled &= shortfall.detach() == 0
         return adv.detach(), objective.detach(), grad, fooled

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Batch, GradientAttackResult, freeze_parameters, is_zero
+from empir_plugin.attacks.batch import NO_GRADIENT, Batch, GradientAttackResult, freeze_parameters, is_zero, view
 from empir_plugin.attacks.losses import Loss, cross_entropy
 from empir_plugin.attacks.randomness import Draw
 from empir_plugin.attacks.starts import (
@@ -26,13 +26,8 @@ from empir_plugin.attacks.starts import (
     at_image,
 )
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Threat, check_threat
 from empir_plugin.errors import EvaluationError, InputError
-
-NO_GRADIENT = (
-    "the model gives no gradient with respect to the images, as a hard vote or a detached output gives none: "
-    "attack it through a surrogate, such as voters or mean_probability"
-)
 
 
 @dataclass(frozen=True)
@@ -132,6 +127,7 @@ class GradientAttack:
         targets: Tensor | None = None,
     ) -> GradientAttackResult:
         """Attack a batch as a call does, and report where the gradient was exactly zero."""
+        check_threat(threat)
         if math.isinf(threat.eps):
             raise InputError(f"gradient ascent needs a budget, got {threat}: name a finite eps, or use CarliniWagner")
         active = Batch.of(x, y, indices=indices, targets=targets)
@@ -151,11 +147,11 @@ class GradientAttack:
         momentum = torch.zeros_like(adv) if self.decay else None
         for step in range(self.steps):
             with torch.enable_grad():
-                view = self.surrogate(model, adv.requires_grad_(True))
-            robust = self._record_broken(view, batch, adv, result.images)
+                found = view(self.surrogate, model, adv.requires_grad_(True))
+            robust = self._record_broken(found, batch, adv, result.images)
             if robust is not None and not robust.any():
                 return batch.keep(robust)
-            grad = self._gradient(view, batch, adv)
+            grad = self._gradient(found, batch, adv)
             adv = adv.detach()
             if step == 0 and draw.number == 0:
                 result.zero_gradient[batch.rows] = is_zero(grad)
@@ -167,10 +163,10 @@ class GradientAttack:
             adv = self._step(batch, adv, grad, threat)
         return self._finish(model, batch, adv, result.images)
 
-    def _gradient(self, view: View, batch: Batch, adv: Tensor) -> Tensor:
+    def _gradient(self, found: View, batch: Batch, adv: Tensor) -> Tensor:
         """Gradient of the loss with respect to the images."""
         with torch.enable_grad():
-            loss = self.loss(view.logits, batch.y, batch.targets).sum()
+            loss = self.loss(found.logits, batch.y, batch.targets).sum()
         if not loss.requires_grad:
             raise EvaluationError(NO_GRADIENT)
         (grad,) = torch.autograd.grad(loss, adv, allow_unused=True)
@@ -192,19 +188,19 @@ class GradientAttack:
             result[batch.rows] = adv
             return batch
         with torch.no_grad():
-            robust = self._record_broken(plain(model, adv), batch, adv, result)
+            robust = self._record_broken(view(plain, model, adv), batch, adv, result)
         return batch if robust is None else batch.keep(robust)
 
-    def _record_broken(self, view: View, batch: Batch, adv: Tensor, result: Tensor) -> Tensor | None:
+    def _record_broken(self, found: View, batch: Batch, adv: Tensor, result: Tensor) -> Tensor | None:
         """Write the images that fool the model into ``result``.
 
         Returns:
             Which images ``(N,)`` are still robust; None if the attack returns last iterates, whatever they achieve.
         """
-        batch.check_logits(view.logits)
+        batch.check_logits(found.logits)
         if self.return_last:
             return None
-        broken = batch.fooled(view.decide())
+        broken = batch.fooled(found.decide())
         result[batch.rows[broken]] = adv.detach()[broken]
         return ~broken
 

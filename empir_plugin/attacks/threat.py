@@ -189,6 +189,19 @@ class Threat:
         return f"{self.norm}:{self.eps_text}"
 
 
+def check_threat(threat: object) -> None:
+    """Check that a threat is one, and not its text or its radius.
+
+    Raises:
+        InputError: If it is anything else.
+
+    Example:
+        >>> check_threat(Threat.parse("Linf:8/255"))
+    """
+    if not isinstance(threat, Threat):
+        raise InputError(f"threat must be a Threat, got {threat!r}: write Threat.parse('Linf:8/255')")
+
+
 _EPS = re.compile(r"\d+(?:\.\d+)?(?:[eE]-?\d+)?|\d+/[1-9]\d*|inf")
 
 

@@ -9,10 +9,10 @@ from typing import ClassVar, TypeGuard
 import torch
 from torch import Tensor
 
-from empir_plugin.attacks.batch import Attack, Batch, GradientAttackResult, freeze_parameters
+from empir_plugin.attacks.batch import Attack, Batch, GradientAttackResult, freeze_parameters, view
 from empir_plugin.attacks.carlini_wagner import CarliniWagner
 from empir_plugin.attacks.gradient import GradientAttack
-from empir_plugin.attacks.surrogates import Model, member_of
+from empir_plugin.attacks.surrogates import Model, member_of, plain
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 
@@ -208,6 +208,6 @@ def transfer_matrix(
 def _fooled(model: Model, batch: Batch, adv: Tensor) -> Tensor:
     """Where ``(N,)`` the images fool the model."""
     with torch.no_grad(), freeze_parameters(model):
-        logits = model(adv)
-    batch.check_logits(logits)
-    return batch.fooled(logits.argmax(1))
+        found = view(plain, model, adv)
+    batch.check_logits(found.logits)
+    return batch.fooled(found.decide())

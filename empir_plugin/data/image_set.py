@@ -71,6 +71,9 @@ class ImageSet:
             raise InputError(f"an image set stores a torch.Tensor of uint8, got a {got}: use torch.as_tensor(images)")
         if self.images.dtype != torch.uint8:
             raise InputError(f"an image set stores uint8 in 0..255, got {self.images.dtype}: multiply by 255 and round")
+        if not isinstance(self.class_names, (tuple, list)):
+            got = repr(self.class_names)
+            raise InputError(f"class_names must be a tuple of K names, got {got}: write such as ('cat', 'dog')")
         _check_shape(self.images)
         _check_labels(self.labels, len(self.images), self.num_classes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,19 +13,15 @@ from torch import Tensor, nn
 
 from empir_plugin.attacks.autoattack import AutoAttackSuite, square_flags
 from empir_plugin.attacks.randomness import Draw
-from empir_plugin.attacks.threat import Threat
+from empir_plugin.attacks.threat import Threat, check_threat
 from empir_plugin.attacks.transfer import reports_zero_gradients
 from empir_plugin.data.image_set import ImageSet, check_images
-from empir_plugin.errors import EmpirError, EvaluationError, InputError
+from empir_plugin.errors import EmpirError, EvaluationError, InputError, cause
 from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
-from empir_plugin.evaluation.identity import state_fingerprint
 from empir_plugin.evaluation.judge import batch_dependent, check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
-from empir_plugin.evaluation.prepare import exact_float32, prepare_for_images
+from empir_plugin.evaluation.prepare import changes, exact_float32, prepare_for_images, state_of
 from empir_plugin.models.integer.convert import BF16, FLOAT32, Backend, run_on_integers
-
-_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
-"""Terminal colours in messages of torch."""
 
 _COMPARED = 64
 """Images at most on which the model on int8 kernels must have the same logits."""
@@ -98,9 +93,16 @@ class Evaluator:
         """An evaluator with a prepared copy of a model, tried on the first images.
 
         Raises:
-            InputError: If the model is not a module.
+            InputError: If the model is not a module, ``data`` no image set or ``threat`` no threat, or gradients are
+                disabled by inference mode.
             EvaluationError: See :func:`~empir_plugin.evaluation.prepare.prepare_for_images`.
         """
+        if not isinstance(data, ImageSet):
+            cure = "make one of uint8 images and labels, or call load_images"
+            raise InputError(f"data must be an ImageSet, got a {type(data).__name__}: {cure}")
+        check_threat(threat)
+        if torch.is_inference_mode_enabled():
+            raise InputError("an evaluation needs gradients, got torch.inference_mode(): call it outside of that block")
         images, _ = data.batch(0, 2)
         network, memory_format = prepare_for_images(model, settings.device, images)
         backend = Backend(FLOAT32, "int8 kernels are turned off")
@@ -115,7 +117,7 @@ class Evaluator:
             EvaluationError: If the model does not return logits with a column for each class.
         """
         start = time.perf_counter()
-        with _error_context("the clean images", shard), self._seeded(shard):
+        with error_context("the clean images", shard), self._seeded(shard):
             x, y = self._images(shard)
             check_images(x, y, self.data.num_classes)
             decided = self._decisions(x, clean=True)
@@ -138,7 +140,7 @@ class Evaluator:
             EvaluationError: If the attack fails, breaks a rule, or changes the model.
         """
         start = time.perf_counter()
-        with _error_context(spec.name, shard), self._seeded(shard), self._model_unchanged():
+        with error_context(spec.name, shard), self._seeded(shard), self._model_unchanged():
             x, y = self._images(shard)
             rows = attacked.to(self.settings.device).nonzero().squeeze(1)
             labels = own.to(self.settings.device) if spec.labels is Labels.OWN else y
@@ -225,10 +227,18 @@ class Evaluator:
 
     @contextmanager
     def _model_unchanged(self) -> Iterator[None]:
-        before = state_fingerprint(self.model)
+        state, modes = state_of(self.model), _modes(self.model)
         yield
-        if state_fingerprint(self.model) != before:
-            raise EvaluationError("the attack changed the model's weights, buffers or mode: its result is discarded")
+        changed = changes(state, state_of(self.model)) + ["its mode"] * (modes != _modes(self.model))
+        if changed:
+            raise EvaluationError(
+                f"the attack, or the model's own forward pass during it, changed the model "
+                f"({', '.join(changed[:3])}): its result is discarded; neither may change weights, buffers or mode"
+            )
+
+
+def _modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
 
 
 def _on_integers(
@@ -252,12 +262,25 @@ def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:
 
 
 @contextmanager
-def _error_context(what: str, shard: Shard) -> Iterator[None]:
-    """Say of any error which attack and which images it came from."""
+def error_context(what: str, shard: Shard) -> Iterator[None]:
+    """Say of any error which attack and which images it came from.
+
+    Args:
+        what: Name of the attack, or another phrase for what was computed.
+        shard: The images.
+
+    Raises:
+        EvaluationError: Instead of any exception inside.
+
+    Example:
+        >>> with error_context("PGD", Shard(0, 0, 8)):
+        ...     raise KeyError("logits")
+        Traceback (most recent call last):
+        empir_plugin.errors.EvaluationError: PGD failed on shard 0 (images 0 to 7) with KeyError: 'logits'
+    """
     try:
         yield
     except EmpirError as error:
         raise EvaluationError(f"{what}, {shard}: {error}") from error
     except Exception as error:
-        first = _ESCAPE.sub("", (str(error).strip().splitlines() or [""])[0])
-        raise EvaluationError(f"{what} failed on {shard} with {type(error).__name__}: {first}") from error
+        raise EvaluationError(f"{what} failed on {shard} with {cause(error)}") from error

@@ -63,7 +63,10 @@ def _logits(model: nn.Module, images: Tensor, num_classes: int | None) -> Tensor
     logits = model(images)
     wanted = f"({len(images)}, {num_classes or 'K'})"
     if not isinstance(logits, Tensor):
-        raise EvaluationError(f"the model must return logits {wanted}, got a {type(logits).__name__}: wrap it in one")
+        got = type(logits).__name__
+        raise EvaluationError(f"the model must return logits {wanted}, got a {got}: wrap it and return its logits")
+    if logits.is_complex():
+        raise EvaluationError(f"the model must return real numbers as logits, got {logits.dtype}: return its scores")
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] != (num_classes or logits.shape[1]):
         hint = "is it a model for another data set?" if logits.ndim == 2 else "one row per image, one column per class"
         raise EvaluationError(f"the model must return logits of shape {wanted}, got {tuple(logits.shape)}: {hint}")

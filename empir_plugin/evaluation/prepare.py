@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
 from empir_plugin.evaluation.model_description import describe_plain, describe_tensor
 from empir_plugin.models.integer.fold import fold_norms_
-from empir_plugin.models.layers import bake_, frozen_copy
+from empir_plugin.models.layers import WRITES_TO_INPUT, bake_, frozen_copy
 
 
 def parse_device(text: str) -> torch.device:
@@ -135,7 +135,7 @@ def prepare_for_images(
     """
     subject, images = prepare(model, device).to(memory_format=torch.contiguous_format), images.to(device)
     with exact_float32():
-        check_forward(subject, images)
+        check_forward(subject, images, differentiable=differentiable)
         logits = _forward(subject, images)
         if logits is None:
             _refuse_other_type(subject, images)
@@ -144,7 +144,7 @@ def prepare_for_images(
             memory_format = torch.channels_last
     subject = subject.to(memory_format=memory_format)
     if logits is not None and logits.is_floating_point() and logits.dtype != torch.float32:
-        subject = Float32Logits(subject)
+        subject = Float32Logits(subject).eval()
     return PreparedModel(subject, memory_format)
 
 
@@ -152,7 +152,7 @@ class Float32Logits(nn.Module):
     """A model whose logits are cast to float32; attributes such as ``members`` are those of the model.
 
     Args:
-        model: Returns logits ``(N, K)`` of another floating-point type.
+        model: Returns logits ``(N, K)`` of another type of real numbers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -175,28 +175,41 @@ class Float32Logits(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
 
-def check_forward(model: nn.Module, images: Tensor) -> None:
+def check_forward(model: nn.Module, images: Tensor, *, differentiable: bool = True) -> None:
     """Check that a forward pass does nothing that would make an evaluation wrong.
+
+    Args:
+        model: In evaluation mode.
+        images: ``(n, C, H, W)`` in [0, 1].
+        differentiable: Whether to try a pass with gradients, too.
 
     Raises:
         EvaluationError: If a layer in training mode is at work that ``eval()`` does not reach, or the pass changes the
-            images, the model's own state, or what its next results are.
+            images, the model's own state, its mode, or what its next results are.
     """
-    before, remembered, given, hidden = _state(model), _attributes(model), images.clone(), []
+    before, modes, remembered, given = state_of(model), _modes(model), _attributes(model), images.clone()
+    hidden: dict[nn.Module, dict[str, str]] = {}
     with _hidden_modules(model, hidden):
         logits = _forward(model, images)
+        if differentiable:
+            _forward(model, images, gradient=True)
     if not torch.equal(images, given):
+        raise EvaluationError(WRITES_TO_INPUT)
+    if switched := [name or "the whole model" for name, mode in _modes(model).items() if mode != modes.get(name, mode)]:
         raise EvaluationError(
-            "the model writes to its input, which would change the images for everyone after it: replace in-place "
-            "operations on it (x -= mean) by others (x = x - mean)"
+            f"the model leaves evaluation mode in its own forward pass ({', '.join(switched[:3])}): its results would "
+            "depend on the batch or on chance; remove the call of train() in forward"
         )
-    changed = [name for name, value in _state(model).items() if value != before.get(name)]
+    _check_modes(model, images, list(hidden), logits)
+    changed = changes(before, state_of(model))
+    for module, state in hidden.items():
+        changed += [f"{type(module).__name__}.{name}" for name in changes(state, state_of(module, recurse=False))]
     if changed:
         raise EvaluationError(
             f"the model changes its own state in a forward pass in evaluation mode ({', '.join(changed[:3])}): its "
-            "results would depend on what it was shown before; update such state in training mode only"
+            "results would depend on what it was shown before; update such state in training mode only, or, if the "
+            "first pass creates it, call the model once beforehand"
         )
-    _check_modes(model, images, hidden, logits)
     changed = [name for name, value in _attributes(model).items() if value != remembered.get(name)]
     # Most models that keep something never read it again: features for a plot, the number of their passes.
     if changed and logits is not None and not _are_close(_forward(model, images), logits, _REPEATED):
@@ -205,6 +218,16 @@ def check_forward(model: nn.Module, images: Tensor) -> None:
             f"({', '.join(changed[:3])}): its results would depend on what it was shown before; update such state in "
             "training mode only"
         )
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Names of the tensors that were changed, added or removed between two descriptions of a state.
+
+    Example:
+        >>> changes({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"})
+        ['b', 'c']
+    """
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 
 _MODE_DEPENDENT = (
@@ -217,16 +240,19 @@ _UNREACHABLE = (
 
 
 @contextmanager
-def _hidden_modules(model: nn.Module, hidden: list[nn.Module]) -> Iterator[None]:
-    """Collect the modules that run and are not part of the model; refuse what depends on training mode at once."""
+def _hidden_modules(model: nn.Module, hidden: dict[nn.Module, dict[str, str]]) -> Iterator[None]:
+    """Collect the modules that run and are not part of the model, with their state before they run.
+
+    Those that depend on training mode are refused at once.
+    """
     known = set(model.modules())
 
     def look(module: nn.Module, args: object) -> None:
-        if module in known:
+        if module in known or module in hidden:
             return
         if module.training and isinstance(module, _MODE_DEPENDENT):
             raise EvaluationError(_UNREACHABLE.format(f"a {type(module).__name__}"))
-        hidden.append(module)
+        hidden[module] = state_of(module, recurse=False)
 
     handle = nn.modules.module.register_module_forward_pre_hook(look)
     try:
@@ -252,8 +278,14 @@ def _check_modes(model: nn.Module, images: Tensor, hidden: list[nn.Module], logi
         raise EvaluationError(_UNREACHABLE.format(", ".join(names)))
 
 
-def _state(model: nn.Module) -> dict[str, str]:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def state_of(model: nn.Module, *, recurse: bool = True) -> dict[str, str]:
+    """A hash of each parameter and buffer of a model, by name; without those of its parts unless ``recurse``.
+
+    Example:
+        >>> list(state_of(nn.Linear(2, 2)))
+        ['weight', 'bias']
+    """
+    tensors = {**dict(model.named_parameters(recurse=recurse)), **dict(model.named_buffers(recurse=recurse))}
     return {name: describe_tensor(tensor) for name, tensor in tensors.items()}
 
 
@@ -271,12 +303,17 @@ def _attributes(model: nn.Module) -> dict[str, str]:
 _INFRASTRUCTURE = frozenset(vars(nn.Module()))
 
 
-def _forward(model: nn.Module, images: Tensor) -> Tensor | None:
+def _modes(model: nn.Module) -> dict[str, bool]:
+    return {name: module.training for name, module in model.named_modules()}
+
+
+def _forward(model: nn.Module, images: Tensor, *, gradient: bool = False) -> Tensor | None:
     """The logits; None if the model fails, which the evaluation of the clean images reports with its context."""
-    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+    x = images.clone().requires_grad_(True) if gradient else images
+    with torch.set_grad_enabled(gradient), torch.random.fork_rng([images.device] if images.is_cuda else []):
         torch.manual_seed(0)
         try:
-            logits = model(images)
+            logits = model(x)
         except EvaluationError:
             raise
         except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -132,8 +133,13 @@ def attack_record(spec: AttackSpec, threat: Threat, outcomes: Sequence[Outcome],
         settings=_settings(spec),
         robust=robust,
         accuracy=percent(robust),
-        seconds=round(sum(outcome.seconds for outcome in outcomes), 2),
-        flags=(*_left_out_flag(spec), *_zero_gradient_flag(outcomes), *_flags(outcomes), *square_flags(accuracy)),
+        seconds=round(math.fsum(outcome.seconds for outcome in outcomes), 2),
+        flags=(
+            *left_out_flag(spec.left_out),
+            *_zero_gradient_flag(outcomes),
+            *_flags(outcomes),
+            *square_flags(accuracy),
+        ),
         rules=spec.describe(),
         threat=str(spec.threat or threat),
         in_worst_case=spec.counts_under(threat),
@@ -164,9 +170,14 @@ def attack_kind(attack: Attack) -> tuple[str, int]:
     return (kind, version) if is_own or kind not in _RESERVED else (CUSTOM, 1)
 
 
-def _left_out_flag(spec: AttackSpec) -> Iterator[str]:
-    if spec.left_out:
-        yield f"without parts that are not defined here: {'; '.join(spec.left_out)}"
+def left_out_flag(reasons: Sequence[str]) -> tuple[str, ...]:
+    """The flag of an attack some parts of which do not run, with the reasons; none if all of them run.
+
+    Example:
+        >>> left_out_flag(["square needs images of at least 5 rows under L2, got 1"])
+        ('without parts that are not defined here: square needs images of at least 5 rows under L2, got 1',)
+    """
+    return (f"without parts that are not defined here: {'; '.join(reasons)}",) if reasons else ()
 
 
 def _undefined_flag(left_out: Sequence[str], data: ImageSet) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,17 @@ def _lift(log_p: Tensor, winner: Tensor) -> Tensor:
     return torch.where(raised, above + (log_p - log_p.detach()), log_p)
 
 
+def _check_members(outputs: list[Any]) -> list[Tensor]:
+    for index, output in enumerate(outputs):
+        if not isinstance(output, Tensor):
+            got = type(output).__name__
+            raise InputError(f"member {index} must return logits (N, K), got a {got}: wrap it and return its logits")
+        if output.shape != outputs[0].shape:
+            got = f"{tuple(outputs[0].shape)} from member 0 and {tuple(output.shape)} from member {index}"
+            raise InputError(f"members must return logits (N, K) of the same classes, got {got}: replace one of them")
+    return outputs
+
+
 def shift_above_zero_(model: nn.Module) -> None:
     """Shift a model's outputs above zero, in place: its log-probabilities become logits as other libraries expect them.
 
@@ -162,8 +174,12 @@ class Ensemble(nn.Module):
         return f"rule={self.rule}"
 
     def member_logits(self, x: Tensor) -> Tensor:
-        """Logits ``(M, N, K)`` of every member for images ``(N, C, H, W)``."""
-        return torch.stack([member(x) for member in self.members])
+        """Logits ``(M, N, K)`` of every member for images ``(N, C, H, W)``.
+
+        Raises:
+            InputError: If a member does not return a tensor, or one of another shape than the first.
+        """
+        return torch.stack(_check_members([member(x) for member in self.members]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Log-probabilities ``(N, K)``, up to a constant per image, whose argmax is the ensemble's decision."""

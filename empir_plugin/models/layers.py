@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.errors import EvaluationError, InputError, cause
 from empir_plugin.models.activations import (
     InputQuantizer,
     integers_in_learned_range,
@@ -420,6 +420,13 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer))
 
 
+WRITES_TO_INPUT = (
+    "the model writes to its input, which would change the images for everyone after it: replace in-place operations "
+    "on it (x -= mean, a first layer with inplace=True) by others (x = x - mean)"
+)
+"""The error about such a model, which attacks, evaluations and conversions share."""
+
+
 def refuse_script(model: nn.Module) -> None:
     """Refuse TorchScript: its layers cannot be told apart or replaced, and what it computes cannot be identified.
 
@@ -430,6 +437,18 @@ def refuse_script(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             where = f"part {name!r} of the model" if name else "the model"
             raise InputError(f"{where} is TorchScript, got a {type(module).__name__}: pass the module it was made from")
+
+
+def is_inference_tensor(tensor: Tensor) -> bool:
+    """Whether a tensor was made inside inference mode, so that no gradient passes it and it cannot be changed.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     weight = torch.zeros(3)
+        >>> is_inference_tensor(weight), is_inference_tensor(torch.zeros(3))
+        (True, False)
+    """
+    return not nn.parameter.is_lazy(tensor) and tensor.is_inference()
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -450,9 +469,9 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     memo = {id(each): each.detach().clone() for each in _tensors_with_a_graph(model)}
     try:
         return copy.deepcopy(model, memo).eval().requires_grad_(False)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # Whatever a part of the model raises that cannot be copied.
         raise EvaluationError(
-            f"the model cannot be copied ({error}): keep nothing in it that copy.deepcopy cannot copy"
+            f"the model cannot be copied ({cause(error)}): keep nothing in it that copy.deepcopy cannot copy"
         ) from error
 
 

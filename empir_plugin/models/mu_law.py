@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from empir_plugin._files.tables import choice
 from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.layers import QuantizedLayer
+from empir_plugin.models.layers import QuantizedLayer, refuse_script
 
 MU = 255.0
 """The value in the paper, and in telephony."""
@@ -115,13 +115,15 @@ def mu_law_(
         Names of the mapped layers, in order of registration.
 
     Raises:
-        InputError: If mu is not above 0, there are no such layers, or weights lie outside [-1, 1].
+        InputError: If mu is not above 0, there are no such layers, weights lie outside [-1, 1], or they are recomputed
+            from other parameters.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> mu_law_(network)
         ('3',)
     """
+    refuse_script(model)
     _check_mu(mu)
     mapping, chosen = _MAPPINGS[Beyond.parse(beyond)], _select(model, layers)
     try:
@@ -136,10 +138,18 @@ def mu_law_(
 
 
 def _select(model: nn.Module, layers: int | Collection[str]) -> dict[str, nn.Module]:
-    kinds = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    found = {name: layer for name, layer in kinds.items() if "weight" in layer._parameters}
-    if isinstance(layers, int):
-        return _last(model, found, layers)
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    chosen = _last(model, found, layers) if isinstance(layers, int) else _named(found, layers)
+    for name, layer in chosen.items():
+        if "weight" not in layer._parameters:
+            raise InputError(
+                f"{name or type(model).__name__} cannot be mapped (its weight is recomputed from other parameters): "
+                "make it a plain weight first, such as with torch.nn.utils.prune.remove, or name others with layers="
+            )
+    return chosen
+
+
+def _named(found: Mapping[str, nn.Module], layers: Collection[str]) -> dict[str, nn.Module]:
     patterns = (layers,) if isinstance(layers, str) else layers
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -250,7 +251,8 @@ def _sources(results: Results, target: Target, parts: Sequence[Part]) -> list[Bl
 
 def _source(results: Results, part: Part) -> tuple[Cell, ...]:
     table = results.table(part.slug)
-    seconds = sum(attack["seconds"] for attack in table.get("attacks", ()))
+    # Not sum(): from Python 3.12 on it adds floats in another way, which can move the last digit.
+    seconds = math.fsum(attack["seconds"] for attack in table.get("attacks", ()))
     return (
         results.link(part.slug),
         ", ".join(subject.name for subject in part.subjects),

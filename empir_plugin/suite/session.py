@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -159,5 +160,5 @@ def _case_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "clean_accuracy": record["clean_accuracy"],
         "attacks": {attack["name"]: attack["accuracy"] for attack in record["attacks"]},
         "worst_case_accuracy": record["worst_case_accuracy"],
-        "seconds": round(sum(attack["seconds"] for attack in record["attacks"]), 2),
+        "seconds": round(math.fsum(attack["seconds"] for attack in record["attacks"]), 2),
     }

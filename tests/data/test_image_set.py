@@ -64,6 +64,20 @@ def test_a_set_stores_uint8():
         ImageSet("mnist", "test", torch.rand(2, 1, 2, 2), torch.arange(2), ("a", "b"))
 
 
+@pytest.mark.parametrize("images", [np.zeros((2, 1, 2, 2), np.uint8), np.zeros((2, 1, 2, 2)), [[[[0]]], [[[1]]]], None])
+def test_images_that_are_no_tensor_are_refused_by_name(images: object):
+    kind = type(images).__name__
+    with pytest.raises(InputError, match=rf"stores a torch\.Tensor of uint8, got a {kind}: use torch\.as_tensor"):
+        ImageSet("mnist", "test", images, torch.arange(2), ("a", "b"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("names", [2, "ab", None])
+def test_class_names_are_a_tuple(names: object):
+    images = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(InputError, match=rf"class_names must be a tuple .*got {names!r}: .*\('cat', 'dog'\)"):
+        ImageSet("mnist", "test", images, torch.arange(2), names)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("count", "source", "full"), [(10_000, "official", True), (10_000, "folder", False)])
 def test_cifar100_is_official_by_its_files_and_size(count: int, source: str, full: bool):
     images, labels = torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)

@@ -31,10 +31,6 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def verdicts(record: Record) -> tuple[object, ...]:
-    return record.clean, record.worst_case, [(attack.name, attack.robust) for attack in record.attacks]
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [1, 5, 40])
 def test_every_shard_has_exactly_one_worker(n: int, size: int) -> None:
@@ -134,7 +130,7 @@ def test_two_processes_give_the_verdicts_of_one(toys: ModuleType, tmp_path: Path
     assert codes(start(2, action)) == [0, 0]
     alone = run_toy(toys)
     records = [Record.read(tmp_path / f"record{rank}.json") for rank in range(2)]
-    assert [verdicts(record) for record in records] == [verdicts(alone)] * 2
+    assert [toys.verdicts(record) for record in records] == [toys.verdicts(alone)] * 2
     assert records[0].run["processes"] == 2
     told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in range(2)]
     assert not told[1]
@@ -194,7 +190,7 @@ def test_a_lost_worker_loses_only_its_unfinished_shard(
     assert codes(pids) == [-signal.SIGKILL] * 2
     stored = {path.name for path in (tmp_path / "store").glob("*/*.json")}
     monkeypatch.setenv("TOY_LOG", str(log))
-    assert verdicts(run_toy(toys, tmp_path / "store")) == verdicts(run_toy(toys))
+    assert toys.verdicts(run_toy(toys, tmp_path / "store")) == toys.verdicts(run_toy(toys))
     assert stored < {path.name for path in (tmp_path / "store").glob("*/*.json")}
     first_images = [int(line) for line in log.read_text().split()]
     assert set(first_images[:6]) <= {*range(24, 32), *range(8, 16)}
@@ -226,7 +222,7 @@ def test_torchrun_gives_the_verdicts_of_one_process(toys: ModuleType, tmp_path: 
     done = subprocess.run([*command, *script], check=False, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     alone = run_toy(toys)
-    assert verdicts(Record.read(record)) == verdicts(alone)
+    assert toys.verdicts(Record.read(record)) == toys.verdicts(alone)
     assert Record.read(record).run["processes"] == 2
     # What the two stored serves one process: not a shard is computed again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*/*.json")}

@@ -155,17 +155,62 @@ def test_a_model_that_writes_to_its_input_is_refused() -> None:
         prepare(Net())
 
 
-def test_a_model_that_counts_its_calls_is_refused_by_the_name_of_the_counter() -> None:
+class Counting(nn.Module):
+    """Counts its calls in a buffer, if ``when`` says so."""
+
+    def __init__(self, when: Callable[[Tensor], bool] = lambda x: True) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.when = when
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += int(self.when(x))
+        return x.flatten(1)
+
+
+class Lazy(nn.Module):
+    """Makes a buffer in its first pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "mask" not in self._buffers:
+            self.register_buffer("mask", torch.ones(x.shape[1:]))
+        return (x * self.mask).flatten(1)
+
+
+COUNTING: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "always": (Counting, "calls"),
+    "with gradients only": (lambda: Counting(lambda x: x.requires_grad), "calls"),
+    "a part": (lambda: nn.Sequential(nn.Identity(), Counting()), r"1\.calls"),
+    "in a list": (lambda: hidden_in_a_list(Counting().eval()), r"Counting\.calls"),
+    "in a closure": (lambda: hidden_in_a_closure(Counting().eval()), r"Counting\.calls"),
+    "a member": (lambda: Ensemble([nn.Flatten(), Counting()]), r"members\.1\.calls"),
+    "a lazy buffer": (Lazy, "mask"),
+}
+
+
+@pytest.mark.parametrize(("make", "name"), COUNTING.values(), ids=COUNTING)
+def test_state_that_a_forward_pass_changes_is_named(make: Callable[[], nn.Module], name: str) -> None:
+    with pytest.raises(EvaluationError, match=rf"own state.*\({name}\).*in training mode only.*call the model once"):
+        prepare(make())
+
+
+def test_a_buffer_that_exists_already_is_fine() -> None:
+    model = Lazy().eval()
+    model(images())
+    assert torch.equal(prepare(model).model(images()), images().flatten(1))
+
+
+def test_a_forward_pass_that_leaves_evaluation_mode_is_named() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("calls", torch.zeros(()))
+            self.norm, self.dropout = nn.BatchNorm2d(3), nn.Dropout(0.5)
 
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return x.flatten(1)
+            self.dropout.train()
+            return self.dropout(self.norm(x)).flatten(1)
 
-    with pytest.raises(EvaluationError, match=r"own state.*calls"):
+    with pytest.raises(EvaluationError, match=r"leaves evaluation mode.*\(dropout\).*remove the call of train\(\)"):
         prepare(Net())
 
 

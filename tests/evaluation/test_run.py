@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,21 +29,6 @@ CLEAN, ROBUST = "1111111100", "0011001100"
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
 
-@dataclass(frozen=True)
-class Does:
-    """An attack that is any function of model, images and labels."""
-
-    what: Callable[..., object]
-
-    def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Threat, **rest: object) -> Any:
-        return self.what(model, x, y)
-
-
-def verdicts(record: Record) -> tuple[object, ...]:
-    columns = [(attack.name, attack.robust, attack.accuracy, attack.flags, attack.parts) for attack in record.attacks]
-    return record.clean, record.worst_case, columns
-
-
 def run(toys: ModuleType, attacks: Any, **rest: Any) -> Record:
     data = toys.pairs(DIFFERENCES, LABELS)
     plan = [AttackSpec(name, attack) for name, attack in attacks.items()] if isinstance(attacks, dict) else attacks
@@ -65,8 +48,8 @@ def test_an_image_is_broken_exactly_when_its_distance_is_within_the_budget(toys:
 
 
 def test_the_worst_case_is_taken_image_by_image(toys: ModuleType) -> None:
-    left = Does(darken_left)
-    right = Does(darken_right)
+    left = toys.Does(darken_left)
+    right = toys.Does(darken_right)
     record = run(toys, {"left": left, "right": right})
     assert [attack.robust for attack in record.attacks] == ["0011111100", "1111001100"]
     assert [attack.accuracy for attack in record.attacks] == [60.0, 60.0]
@@ -83,12 +66,16 @@ def darken_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def test_only_images_classified_correctly_are_attacked_unless_all_are_asked_for(toys: ModuleType) -> None:
     record = run(
-        toys, [AttackSpec("right", Does(darken_right)), AttackSpec("right, all", Does(darken_right), attack_all=True)]
+        toys,
+        [
+            AttackSpec("right", toys.Does(darken_right)),
+            AttackSpec("right, all", toys.Does(darken_right), attack_all=True),
+        ],
     )
     assert record.attacks[0].robust == "1111001100"
     # Image 9 is wrong without an attack, with which it comes back right: -12 + 2 * 7.9 > 0 is not, 3 stays wrong.
     assert record.attacks[1].robust == "1111001100"
-    record = run(toys, [AttackSpec("left, all", Does(darken_left), attack_all=True)])
+    record = run(toys, [AttackSpec("left, all", toys.Does(darken_left), attack_all=True)])
     assert record.attacks[0].robust == "0011111110"
     assert record.worst_case == "0011111100"
 
@@ -101,7 +88,7 @@ def test_own_labels_are_the_models_clean_decisions(toys: ModuleType) -> None:
 
 
 def test_an_attack_without_a_budget_does_not_count_in_the_worst_case(toys: ModuleType) -> None:
-    far = AttackSpec("far", Does(invert), threat=Threat.parse("L2:inf"))
+    far = AttackSpec("far", toys.Does(invert), threat=Threat.parse("L2:inf"))
     record = run(toys, [far, AttackSpec("FGSM", fgsm())])
     assert record.attacks[0].robust == "0" * 10
     assert not record.attacks[0].in_worst_case
@@ -135,7 +122,7 @@ def test_batches_of_a_prescribed_size_keep_the_order(toys: ModuleType) -> None:
         seen.append(len(x))
         return x
 
-    planned = AttackSpec("together", Does(noting), attack_all=True, batch_size=2)
+    planned = AttackSpec("together", toys.Does(noting), attack_all=True, batch_size=2)
     run(toys, [planned])
     assert seen == [2, 2, 2, 2, 2]
     with pytest.raises(InputError, match="multiple of 2, got 5"):
@@ -174,7 +161,7 @@ def raising(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def test_what_was_finished_before_an_error_is_kept(toys: ModuleType, tmp_path: Path) -> None:
-    plan = [AttackSpec("FGSM", fgsm()), AttackSpec("raising", Does(raising))]
+    plan = [AttackSpec("FGSM", fgsm()), AttackSpec("raising", toys.Does(raising))]
     with pytest.raises(EvaluationError, match="raising failed on shard 0"):
         run(toys, plan, store=tmp_path)
     stored = len(list(tmp_path.glob("*/*.json")))
@@ -195,8 +182,8 @@ def test_impossible_settings_are_refused(toys: ModuleType, tmp_path: Path) -> No
     with pytest.raises(InputError, match="pass one"):
         run(toys, {}, images=tmp_path / "images.safetensors")
     with pytest.raises(InputError, match="no name"):
-        run(toys, {"nameless": Does(lambda model, x, y: x)}, store=tmp_path)
-    assert run(toys, {"nameless": Does(lambda model, x, y: x)}).worst_case == CLEAN
+        run(toys, {"nameless": toys.Does(lambda model, x, y: x)}, store=tmp_path)
+    assert run(toys, {"nameless": toys.Does(lambda model, x, y: x)}).worst_case == CLEAN
 
 
 # Nothing is left behind, and nothing depends on what it should not.
@@ -224,11 +211,11 @@ def uses_global_randomness(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(toys: ModuleType) -> None:
     data = toys.pairs(list(range(-20, 20)), [0] * 40)
-    plan = [AttackSpec("noise", uniform_noise()), AttackSpec("global", Does(uses_global_randomness))]
+    plan = [AttackSpec("noise", uniform_noise()), AttackSpec("global", toys.Does(uses_global_randomness))]
 
     def column(seed: int) -> Any:
         settings = Settings(seed=seed, shard_size=16)
-        return verdicts(evaluate(toys.Compare(), data, THREAT, plan, settings=settings))
+        return toys.verdicts(evaluate(toys.Compare(), data, THREAT, plan, settings=settings))
 
     torch.manual_seed(1)
     first = column(0)
@@ -255,7 +242,7 @@ def test_verdicts_do_not_depend_on_how_images_are_cut(toys: ModuleType, shard_si
     data = toys.pairs(list(range(-20, 20)), [0] * 40)
     plan = [AttackSpec("noise", uniform_noise(2)), AttackSpec("PGD", pgd(4))]
     cut = Settings(shard_size=shard_size, batch_size=batch_size)
-    assert verdicts(evaluate(toys.Compare(), data, THREAT, plan, settings=cut)) == verdicts(
+    assert toys.verdicts(evaluate(toys.Compare(), data, THREAT, plan, settings=cut)) == toys.verdicts(
         evaluate(toys.Compare(), data, THREAT, plan)
     )
 
@@ -336,7 +323,7 @@ def test_few_frames_lie_between_evaluate_and_an_attack(toys: ModuleType) -> None
         stacks.append([frame.function for frame in stack[1 : first + 1]])
         return x
 
-    run(toys, {"look": Does(look)})
+    run(toys, {"look": toys.Does(look)})
     assert set(map(len, stacks)) == {6}, stacks[0]
     assert stacks[0][0] == "__call__"
     assert stacks[0][-1] == "evaluate"

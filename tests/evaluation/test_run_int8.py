@@ -16,7 +16,6 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Settings
-from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
@@ -24,11 +23,6 @@ from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.quantize import Precision
 
 SHARDED = Settings(shard_size=4)
-
-
-def verdicts(record: Record) -> tuple[object, ...]:
-    columns = [(attack.name, attack.robust, attack.accuracy, attack.flags, attack.parts) for attack in record.attacks]
-    return record.clean, record.worst_case, columns
 
 
 ASKING = [
@@ -68,12 +62,12 @@ WEAK = Threat.parse("Linf:0.02")
 
 @pytest.mark.usefixtures("everywhere")
 def test_integers_give_the_same_verdicts_and_share_the_cache(
-    quantized: nn.Module, images: ImageSet, tmp_path: Path
+    toys: ModuleType, quantized: nn.Module, images: ImageSet, tmp_path: Path
 ) -> None:
     exact = evaluate(quantized, images, WEAK, ASKING, settings=FLOAT, store=tmp_path)
     stored = len(list(tmp_path.glob("*/*.json")))
     record = evaluate(quantized, images, WEAK, ASKING, settings=INT8)
-    assert verdicts(record) == verdicts(exact)
+    assert toys.verdicts(record) == toys.verdicts(exact)
     assert 0 < record.worst_case.count("1") < record.clean.count("1") < 24
     int8, float32, gradients = "int8 (int_mm)", "float32", "int8 (int_mm) forward, float32 backward"
     assert record.run["backend"] == {"verdicts": int8, "queries": int8, "gradients": gradients, "reason": ""}
@@ -115,13 +109,13 @@ def test_another_arithmetic_of_gradients_is_refused() -> None:
 
 
 def test_without_kernels_float32_is_used_and_the_record_says_why(
-    quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+    toys: ModuleType, quantized: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     record = evaluate(quantized, images, WEAK, ASKING[:1], settings=INT8)
     assert record.run["backend"]["queries"] == "float32"
     assert "lacks oneDNN's int8 kernels" in record.run["backend"]["reason"]
-    assert verdicts(record) == verdicts(evaluate(quantized, images, WEAK, ASKING[:1], settings=FLOAT))
+    assert toys.verdicts(record) == toys.verdicts(evaluate(quantized, images, WEAK, ASKING[:1], settings=FLOAT))
 
 
 @pytest.mark.usefixtures("everywhere")

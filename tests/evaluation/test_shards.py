@@ -6,14 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from empir_plugin.attacks import Threat, fgsm, pgd
 from empir_plugin.data.image_set import ImageSet
@@ -25,21 +25,6 @@ from empir_plugin.evaluation.run import evaluate
 THREAT = Threat.parse("Linf:8/255")
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-
-
-@dataclass(frozen=True)
-class Does:
-    """An attack that is any function of model, images and labels."""
-
-    what: Callable[..., object]
-
-    def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Threat, **rest: object) -> Any:
-        return self.what(model, x, y)
-
-
-def verdicts(record: Record) -> tuple[object, ...]:
-    columns = [(attack.name, attack.robust, attack.accuracy, attack.flags, attack.parts) for attack in record.attacks]
-    return record.clean, record.worst_case, columns
 
 
 def run_toy(toys: ModuleType, store: Path | None, **rest: Any) -> Record:
@@ -93,7 +78,7 @@ def test_a_kill_at_any_write_loses_only_the_unfinished_shard(
     log.touch()
     monkeypatch.setenv("TOY_LOG", str(log))
     resumed = run_toy(toys, tmp_path)
-    assert verdicts(resumed) == verdicts(whole)
+    assert toys.verdicts(resumed) == toys.verdicts(whole)
     # 5 shards: the first 5 files are of the clean images, then one call of an attack for each shard.
     assert len(log.read_text().split()) == 10 - max(0, stored - 5)
     assert len(list(tmp_path.glob("*/*.json"))) == 15
@@ -121,7 +106,7 @@ def test_kill_9_from_outside_and_two_processes_on_one_store(
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     log.write_text("")
-    assert verdicts(run_toy(toys, tmp_path)) == verdicts(run_toy(toys, None))
+    assert toys.verdicts(run_toy(toys, tmp_path)) == toys.verdicts(run_toy(toys, None))
     assert log.read_text().split()[:4] == ["8", "16", "24", "32"]  # 6 of 10 were finished; then the run without a store
 
 
@@ -139,7 +124,7 @@ def test_a_finished_evaluation_computes_nothing_again(
     monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
     told: list[Any] = []
     again = run_toy(toys, tmp_path, on_progress=lambda *a: told.append(a))
-    assert verdicts(again) == verdicts(first)
+    assert toys.verdicts(again) == toys.verdicts(first)
     assert [attack.seconds for attack in again.attacks] == [attack.seconds for attack in first.attacks]
     assert not (tmp_path / "log").exists()
     assert ("PGD", 40, 40) in told
@@ -177,7 +162,7 @@ def test_results_of_anything_else_are_never_used(
     record = evaluate(model, data, threat, plan, settings=settings, store=tmp_path)
     assert log.read_text().split(), "attacked again"
     monkeypatch.delenv("TOY_LOG")
-    assert verdicts(record) == verdicts(evaluate(model, data, threat, plan, settings=settings))
+    assert toys.verdicts(record) == toys.verdicts(evaluate(model, data, threat, plan, settings=settings))
 
 
 def test_shards_of_the_first_images_serve_a_run_on_all_of_them(
@@ -191,7 +176,7 @@ def test_shards_of_the_first_images_serve_a_run_on_all_of_them(
     first_images = {int(line) for line in log.read_text().split()}
     assert min(first_images) >= 16, "images 0 to 15 are two whole shards, the third was a smaller one"
     monkeypatch.delenv("TOY_LOG")
-    assert verdicts(whole) == verdicts(run_toy(toys, None))
+    assert toys.verdicts(whole) == toys.verdicts(run_toy(toys, None))
 
 
 def test_a_damaged_shard_is_named_and_computed_again(
@@ -201,8 +186,8 @@ def test_a_damaged_shard_is_named_and_computed_again(
     path = sorted(tmp_path.glob("*/00002-*.json"))[0]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.warns(UserWarning, match=path.name):
-        assert verdicts(run_toy(toys, tmp_path)) == verdicts(first)
-    assert verdicts(run_toy(toys, tmp_path)) == verdicts(first)
+        assert toys.verdicts(run_toy(toys, tmp_path)) == toys.verdicts(first)
+    assert toys.verdicts(run_toy(toys, tmp_path)) == toys.verdicts(first)
 
 
 def test_a_store_that_cannot_be_written_is_refused_before_any_attack(toys: ModuleType, tmp_path: Path) -> None:
@@ -228,7 +213,7 @@ def test_a_disk_that_fills_up_keeps_finished_shards(
         with pytest.raises(EvaluationError, match=r"No space left on device.*run again"):
             run_toy(toys, tmp_path)
     assert len(list(tmp_path.glob("*/*.json"))) == 8
-    assert verdicts(run_toy(toys, tmp_path)) == verdicts(run_toy(toys, None))
+    assert toys.verdicts(run_toy(toys, tmp_path)) == toys.verdicts(run_toy(toys, None))
 
 
 @pytest.mark.slow

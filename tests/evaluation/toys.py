@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.distributed import torchrun_team
 from empir_plugin.evaluation.evaluator import Settings
+from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 
 THREAT = Threat.parse("Linf:8/255")
@@ -71,6 +74,21 @@ class Logged:
             if len(Path(log).read_text().split()) >= int(os.environ.get("TOY_STALL", "1000000")):
                 time.sleep(600)
         return self.attack(model, x, y, threat, seed=seed, indices=indices)
+
+
+@dataclass(frozen=True)
+class Does:
+    """An attack that is any function of model, images and labels."""
+
+    what: Callable[..., object]
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Threat, **rest: object) -> Any:
+        return self.what(model, x, y)
+
+
+def verdicts(record: Record) -> tuple[object, ...]:
+    columns = [(attack.name, attack.robust, attack.accuracy, attack.flags, attack.parts) for attack in record.attacks]
+    return record.clean, record.worst_case, columns
 
 
 PLAN = (

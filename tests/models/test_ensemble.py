@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -333,6 +335,37 @@ def test_members_are_part_of_the_state() -> None:
 def test_an_empty_ensemble() -> None:
     with pytest.raises(InputError, match=r"at least one member.*none"):
         Ensemble([])
+
+
+class Returns(nn.Module):
+    """Returns anything, made of the images."""
+
+    def __init__(self, output: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> object:
+        return self.output(x.flatten(1))
+
+
+@pytest.mark.parametrize("rule", [MaxVote(), MeanProbability(), MeanLogits()])
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        (lambda y: (y, None), r"member 1 must return logits \(N, K\), got a tuple: wrap it"),
+        (lambda y: {"logits": y}, r"member 1 .*got a dict"),
+        (lambda y: None, r"member 1 .*got a NoneType"),
+        (lambda y: y.numpy(), r"member 1 .*got a ndarray"),
+        (lambda y: y[:, :2], r"same classes, got \(2, 3\) from member 0 and \(2, 2\) from member 1"),
+        (lambda y: y.argmax(1), r"got \(2, 3\) from member 0 and \(2,\) from member 1"),
+    ],
+)
+def test_a_member_that_returns_something_else_is_named(
+    output: Callable[[Tensor], object], sentence: str, rule: Rule
+) -> None:
+    ensemble = Ensemble([nn.Flatten(), Returns(output)], rule)
+    with pytest.raises(InputError, match=sentence):
+        ensemble(torch.rand(2, 3, 1, 1))
 
 
 def test_its_text_names_the_rule_which_decides_what_it_computes() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
-from empir_plugin.errors import InputError
+from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.layers import (
     QuantConv2d,
     QuantizedLayer,
@@ -22,6 +22,7 @@ from empir_plugin.models.layers import (
     bake_,
     frozen_copy,
     is_full_precision,
+    is_inference_tensor,
     quantized_layers,
 )
 from empir_plugin.models.quantize import ActivationQuantizer, Precision, Scale, WeightQuantizer
@@ -595,3 +596,28 @@ def test_torchscript_is_refused_by_its_name(script: Callable[[nn.Module], nn.Mod
         frozen_copy(scripted)
     with pytest.raises(InputError, match=r"part '1.0' of the model is TorchScript"):
         frozen_copy(nn.Sequential(nn.Identity(), nn.Sequential(scripted)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_part_that_cannot_be_copied_is_quoted_whatever_it_raises() -> None:
+    class Refuses:
+        def __deepcopy__(self, memo: object) -> object:
+            raise KeyError("\x1b[31mno copies\x1b[0m")
+
+    for part, reason in (
+        (Refuses(), "KeyError: 'no copies'"),
+        (torch.jit.script(torch.nn.functional.relu), "PickleError: ScriptFunction cannot be pickled"),
+        ((each for each in range(3)), "TypeError: cannot pickle 'generator' object"),
+    ):
+        model = nn.Flatten()
+        model.part = part  # type: ignore[assignment]
+        with pytest.raises(EvaluationError, match=rf"cannot be copied \({reason}\): .*copy\.deepcopy"):
+            frozen_copy(model)
+
+
+def test_tensors_made_inside_inference_mode() -> None:
+    with torch.inference_mode():
+        inside = nn.Linear(2, 2)
+    assert is_inference_tensor(inside.weight)
+    assert not is_inference_tensor(copy.deepcopy(inside).weight)
+    assert not is_inference_tensor(nn.LazyLinear(2).weight)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.losses import Loss, cross_entropy, margin
@@ -133,6 +134,34 @@ def test_every_member_of_an_ensemble_is_mapped() -> None:
 def test_bad_number_of_layers(layers: int) -> None:
     with pytest.raises(InputError, match=rf"layers .*1 to 3.* {layers}"):
         mu_law_(network(), layers)
+
+
+RECOMPUTED = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned at random": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    "weight-normed": torch.nn.utils.weight_norm,
+    "spectral-normed": torch.nn.utils.spectral_norm,
+    "parametrized": torch.nn.utils.parametrizations.weight_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", RECOMPUTED.values(), ids=RECOMPUTED)
+def test_weights_that_are_recomputed_are_refused_and_no_other_layer_takes_their_place(change: Any) -> None:
+    model = network()
+    change(model[5])
+    before = weights(model)
+    for layers in (1, 2, "5"):
+        with pytest.raises(InputError, match=r"^5 cannot be mapped .*recomputed.*prune\.remove"):
+            mu_law_(model, layers)
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert mu_law_(model, "3") == ("3",)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_torchscript_is_refused_by_its_name() -> None:
+    with pytest.raises(InputError, match=r"the model is TorchScript.*pass the module it was made from"):
+        mu_law_(torch.jit.trace(network(), torch.rand(1, 1, 6, 6)))
 
 
 def test_bad_names() -> None:

@@ -1,13 +1,10 @@
-"""Fixtures shared by the tests of ``reproduce``; ``tests`` is not a package, so ``toys.py`` is loaded by its path."""
+"""Fixtures shared by the tests of ``reproduce``."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from torch import nn
@@ -20,22 +17,8 @@ from empir_plugin.reproduce.parts import Confusion, ConfusionMatrix, Cost, Evalu
 from empir_plugin.reproduce.results import Target
 from empir_plugin.reproduce.workspace import Workspace
 
-TOYS = Path(__file__).with_name("toys.py")
-
 Write = Callable[..., None]
 Fill = Callable[[Target], None]
-
-
-@pytest.fixture(scope="session")
-def toys() -> ModuleType:
-    name = "empir_reproduce_toys"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TOYS)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @pytest.fixture

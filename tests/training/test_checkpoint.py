@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors import safe_open
@@ -18,38 +19,16 @@ from empir_plugin.training.adversary import pgd
 from empir_plugin.training.loop import Step
 from empir_plugin.training.objectives import Adversarial, WeightPerturbed, clean
 from empir_plugin.training.recipe import HoldOut, Recipe
-from empir_plugin.training.run import TrainedMember, train_recipe
-from empir_plugin.training.schedules import JointRecipe, MemberRecipe
-
-ATTACKED = Adversarial(pgd("Linf:0.1", steps=1, ramp=0.5))
-FP = MemberRecipe("full", 1, 1, 16, precision=Precision(), objective=ATTACKED)
-LP = MemberRecipe("low", 2, 0, 16, precision=Precision(4, 4), scale="max", ema=0.5, start="full")
-JOINT = JointRecipe("both", 3, 2, 16, objective=ATTACKED, member_share=0.2)
-RECIPE = Recipe("both", "mnistconv", "mnist", (FP, LP), JOINT)
-
-
-class _KilledError(Exception):
-    pass
-
-
-def _kill_at(name: str, number: int) -> Callable[[Step], None]:
-    def on_step(at: Step) -> None:
-        if (at.member, at.step) == (name, number):
-            raise _KilledError
-
-    return on_step
-
-
-def _digests(members: tuple[TrainedMember, ...]) -> list[str]:
-    return [member.sha256 for member in members]
+from empir_plugin.training.run import train_recipe
+from empir_plugin.training.schedules import MemberRecipe
 
 
 def _alone(*members: MemberRecipe) -> Recipe:
     return Recipe("solo", "mnistconv", "mnist", members)
 
 
-def test_a_checkpoint_names_its_run(tiny_mnist: ImageSet, tmp_path: Path) -> None:
-    train_recipe(_alone(replace(FP, batch_size=48)), tiny_mnist, tmp_path)
+def test_a_checkpoint_names_its_run(toys: ModuleType, tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    train_recipe(_alone(replace(toys.FP, batch_size=48)), tiny_mnist, tmp_path)
     with safe_open(tmp_path / "full.checkpoint.safetensors", framework="pt") as file:
         identity = (file.metadata() or {})["identity"]
     attacked = (
@@ -65,14 +44,16 @@ def test_a_checkpoint_names_its_run(tiny_mnist: ImageSet, tmp_path: Path) -> Non
     )
 
 
-def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tiny_mnist: ImageSet, tmp_path: Path) -> None:
-    train_recipe(_alone(FP), tiny_mnist, tmp_path)
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
+    toys: ModuleType, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    train_recipe(_alone(toys.FP), tiny_mnist, tmp_path)
     with pytest.raises(WeightsError, match="belongs to another recipe"):
-        train_recipe(_alone(replace(FP, seed=8)), tiny_mnist, tmp_path)
+        train_recipe(_alone(replace(toys.FP, seed=8)), tiny_mnist, tmp_path)
     checkpoint = tmp_path / "full.checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with pytest.raises(WeightsError, match="is damaged"):
-        train_recipe(_alone(FP), tiny_mnist, tmp_path)
+        train_recipe(_alone(toys.FP), tiny_mnist, tmp_path)
 
 
 def _renamed(checkpoint: Path, change: Callable[[dict[str, object]], object]) -> None:
@@ -84,25 +65,28 @@ def _renamed(checkpoint: Path, change: Callable[[dict[str, object]], object]) ->
     save_file(load_file(checkpoint), checkpoint, {**metadata, "identity": json.dumps(facts, sort_keys=True)})
 
 
-def test_a_checkpoint_without_an_architecture_still_resumes(tiny_mnist: ImageSet, tmp_path: Path) -> None:
-    recipe = _alone(replace(FP, epochs=2))
+def test_a_checkpoint_without_an_architecture_still_resumes(
+    toys: ModuleType, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
+    recipe = _alone(replace(toys.FP, epochs=2))
     whole = train_recipe(recipe, tiny_mnist, tmp_path / "whole")
-    with pytest.raises(_KilledError):
-        train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=_kill_at("full", 4))
+    with pytest.raises(toys.KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=toys.kill_at(4, "full"))
     checkpoint = tmp_path / "cut" / "full.checkpoint.safetensors"
     _renamed(checkpoint, lambda facts: facts.pop("architecture"))
     with pytest.raises(WeightsError, match="belongs to another recipe"):
-        train_recipe(_alone(replace(FP, epochs=2, seed=9)), tiny_mnist, tmp_path / "cut")
+        train_recipe(_alone(replace(toys.FP, epochs=2, seed=9)), tiny_mnist, tmp_path / "cut")
     seen: list[int] = []
     resumed = train_recipe(recipe, tiny_mnist, tmp_path / "cut", on_step=lambda at: seen.append(at.step))
     assert seen == [4, 5, 6], "the first epoch is not repeated"
-    assert _digests(resumed) == _digests(whole)
+    assert toys.digests(resumed) == toys.digests(whole)
 
 
-@pytest.mark.parametrize("joint", [None, replace(JOINT, batch_size=48, epochs=1)], ids=["alone", "together"])
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 def test_architectures_of_one_class_do_not_resume_each_others_runs(
-    joint: JointRecipe | None, tiny_mnist: ImageSet, tmp_path: Path
+    toys: ModuleType, together: bool, tiny_mnist: ImageSet, tmp_path: Path
 ) -> None:
+    joint = replace(toys.JOINT, batch_size=48, epochs=1) if together else None
     member = MemberRecipe("full", 1, 0 if joint else 1, 48, precision=Precision.parse("w1a1"))
     recipe = Recipe("both", "fcn2", "mnist", (member,), joint)
     train_recipe(recipe, tiny_mnist, tmp_path)
@@ -114,9 +98,9 @@ def test_architectures_of_one_class_do_not_resume_each_others_runs(
 
 
 def test_a_checkpoint_resumes_whether_or_not_the_network_joins_the_ensemble(
-    tiny_mnist: ImageSet, tmp_path: Path
+    toys: ModuleType, tiny_mnist: ImageSet, tmp_path: Path
 ) -> None:
-    teacher, student = replace(FP, name="teacher", epochs=2), replace(FP, name="student")
+    teacher, student = replace(toys.FP, name="teacher", epochs=2), replace(toys.FP, name="student")
     recipe = Recipe("both", "mnistconv", "mnist", (teacher, student))
     train_recipe(recipe, tiny_mnist, tmp_path)
     steps: list[Step] = []
@@ -127,13 +111,13 @@ def test_a_checkpoint_resumes_whether_or_not_the_network_joins_the_ensemble(
         train_recipe(replace(recipe, members=(replace(teacher, seed=9), student)), tiny_mnist, tmp_path)
 
 
-def test_a_changed_recipe_is_not_resumed(tiny_mnist: ImageSet, tmp_path: Path) -> None:
-    full, low, joint = (replace(run, batch_size=32) for run in (FP, LP, JOINT))
-    recipe = replace(RECIPE, members=(full, low), joint=joint)
+def test_a_changed_recipe_is_not_resumed(toys: ModuleType, tiny_mnist: ImageSet, tmp_path: Path) -> None:
+    full, low, joint = (replace(run, batch_size=32) for run in (toys.FP, toys.LP, toys.JOINT))
+    recipe = replace(toys.RECIPE, members=(full, low), joint=joint)
     changes = [
         replace(recipe, joint=replace(joint, objective=clean)),
         replace(recipe, joint=replace(joint, member_share=0.0)),
-        replace(recipe, joint=replace(joint, objective=WeightPerturbed(ATTACKED, 5e-3))),
+        replace(recipe, joint=replace(joint, objective=WeightPerturbed(toys.ATTACKED, 5e-3))),
         replace(recipe, members=(full, replace(low, ema=0.0))),
         replace(recipe, members=(full, replace(low, start=""))),
         replace(recipe, members=(replace(full, objective=Adversarial(pgd("Linf:0.2", steps=1))), low)),

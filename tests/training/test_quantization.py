@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -67,18 +67,6 @@ def _accuracy(model: nn.Module) -> float:
     return (model(TEST.as_float()).argmax(1) == TEST.labels).float().mean().item()
 
 
-class _KilledError(Exception):
-    pass
-
-
-def _kill_at(step: int) -> Callable[[Step], None]:
-    def on_step(at: Step) -> None:
-        if at.step == step:
-            raise _KilledError
-
-    return on_step
-
-
 def test_without_fine_tuning_the_file_holds_the_converted_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     result = _quantize(AFTER, checkpoint, tmp_path / "new" / "folder")
     by_hand = _full(checkpoint)
@@ -111,10 +99,12 @@ def test_the_report_names_inputs_and_results(checkpoint: Path, tmp_path: Path) -
     assert report["bytes"] < 0.2 * report["full_precision_bytes"], "nearly all weights take 4 of 32 bits"
 
 
-def test_resumed_fine_tuning_gives_the_same_bits_and_repeats_no_epoch(checkpoint: Path, tmp_path: Path) -> None:
+def test_resumed_fine_tuning_gives_the_same_bits_and_repeats_no_epoch(
+    toys: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
     whole = _quantize(TUNED, checkpoint, tmp_path / "whole")
-    with pytest.raises(_KilledError):
-        _quantize(TUNED, checkpoint, tmp_path / "cut", on_step=_kill_at(5))
+    with pytest.raises(toys.KilledError):
+        _quantize(TUNED, checkpoint, tmp_path / "cut", on_step=toys.kill_at(5))
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {"low.checkpoint.safetensors"}
     seen: list[int] = []
     resumed = _quantize(TUNED, checkpoint, tmp_path / "cut", on_step=lambda at: seen.append(at.step))
@@ -141,9 +131,11 @@ def test_files_of_other_settings_are_replaced_only_on_restart(checkpoint: Path, 
     assert _quantize(fewer, checkpoint, tmp_path, resume=False).sha256 != first.sha256
 
 
-def test_another_checkpoint_or_schedule_does_not_resume_a_run(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(_KilledError):
-        _quantize(TUNED, checkpoint, tmp_path, on_step=_kill_at(4))
+def test_another_checkpoint_or_schedule_does_not_resume_a_run(
+    toys: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(toys.KilledError):
+        _quantize(TUNED, checkpoint, tmp_path, on_step=toys.kill_at(4))
     with pytest.raises(WeightsError, match="belongs to another recipe"):
         _quantize(replace(TUNED, learning_rate=1e-4), checkpoint, tmp_path)
     with pytest.raises(WeightsError, match=r"epochs are 0.*--restart"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,18 +40,6 @@ def _recipe(*members: MemberRecipe) -> Recipe:
     return Recipe("tiny", "mnistconv", "mnist", members)
 
 
-class _KilledError(Exception):
-    pass
-
-
-def _kill_at(step: int) -> Callable[[Step], None]:
-    def on_step(at: Step) -> None:
-        if at.step == step:
-            raise _KilledError
-
-    return on_step
-
-
 def test_training_writes_weights_history_and_the_ensemble(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     seen: list[Step] = []
     low, full = train_recipe(_recipe(LP, FP), tiny_mnist, tmp_path, on_step=seen.append)
@@ -73,10 +62,12 @@ def test_training_learns(tiny_mnist: ImageSet, tmp_path: Path) -> None:
     assert member.history[0]["accuracy"] < 0.6 < 0.95 < member.history[-1]["accuracy"]
 
 
-def test_a_resumed_run_gives_the_same_bits_and_repeats_no_epoch(tiny_mnist: ImageSet, tmp_path: Path) -> None:
+def test_a_resumed_run_gives_the_same_bits_and_repeats_no_epoch(
+    toys: ModuleType, tiny_mnist: ImageSet, tmp_path: Path
+) -> None:
     (whole,) = train_recipe(_recipe(LP), tiny_mnist, tmp_path / "whole")
-    with pytest.raises(_KilledError):
-        train_recipe(_recipe(LP), tiny_mnist, tmp_path / "cut", on_step=_kill_at(8))
+    with pytest.raises(toys.KilledError):
+        train_recipe(_recipe(LP), tiny_mnist, tmp_path / "cut", on_step=toys.kill_at(8))
     seen: list[int] = []
     (resumed,) = train_recipe(_recipe(LP), tiny_mnist, tmp_path / "cut", on_step=lambda at: seen.append(at.step))
     assert seen == [7, 8, 9], "epochs 1 and 2 were finished"
@@ -153,11 +144,11 @@ def test_weights_that_turn_nan_in_the_last_step_of_an_epoch_are_not_saved(
 
 
 def test_a_diverging_run_keeps_its_last_good_checkpoint(
-    request: pytest.FixtureRequest, tiny_mnist: ImageSet, tmp_path: Path
+    toys: ModuleType, request: pytest.FixtureRequest, tiny_mnist: ImageSet, tmp_path: Path
 ) -> None:
     recipe = _recipe(replace(ATTACKED, epochs=2))
-    with pytest.raises(_KilledError):
-        train_recipe(recipe, tiny_mnist, tmp_path, on_step=_kill_at(4))
+    with pytest.raises(toys.KilledError):
+        train_recipe(recipe, tiny_mnist, tmp_path, on_step=toys.kill_at(4))
     good = (tmp_path / "full.checkpoint.safetensors").read_bytes()
     request.getfixturevalue("spoiling")
     with pytest.raises(EvaluationError, match=r"full .*step 4.*epoch 1"):

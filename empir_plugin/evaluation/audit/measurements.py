@@ -10,19 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks.autoattack import AutoAttackSuite
-from empir_plugin.attacks.batch import Attack
+from empir_plugin.attacks.batch import Attack, view
 from empir_plugin.attacks.gradient import bim, fgsm, pgd, uniform_noise
 from empir_plugin.attacks.losses import CrossEntropy, Loss, cross_entropy, dlr, margin
 from empir_plugin.attacks.randomness import Draw
-from empir_plugin.attacks.surrogates import Surrogate, Through, mean_logits, mean_probability, member, plain
+from empir_plugin.attacks.surrogates import (
+    Surrogate,
+    Through,
+    has_member_logits,
+    mean_logits,
+    mean_probability,
+    member,
+    plain,
+)
 from empir_plugin.attacks.threat import Linf, Threat
 from empir_plugin.attacks.transfer import OnMember
 from empir_plugin.evaluation.attack_spec import AttackSpec
-from empir_plugin.evaluation.evaluator import Evaluator
+from empir_plugin.evaluation.evaluator import Evaluator, error_context
 from empir_plugin.evaluation.outcome import Shard
-from empir_plugin.evaluation.summary import attack_record
+from empir_plugin.evaluation.summary import attack_record, left_out_flag
 from empir_plugin.models.backward import identity, soft
-from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import is_full_precision
 
 STEPS, FEW_STEPS, MANY_STEPS, UNBOUNDED_STEPS = 20, 10, 50, 40
@@ -93,7 +100,7 @@ def _black_boxes(model: nn.Module) -> Iterator[AuditAttack]:
     yield AuditAttack(
         "black box", f"Square with {QUERIES} queries", AutoAttackSuite(attacks=("square",), queries=QUERIES), None
     )
-    for index in range(len(model.members) if isinstance(model, Ensemble) else 0):
+    for index in range(len(list(model.members)) if has_member_logits(model) else 0):
         attack = OnMember(index, replace(pgd(STEPS, loss=margin), return_last=True))
         yield AuditAttack("black box", f"transfer from member {index}", attack, member(index))
 
@@ -109,12 +116,14 @@ def surrogates_of(model: nn.Module) -> tuple[Surrogate, ...]:
     """What can be differentiated in place of a model: an ensemble's smooth votes, and quantizers without their clip.
 
     Example:
+        >>> from empir_plugin.models.ensemble import Ensemble
         >>> [str(surrogate) for surrogate in surrogates_of(Ensemble([nn.Flatten(), nn.Flatten()]))]
         ['mean_probability', 'mean_logits']
     """
-    everybody = mean_probability if isinstance(model, Ensemble) else plain
-    smooth = (mean_probability, mean_logits) if isinstance(model, Ensemble) else ()
-    if is_full_precision(model):
+    full = is_full_precision(model)
+    everybody = mean_probability if has_member_logits(model) else plain
+    smooth = (mean_probability, mean_logits) if has_member_logits(model) else ()
+    if full:
         return smooth
     return (*smooth, Through(everybody, identity), Through(everybody, soft))
 
@@ -128,7 +137,7 @@ def gives_gradient(surrogate: Surrogate, model: nn.Module, x: Tensor) -> bool:
     """
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
-        logits = surrogate(model, x).logits
+        logits = view(surrogate, model, x).logits
         if not logits.requires_grad:
             return False
         (grad,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
@@ -188,7 +197,8 @@ class Auditor:
 
     def measure(self, on_progress: OnMeasurement | None = None) -> Measurements:
         """Measure everything, calling ``on_progress`` before each measurement."""
-        attacks = list(audit_attacks(self.evaluator.model, self.evaluator.data.num_classes))
+        model, data = self.evaluator.model, self.evaluator.data
+        attacks = [each for each in audit_attacks(model, data.num_classes) if not self._undefined_parts(each.attack)]
         total, done = len(attacks) + 2, 0
 
         def report(name: str) -> None:
@@ -205,18 +215,22 @@ class Auditor:
             threat = whole_box(self.evaluator.threat, self._images()) if attack.unbounded else compared_at
             broken.setdefault(attack.group, {})[attack.name] = self.broken(attack, threat)
         broken.setdefault("surrogates", {})
+        broken.setdefault("black box", {})
         report("AutoAttack")
         flags = self._autoattack_flags()
-        zero_gradient, zero_pixels = self._zero_gradients()
+        has_gradient = self._gives_gradient(plain)
+        with error_context("the measurement of gradients", self._shard):
+            zero_gradient, zero_pixels = self._zero_gradients()
+            kept, batch_dependent = self._kept(compared_at), self._batch_dependent()
         report("done")
         return Measurements(
             compared_at=compared_at,
             broken=broken,
             zero_gradient=zero_gradient,
             zero_pixels=zero_pixels,
-            kept=self._kept(compared_at),
-            has_gradient=self._gives_gradient(plain),
-            batch_dependent=self._batch_dependent(),
+            kept=kept,
+            has_gradient=has_gradient,
+            batch_dependent=batch_dependent,
             flags=flags,
         )
 
@@ -248,17 +262,29 @@ class Auditor:
         return Shard(0, 0, len(self.evaluator.data))
 
     def _images(self) -> Tensor:
-        return self.evaluator.data.batch(0, 1)[0].to(self.evaluator.settings.device)
+        """Two images, as some networks do not take a single one."""
+        return self.evaluator.data.batch(0, 2)[0].to(self.evaluator.settings.device)
 
     def _gives_gradient(self, surrogate: Surrogate) -> bool:
-        return gives_gradient(surrogate, self.evaluator.model, self._images())
+        images = self._images()
+        with error_context("the first gradient", Shard(0, 0, len(images))):
+            return gives_gradient(surrogate, self.evaluator.model, images)
+
+    def _undefined_parts(self, attack: Attack) -> dict[str, str]:
+        """The parts of AutoAttack that are not defined on the images, with the reason."""
+        if not isinstance(attack, AutoAttackSuite):
+            return {}
+        data = self.evaluator.data
+        return attack.undefined_parts(data.num_classes, data.images.shape[1:], self.evaluator.threat)
 
     def _autoattack_flags(self) -> tuple[str, ...]:
         """AutoAttack's warnings under the threat of the evaluation itself."""
         data, threat = self.evaluator.data, self.evaluator.threat
         batch_size = self.evaluator.settings.batch_size
         suite = flag_suite(data.num_classes, has_gradient=self._gives_gradient(plain), batch_size=batch_size)
-        spec = AttackSpec("AutoAttack", suite)
+        if len(undefined := self._undefined_parts(suite)) == len(suite.parts):
+            return left_out_flag([f"{part} {reason}" for part, reason in undefined.items()])
+        spec = AttackSpec("AutoAttack", suite).for_data(data.num_classes, data.images.shape[1:], threat)
         every_image = torch.ones_like(data.labels, dtype=torch.bool)
         outcome, _ = self.evaluator.attack(spec, self._shard, every_image, data.labels, _ignore)
         return attack_record(spec, threat, [outcome], data.labels).flags

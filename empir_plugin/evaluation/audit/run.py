@@ -49,7 +49,8 @@ def audit(
 
     Raises:
         InputError: If the model classifies fewer than 20 images correctly, or the radius is infinite.
-        EvaluationError: If the model has no weights, does not return logits, returns NaN, or its gradient overflows.
+        EvaluationError: If the model has no weights, fails, does not return logits, returns NaN, or its gradient
+            overflows.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -59,11 +60,11 @@ def audit(
         'passed'
     """
     settings, name = settings or Settings(), name or type(model).__name__
-    if math.isinf(threat.eps):
-        raise InputError(f"an audit compares attacks under a budget, got {threat}: name a finite eps")
     require_weights(model, name)
     model = unwrap(model)
     evaluator = Evaluator.of(model, data, threat, settings)
+    if math.isinf(threat.eps):
+        raise InputError(f"an audit compares attacks under a budget, got {threat}: name a finite eps")
     with exact_float32():
         auditor = Auditor(_on_correct_images(evaluator))
         measurements = auditor.measure(on_progress)

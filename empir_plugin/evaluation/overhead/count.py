@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.errors import EmpirError, EvaluationError, InputError, cause
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.layers import QuantizedLayer, input_of_call, is_full_precision, quantized_layers
+from empir_plugin.models.layers import QuantizedLayer, frozen_copy, input_of_call, is_full_precision, quantized_layers
 from empir_plugin.models.packing import save_packed
 from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, Precision, WeightQuantizer
 
@@ -158,9 +157,12 @@ def count(network: nn.Module, image: Tensor) -> NetworkCost:
 def _run(network: nn.Module, image: Tensor) -> None:
     try:
         network(image)
-    except RuntimeError as error:
+    except EmpirError:
+        raise
+    except Exception as error:
         shape = "x".join(map(str, image.shape[1:]))
-        raise InputError(f"the model cannot take an image of {shape} ({error}): pass its own shape, CxHxW") from error
+        cure = "pass its own shape, CxHxW, if that is another one"
+        raise InputError(f"the model fails on an image of {shape} with {cause(error)}: {cure}") from error
 
 
 @dataclass
@@ -279,7 +281,7 @@ def baseline_of(model: nn.Module) -> Baseline:
 
 
 def float_twin(network: nn.Module) -> nn.Module:
-    """A copy of a network without quantization: no layer quantizes its weights, or clips and quantizes its input.
+    """A copy of a network for evaluation, no layer of which quantizes its weights, or clips and quantizes its input.
 
     Example:
         >>> from empir_plugin.models.layers import QuantLinear
@@ -287,7 +289,7 @@ def float_twin(network: nn.Module) -> nn.Module:
         >>> float_twin(QuantLinear(2, 2, precision=Precision.parse("w2a2"))).precision.is_full
         True
     """
-    twin = copy.deepcopy(network)
+    twin = frozen_copy(network)
     for _, layer in quantized_layers(twin):
         layer.use_quantizers_(WeightQuantizer(FULL_BITS), ActivationQuantizer(FULL_BITS))
     return twin
@@ -310,6 +312,6 @@ def packed_bytes(model: nn.Module) -> int:
             save_packed(model, path)
         except (RuntimeError, NotImplementedError) as error:
             raise EvaluationError(
-                f"the model's weights cannot be packed ({error}): they need values, and to be dense tensors"
+                f"the model's weights cannot be packed ({cause(error)}): they need values, and to be dense tensors"
             ) from error
         return path.stat().st_size

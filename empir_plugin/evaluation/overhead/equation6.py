@@ -6,6 +6,7 @@ time and ``M + sum k_i / 32`` for storage, with M full-precision members and low
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -223,8 +224,8 @@ def bit_operations_with_sums(members: Sequence[NetworkCost], baseline: NetworkCo
     Raises:
         EvaluationError: If the baseline has no operations.
     """
-    total = sum(layer.bit_operations_with_sums for cost in members for layer in cost.layers)
-    return total / _check_positive(sum(layer.bit_operations_with_sums for layer in baseline.layers))
+    total = math.fsum(layer.bit_operations_with_sums for cost in members for layer in cost.layers)
+    return total / _check_positive(math.fsum(layer.bit_operations_with_sums for layer in baseline.layers))
 
 
 _RelativeCost = Callable[[Precision], float]
@@ -252,8 +253,8 @@ def _parameters(cost: NetworkCost) -> _Amounts:
 
 def _ratios(members: Sequence[_Amounts], baseline: _Amounts, relative_cost: _RelativeCost) -> Ratios:
     whole = _check_positive(_total(baseline))
-    ideal = sum(_total(amounts) * _mean_cost_of_quantized(amounts, relative_cost) for amounts in members)
-    as_built = sum(amount * relative_cost(precision) for amounts in members for amount, precision in amounts)
+    ideal = math.fsum(_total(amounts) * _mean_cost_of_quantized(amounts, relative_cost) for amounts in members)
+    as_built = math.fsum(amount * relative_cost(precision) for amounts in members for amount, precision in amounts)
     return Ratios(ideal / whole, as_built / whole)
 
 
@@ -266,12 +267,13 @@ def _mean_cost_of_quantized(amounts: _Amounts, relative_cost: _RelativeCost) -> 
     quantized = [(amount, precision) for amount, precision in amounts if not precision.is_full]
     if not _total(quantized):
         return 1.0
-    return sum(amount * relative_cost(precision) for amount, precision in quantized) / _total(quantized)
+    return math.fsum(amount * relative_cost(precision) for amount, precision in quantized) / _total(quantized)
 
 
 def _check_positive(whole: float) -> float:
     if not whole > 0:
         raise EvaluationError(
-            "the model must have a convolution or linear layer that runs, got none: there is nothing to compare"
+            "the model must have a convolution or linear layer that runs, got none: there is nothing to compare "
+            "(layers in a Python list or a closure do not count: hold them as attributes or in an nn.ModuleList)"
         )
     return whole

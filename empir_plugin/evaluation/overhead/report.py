@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.errors import EmpirError, EvaluationError, InputError, cause
 from empir_plugin.evaluation.identity import IDENTITY, model_fingerprint
 from empir_plugin.evaluation.overhead.count import LayerCost, NetworkCost, baseline_of, count, members_of, packed_bytes
 from empir_plugin.evaluation.overhead.equation6 import (
@@ -23,7 +23,7 @@ from empir_plugin.evaluation.overhead.equation6 import (
     equation6,
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
-from empir_plugin.evaluation.prepare import exact_float32, prepare, prepare_for_images
+from empir_plugin.evaluation.prepare import Float32Logits, exact_float32, prepare, prepare_for_images
 from empir_plugin.models.integer.convert import run_on_integers
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
@@ -141,7 +141,8 @@ def overhead(
         '0.365 0.062 0.364'
     """
     device = torch.device("cpu") if latency is None else latency.device
-    model = prepare_for_images(model, device, torch.zeros(2, *image_shape), differentiable=False).model
+    prepared = prepare_for_images(model, device, torch.zeros(2, *image_shape), differentiable=False).model
+    model = prepared.model if isinstance(prepared, Float32Logits) else prepared  # A cast costs nothing that counts.
     image = torch.zeros(1, *image_shape, device=device)
     baseline, members = baseline_of(model), members_of(model)
     costs, baseline_cost = [count(member, image) for member in members], count(baseline.network, image)
@@ -172,10 +173,18 @@ def overhead(
 
 def _measure(model: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], settings: LatencySettings) -> Latency:
     """Measure the latency in float32 and, if there are kernels for the model, in int8."""
-    with exact_float32():
-        network, backend = run_on_integers(prepare(model, settings.device))
-    int8 = Execution("int8", unavailable=backend.reason) if backend.reason else Execution(backend.name, network)
-    return measure_latency(model, baseline, image_shape, settings, others=(int8,))
+    try:
+        with exact_float32():
+            network, backend = run_on_integers(prepare(model, settings.device))
+        int8 = Execution("int8", unavailable=backend.reason) if backend.reason else Execution(backend.name, network)
+        return measure_latency(model, baseline, image_shape, settings, others=(int8,))
+    except EmpirError:
+        raise
+    except Exception as error:
+        batch = f"{settings.batch_size} images of {'x'.join(map(str, image_shape))}"
+        raise EvaluationError(
+            f"the timed passes of {batch} failed with {cause(error)}: pass another batch size, or measure no latency"
+        ) from error
 
 
 def _member_overhead(cost: NetworkCost, errors: Mapping[str, ErrorNorms]) -> MemberOverhead:

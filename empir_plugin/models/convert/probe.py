@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from empir_plugin.errors import InputError
+from empir_plugin.errors import EmpirError, InputError, cause
 from empir_plugin.models.activations import is_signed
-from empir_plugin.models.layers import input_of_call, quantized_layers
+from empir_plugin.models.layers import WRITES_TO_INPUT, input_of_call, quantized_layers
 from empir_plugin.models.quantize import in_float32
 
 _NOISE_IMAGES = 2
@@ -132,7 +132,7 @@ def end_layers(
             last = _reached(logits, outputs)
             images = images.detach().clone().requires_grad_(True)
             seen.clear()
-            _try(model, images.clone())
+            _try(model, images)
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
@@ -143,7 +143,7 @@ def end_layers(
 
 def _reached(logits: Any, outputs: list[tuple[str, Tensor]]) -> set[str]:
     """The layers on whose outputs the logits depend."""
-    if not isinstance(logits, Tensor) or not logits.requires_grad:
+    if not isinstance(logits, Tensor) or not logits.requires_grad or not outputs or logits.is_complex():
         return set()
     grads = torch.autograd.grad(logits.sum(), [output for _, output in outputs], allow_unused=True)
     return {name for (name, _), grad in zip(outputs, grads, strict=True) if grad is not None}
@@ -151,8 +151,8 @@ def _reached(logits: Any, outputs: list[tuple[str, Tensor]]) -> set[str]:
 
 def _try(model: nn.Module, images: Tensor) -> Any:
     try:
-        return model(images)
-    except (RuntimeError, AssertionError, ValueError, TypeError):  # No gradient, or images that it does not take.
+        return model(images.clone())  # which it may write to
+    except Exception:  # No gradient, or images that it does not take, of which run() tells.
         return None
 
 
@@ -246,14 +246,19 @@ def run(model: nn.Module, images: Tensor) -> None:
     """Call a network on images, for the hooks or statistics inside it.
 
     Raises:
-        InputError: If the network does not accept them.
+        InputError: If the network does not accept them, fails, or writes to them.
     """
+    given = images.clone()
     try:
         model(images)
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = str(error).split("\n")[0]
+    except EmpirError:
+        raise
+    except Exception as error:
         kind = f"images of shape {tuple(images.shape)} and type {str(images.dtype).removeprefix('torch.')}"
-        raise InputError(f"{type(model).__name__} does not take {kind}: {reason}") from error
+        raise InputError(f"{type(model).__name__} does not take {kind}: it fails with {cause(error)}") from error
+    if not torch.equal(images, given):
+        images.copy_(given)
+        raise InputError(WRITES_TO_INPUT)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.errors import InputError
+from empir_plugin.errors import InputError, cause
 from empir_plugin.models.activations import (
     Activations,
     InputQuantizer,
@@ -29,7 +29,6 @@ from empir_plugin.models.convert.probe import (
     noise,
     preserve_modes,
     recalibrate_,
-    run,
     start_ranges_,
     weights_outside_layers,
 )
@@ -43,7 +42,7 @@ from empir_plugin.models.convert.select import (
     refuse_applied_outside,
     refuse_uncalled,
 )
-from empir_plugin.models.layers import refuse_script
+from empir_plugin.models.layers import is_inference_tensor, refuse_script
 from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, Precision, Scale, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, OneBit, SignWeightQuantizer
 
@@ -147,6 +146,7 @@ def quantize_(
         (['2'], ['first layer', 'last layer'])
     """
     refuse_script(model)
+    _refuse_inference_tensors(model)
     bits = Precision.parse(precision) if isinstance(precision, str) else precision
     settings = _Settings(bits, scale, Activations.parse(activations), OneBit.parse(one_bit))
     images = noise(model) if calibration is None else check_images(model, calibration)
@@ -179,6 +179,15 @@ def quantize_(
     )
 
 
+def _refuse_inference_tensors(model: nn.Module) -> None:
+    made = [name for name, parameter in model.named_parameters() if is_inference_tensor(parameter)]
+    if made and not torch.is_inference_mode_enabled():
+        raise InputError(
+            f"{made[0]} was made inside torch.inference_mode(), so it has no gradient and cannot be changed: build or "
+            "load the network outside of that block, or pass a copy.deepcopy() of it made outside"
+        )
+
+
 def _probe(model: nn.Module, selected: Plan, images: Tensor | None, settings: _Settings) -> dict[str, float] | None:
     """Share of negative inputs of each layer that is called; None if there are no images."""
     if images is not None:
@@ -200,7 +209,7 @@ def _check(model: nn.Module, selected: Plan, allow_unsupported: bool) -> None:
         advice = "leave them in full precision with allow_unsupported=True, or name others with layers="
         raise InputError(f"{name} has layers that cannot be quantized: {shown}{more}: {advice}")
     if not selected.chosen:
-        reasons = ", ".join(sorted({layer.reason for layer in selected.kept})) or "it has no layers"
+        reasons = ", ".join(sorted({layer.reason for layer in selected.kept})) or "no submodule is a layer"
         raise InputError(f"nothing to quantize in {name} ({reasons}): name layers with layers=, or pass layers='all'")
 
 
@@ -223,10 +232,12 @@ def _check_calls(model: nn.Module, images: Tensor | None) -> None:
         return
     try:
         with preserve_modes(model), torch.no_grad():
-            run(model.eval(), images[:2])
-    except AttributeError as error:
+            model.eval()(images[:2])
+    except Exception as error:  # It ran before its layers were quantized.
         name = type(model).__name__
-        raise InputError(f"{name} uses more of a layer than its output ({error}): name others with layers=") from error
+        raise InputError(
+            f"{name} uses more of a layer than its output ({cause(error)}): name others with layers="
+        ) from error
 
 
 def _calibrate(model: nn.Module, images: Tensor, settings: _Settings) -> int:

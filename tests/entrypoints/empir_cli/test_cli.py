@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import empir_cli
 from empir_plugin.evaluation.record import Record
@@ -192,3 +193,31 @@ def test_threads_apply_to_one_command_only(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert Record.read(tmp_path / "r.json").run["threads"] == [before + 1]
     assert torch.get_num_threads() == before
+
+
+class Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AttributeError("\x1b[31mno stage4\x1b[0m\nat line 3")
+
+
+class Writes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(1).flatten(1)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "audit", "overhead"])
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [(Fails(), "with AttributeError: no stage4"), (Writes(), "Error: the model writes to its input")],
+)
+def test_a_failing_model_is_one_sentence_without_traceback(
+    model: nn.Module, sentence: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("empir_plugin.zoo.registry.load_model", lambda *args, **kwargs: model)
+    monkeypatch.chdir(tmp_path)
+    result = _run(command, "cifarconv-fp")
+    text = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert sentence in text
+    assert "\x1b" not in text
+    assert "Traceback" not in text

@@ -94,7 +94,7 @@ BAD = {
     "repeats": (("empir-cifar", "--repeats", "0"), "repeats must be 1 or more"),
     "device": (("empir-cifar", "--device", "cuda:99"), "use --device cpu"),
     "image": (("empir-cifar", "--image-shape", "32"), "is written 3x32x32"),
-    "other image": (("mnistconv-w2a4", "--image-shape", "3x32x32"), "the model cannot take an image of 3x32x32"),
+    "other image": (("mnistconv-w2a4", "--image-shape", "3x32x32"), "the model fails on an image of 3x32x32"),
     "checkpoint": (("empir-cifar", "--checkpoint", "nowhere.safetensors"), "no weight file at nowhere"),
 }
 

@@ -20,6 +20,7 @@ from empir_plugin.evaluation.audit.report import AuditReport
 from empir_plugin.evaluation.audit.run import FEWEST_IMAGES, audit
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.judge import correct
+from empir_plugin.models.ensemble import Ensemble, MeanProbability
 from empir_plugin.models.layers import QuantLinear
 from empir_plugin.models.mu_law import mu_law_
 from empir_plugin.models.quantize import Precision, Scale
@@ -253,6 +254,94 @@ def test_bad_input_is_refused() -> None:
     empty.weights_loaded = False  # type: ignore[assignment]
     with pytest.raises(EvaluationError, match="toy has no weights"):
         audit(empty, separable(), THREAT, name="toy")
+
+
+class Fails(nn.Module):
+    """Classifies `separable` and fails whenever ``when`` says so."""
+
+    def __init__(self, when: Callable[[Tensor], bool], error: Exception) -> None:
+        super().__init__()
+        self.when, self.error = when, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.when(x):
+            raise self.error
+        return x.flatten(1)
+
+
+class FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        raise ValueError("no way back")
+
+
+class NoWayBack(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return FailsBackward.apply(x).flatten(1)
+
+
+class InPlace(nn.Module):
+    """Writes what is there already, which matters to gradients only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=True).flatten(1)
+
+
+RED = RuntimeError("\x1b[31msizes differ\x1b[0m\nat line 3")
+FAILING: dict[str, tuple[nn.Module, str]] = {
+    "always": (Fails(lambda x: True, RED), r"^the clean images failed on shard 0 .* with RuntimeError: sizes differ$"),
+    "many images": (Fails(lambda x: len(x) > 10, KeyError("big")), r"the clean images failed .* with KeyError: 'big'$"),
+    "with gradients": (Fails(lambda x: x.requires_grad, RED), r"gradient failed .* with RuntimeError: sizes differ$"),
+    "backward": (NoWayBack(), r"gradient failed .* with ValueError: no way back$"),
+    "in place": (InPlace(), r"gradient.*writes to its input"),
+}
+
+
+@pytest.mark.parametrize(("model", "sentence"), FAILING.values(), ids=FAILING)
+def test_a_failing_model_is_reported_as_in_an_evaluation(model: nn.Module, sentence: str) -> None:
+    with pytest.raises(EvaluationError, match=sentence):
+        audit(model, separable(), THREAT)
+
+
+def test_a_model_that_does_not_take_a_single_image_is_audited() -> None:
+    model = Fails(lambda x: len(x) == 1, RED)
+    assert audit(model, separable(), Threat.parse("Linf:1/255")).verdict == "passed"
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 64), (3, 2, 2), (1, 1, 9), (2, 4, 7)])
+def test_images_too_small_for_square_under_l2(shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, *shape), generator=generator, dtype=torch.uint8)
+    data = ImageSet("toy", "test", pixels, (pixels / 255).mean((2, 3)).argmax(1), ("a", "b", "c")[: shape[0]])
+    if shape[0] == 1:
+        data = replace(data, class_names=("a", "b"))
+    model = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ConstantPad1d((0, len(data.class_names) - shape[0]), -9)
+    )
+    report = audit(model, data, Threat.parse("L2:0.05"))
+    assert [flag for flag in report.flags if f"at least 5 rows under L2, got {shape[1]}" in flag]
+    found = {finding.name: finding for finding in report.checks}
+    assert found["black box beats white box"].measured == "Does not apply to this model."
+    assert found["AutoAttack's flags"].passed
+
+
+def test_an_ensemble_of_another_type_is_audited_as_one() -> None:
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False, dtype=torch.float64)) for _ in range(2)]
+    for member in members:
+        nn.init.eye_(member[1].weight)  # type: ignore[arg-type]
+    cast = [nn.Sequential(Double(), member) for member in members]
+    report = audit(Ensemble(cast, MeanProbability()), separable(), THREAT)
+    found = {finding.name: finding for finding in report.checks}
+    assert "transfer from member 1" in found["black box beats white box"].evidence["images_broken"]
+
+
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint
@@ -134,6 +134,50 @@ def test_a_model_needs_a_layer() -> None:
         overhead(nn.Flatten(), (1, 2, 2))
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
         overhead(lambda x: x, (1, 2, 2))  # type: ignore[arg-type]
+
+
+class Fails(nn.Module):
+    """A linear layer that raises an error for a batch of one's choice."""
+
+    def __init__(self, images: int, error: Exception) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.images, self.error = images, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == self.images:
+            raise self.error
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("logits"), AssertionError("logits"), RuntimeError("\x1b[31mlogits\x1b[0m\nx")]
+)
+def test_a_failing_model_is_quoted_without_blaming_the_shape_alone(error: Exception) -> None:
+    kind = type(error).__name__
+    with pytest.raises(InputError, match=rf"fails on an image of 1x2x2 with {kind}: '?logits'?: .*CxHxW, if that is"):
+        overhead(Fails(1, error), (1, 2, 2))
+    with pytest.raises(EvaluationError, match=rf"5 images of 1x2x2 failed with {kind}: '?logits'?: .*another batch"):
+        overhead(Fails(5, error), (1, 2, 2), latency=LatencySettings(batch_size=5, repeats=1))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_networks_of_another_type_are_counted(kind: torch.dtype) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(Cast(kind), nn.Flatten(), nn.Linear(4, 3, dtype=kind))
+
+    cost = overhead(Ensemble([network(), network()]), (1, 2, 2), latency=LatencySettings(batch_size=2, repeats=1))
+    assert [member.macs for member in cost.members] == [12, 12]
+    assert overhead(network(), (1, 2, 2)).macs == 12
+
+
+class Cast(nn.Module):
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.kind)
 
 
 def test_image_shapes() -> None:

@@ -472,6 +472,76 @@ def test_nothing_to_quantize_is_an_error(make: Callable[[], nn.Module]) -> None:
         quantize_(make(), "w4a4", activations="unsigned")
 
 
+class Wrapped(nn.Module):
+    """A network with a function before it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.function = network(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.function(x))
+
+
+def raising(x: Tensor) -> Tensor:
+    raise KeyError("\x1b[31mstage4\x1b[0m")
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "in-place normalisation": (lambda x: x.sub_(0.5).div_(0.25), r"writes to its input.*x = x - mean"),
+    "a clip in place": (lambda x: x.clamp_(0.2, 0.8), r"writes to its input"),
+    "behind autograd's back": (lambda x: (x.data.mul_(0.5), x)[1], r"writes to its input"),
+    "an error of its own": (raising, r"Wrapped does not take images.*it fails with KeyError: 'stage4'$"),
+    "a missing attribute": (lambda x: x.nothing, r"it fails with AttributeError: 'Tensor' object has no"),  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize(("function", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_a_network_that_fails_or_writes_to_its_input(function: Callable[[Tensor], Tensor], sentence: str) -> None:
+    model, given = Wrapped(function), IMAGES.clone()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=sentence):
+        quantize_(model, "w4a4", calibration=given)
+    assert torch.equal(given, IMAGES)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not list(quantized_layers(model))
+
+
+def test_weights_made_inside_inference_mode_are_named() -> None:
+    with torch.inference_mode():
+        model = network()
+    with pytest.raises(InputError, match=r"0\.weight was made inside torch\.inference_mode\(\).*copy\.deepcopy"):
+        quantize_(model, "w4a4", calibration=IMAGES)
+    assert quantize_(copy.deepcopy(model), "w4a4", calibration=IMAGES).converted
+
+
+def test_layers_out_of_sight_are_no_layers() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [network()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[0](x)
+
+    with pytest.raises(InputError, match=r"nothing to quantize in Hidden \(no submodule is a layer\)"):
+        quantize_(Hidden(), "w4a4", calibration=IMAGES)
+
+
+@pytest.mark.parametrize("output", [lambda y: (y, None), lambda y: {"logits": y}, lambda y: y.to(torch.complex64)])
+def test_what_a_network_returns_does_not_matter(output: Callable[[Tensor], object]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x: Tensor) -> object:
+            return output(self.network(x))
+
+    report = quantize_(Net(), "w4a4", calibration=IMAGES)
+    assert report.converted[0].name == "network.3"
+
+
 def test_a_network_is_not_quantized_twice() -> None:
     model = network()
     quantize_(model, "w4a4", calibration=IMAGES)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN
+from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, OneDNN, Program
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.quantize import Precision
 
@@ -28,6 +29,28 @@ KERNELS = [ONEDNN, pytest.param(IntMM(), id="int_mm")]
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     """Every kernel that runs on the CPU."""
     return request.param
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A kernel that computes something else."""
+
+    change: Callable[[IntegerOp], IntegerOp] = lambda op: op
+    after: Callable[[Tensor], Tensor] = lambda y: y
+    name: str = "altered"
+
+    def unusable(self, device: torch.device) -> str | None:
+        return None
+
+    def compile(self, op: IntegerOp) -> Program:
+        program = IntMM().compile(self.change(op))
+        return lambda codes: self.after(program(codes))
+
+
+@pytest.fixture
+def altered() -> Callable[..., Altered]:
+    """Makes a kernel that computes something else."""
+    return Altered
 
 
 def _conv(text: str, *, seed: int) -> QuantConv2d:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer_module
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.fuse import AddInto, PoolCodes
-from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, Program
+from empir_plugin.models.integer.kernels import Kernel
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.integer.selftest import agree
 from empir_plugin.models.layers import QuantLinear, quantized_layers
@@ -171,26 +170,12 @@ def test_a_wrong_graph_is_replaced_by_separate_layers(monkeypatch: pytest.Monkey
     assert agree(network, integer, inputs(20, 8)).max_logit_difference == 0
 
 
-@dataclass(frozen=True)
-class Altered:
-    """A kernel that computes something else."""
-
-    change: Callable[[IntegerOp], IntegerOp] = lambda op: op
-    after: Callable[[Tensor], Tensor] = lambda y: y
-    name: str = "altered"
-
-    def unusable(self, device: torch.device) -> str | None:
-        return None
-
-    def compile(self, op: IntegerOp) -> Program:
-        program = IntMM().compile(self.change(op))
-        return lambda codes: self.after(program(codes))
-
-
-def test_a_network_that_fails_as_a_whole_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_as_a_whole_stays_float(
+    altered: Callable[..., Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(integer_module, "check_layer", lambda layer, integer: None)
     network = pooled_flat("w4a4", 0)
-    integer = to_integer(network, like=inputs(20, 8), kernel=Altered(after=lambda y: y * 1.5))
+    integer = to_integer(network, like=inputs(20, 8), kernel=altered(after=lambda y: y * 1.5))
     assert integer.report.on_integers == ()
     assert {layer.reason for layer in integer.report.layers} == {"the whole network's logits differ from the model's"}
     assert torch.equal(integer(inputs(20, 8)), network(inputs(20, 8)))

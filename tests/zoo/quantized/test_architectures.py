@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import empir_plugin
 from empir_plugin.errors import InputError
@@ -18,25 +18,8 @@ from empir_plugin.zoo.quantized.architectures import empir, network
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-class Tiny(nn.Module):
-    """Three layers, of which the middle one is quantized."""
-
-    default_cfg = {"input_size": (3, 32, 32)}  # noqa: RUF012 - as timm's networks have it
-
-    def __init__(self, num_classes: int, width: int = 4) -> None:
-        super().__init__()
-        self.stem, self.body, self.head = (
-            nn.Conv2d(3, width, 3),
-            nn.Conv2d(width, width, 3),
-            nn.Linear(width, num_classes),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(self.stem(x).relu()).mean((2, 3)))
-
-
-def test_any_callable_becomes_an_ensemble() -> None:
-    ensemble = empir(Tiny, precisions=["fp", "w4a4", "w2a2"], num_classes=5, rule=MeanProbability(), width=6)
+def test_any_callable_becomes_an_ensemble(toys: ModuleType) -> None:
+    ensemble = empir(toys.Tiny, precisions=["fp", "w4a4", "w2a2"], num_classes=5, rule=MeanProbability(), width=6)
     assert ensemble(IMAGES).shape == (2, 5)
     assert ensemble.leader == 0
     assert [is_full_precision(member) for member in ensemble.members] == [True, False, False]
@@ -83,19 +66,19 @@ def test_more_architectures(architecture: str) -> None:
     ("call", "message"),
     [
         (
-            lambda: empir("resnet81", precisions=["fp"], num_classes=2),
+            lambda toys: empir("resnet81", precisions=["fp"], num_classes=2),
             "no architecture 'resnet81' in timm",
         ),
-        (lambda: empir("WideResNet-28-10", precisions=[], num_classes=2), "an ensemble needs at least one member"),
+        (lambda toys: empir("WideResNet-28-10", precisions=[], num_classes=2), "an ensemble needs at least one member"),
         (
-            lambda: empir(Tiny, precisions="w4a4", num_classes=2),
+            lambda toys: empir(toys.Tiny, precisions="w4a4", num_classes=2),
             "precisions must be a list such as",
         ),
-        (lambda: empir(Tiny, precisions=["w0a4"], num_classes=2), "weight_bits must be 1 to 8, or 32"),
-        (lambda: network("wide_resnet_27_1", num_classes=2), "a WideResNet has 6 n + 4 layers"),
-        (lambda: network("preact_resnet50", num_classes=2), "builds a PreActResNet of 18 or 34 layers, got 50"),
+        (lambda toys: empir(toys.Tiny, precisions=["w0a4"], num_classes=2), "weight_bits must be 1 to 8, or 32"),
+        (lambda toys: network("wide_resnet_27_1", num_classes=2), "a WideResNet has 6 n + 4 layers"),
+        (lambda toys: network("preact_resnet50", num_classes=2), "builds a PreActResNet of 18 or 34 layers, got 50"),
     ],
 )
-def test_errors_say_what_to_do(call: Any, message: str) -> None:
+def test_errors_say_what_to_do(toys: ModuleType, call: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        call()
+        call(toys)

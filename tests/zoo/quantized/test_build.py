@@ -7,6 +7,7 @@ import subprocess
 import sys
 from ast import literal_eval
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,33 +38,16 @@ print(model(torch.ones(2, 3, 32, 32)).tolist())
 """
 
 
-class Tiny(nn.Module):
-    """Three layers, of which the middle one is quantized."""
-
-    default_cfg = {"input_size": (3, 32, 32)}  # noqa: RUF012 - as timm's networks have it
-
-    def __init__(self, num_classes: int, width: int = 4) -> None:
-        super().__init__()
-        self.stem, self.body, self.head = (
-            nn.Conv2d(3, width, 3),
-            nn.Conv2d(width, width, 3),
-            nn.Linear(width, num_classes),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(self.stem(x).relu()).mean((2, 3)))
-
-
 def save(model: nn.Module, file: Path) -> Path:
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
     return file
 
 
 @pytest.fixture
-def tiny() -> str:
+def tiny(toys: ModuleType) -> str:
     """A name registered for this test alone."""
     name = f"tiny-{next(_numbers)}"
-    register_quantized(name, Tiny, "w2a2")
+    register_quantized(name, toys.Tiny, "w2a2")
     return name
 
 
@@ -73,28 +57,31 @@ _numbers = iter(range(1000))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: register_quantized("empir-cifar", Tiny, "w4a4"), "there is a model 'empir-cifar' already"),
+        (lambda toys: register_quantized("empir-cifar", toys.Tiny, "w4a4"), "there is a model 'empir-cifar' already"),
         (
-            lambda: register_quantized("dorefa-w4a4-resnet18", Tiny, "w4a4"),
+            lambda toys: register_quantized("dorefa-w4a4-resnet18", toys.Tiny, "w4a4"),
             "there is a model 'dorefa-w4a4-",
         ),
-        (lambda: register_quantized("mine", Tiny, "fp"), "mine would not be quantized at precision 'fp'"),
-        (lambda: register_quantized("mine", Tiny, "w9"), "weight_bits must be 1 to 8"),
+        (lambda toys: register_quantized("mine", toys.Tiny, "fp"), "mine would not be quantized at precision 'fp'"),
+        (lambda toys: register_quantized("mine", toys.Tiny, "w9"), "weight_bits must be 1 to 8"),
         (
-            lambda: load_model("dorefa-w4a4-resnet18", dataset="mnist"),
+            lambda toys: load_model("dorefa-w4a4-resnet18", dataset="mnist"),
             "dorefa-w4a4-resnet18 is a model for cifar10",
         ),
         (
-            lambda: load_model("dorefa-w4a4-alexnet", dataset="cifar10"),
+            lambda toys: load_model("dorefa-w4a4-alexnet", dataset="cifar10"),
             "a model for imagenet, got dataset='cifar10'",
         ),
-        (lambda: load_model("dorefa-w4a4-resnet81"), "did you mean 'dorefa-w4a4-resnet18'?"),
-        (lambda: normalize_images_(nn.Sequential(), (0.5,), (0.5,)), "a Sequential cannot be given a normalisation"),
+        (lambda toys: load_model("dorefa-w4a4-resnet81"), "did you mean 'dorefa-w4a4-resnet18'?"),
+        (
+            lambda toys: normalize_images_(nn.Sequential(), (0.5,), (0.5,)),
+            "a Sequential cannot be given a normalisation",
+        ),
     ],
 )
-def test_errors_say_what_to_do(call: Any, message: str) -> None:
+def test_errors_say_what_to_do(toys: ModuleType, call: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        call()
+        call(toys)
 
 
 def test_images_are_normalized_however_they_are_passed() -> None:
@@ -177,10 +164,10 @@ def test_a_registered_network_says_that_it_has_no_weights(tiny: str) -> None:
 @pytest.mark.parametrize("scale", ["none", "max", "mean"])
 @pytest.mark.parametrize("precision", ["w1a2", "w2a2", "w8a8"])
 def test_full_precision_weights_are_taken_and_quantized_after_training(
-    precision: str, scale: Any, tmp_path: Path
+    toys: ModuleType, precision: str, scale: Any, tmp_path: Path
 ) -> None:
-    full, name = Tiny(10), f"after-{next(_numbers)}"
-    register_quantized(name, Tiny, precision, scale=scale)
+    full, name = toys.Tiny(10), f"after-{next(_numbers)}"
+    register_quantized(name, toys.Tiny, precision, scale=scale)
     with pytest.warns(UserWarning, match=AFTER_TRAINING):
         model = load_model(name, custom_checkpoint=save(full, tmp_path / "full.safetensors"))
     assert model.weights_loaded
@@ -193,8 +180,8 @@ def test_full_precision_weights_are_taken_and_quantized_after_training(
 
 
 @pytest.mark.filterwarnings(NO_WEIGHTS)
-def test_timm_s_own_call_takes_the_same_checkpoint(tiny: str, tmp_path: Path) -> None:
-    full = Tiny(10)
+def test_timm_s_own_call_takes_the_same_checkpoint(toys: ModuleType, tiny: str, tmp_path: Path) -> None:
+    full = toys.Tiny(10)
     with pytest.warns(UserWarning, match=AFTER_TRAINING):
         model = timm.create_model(
             timm_name(tiny, "cifar10", "Linf"),
@@ -206,8 +193,8 @@ def test_timm_s_own_call_takes_the_same_checkpoint(tiny: str, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings(NO_WEIGHTS)
-def test_a_checkpoint_of_another_network_is_refused_with_its_keys(tiny: str, tmp_path: Path) -> None:
-    file = save(Tiny(10, width=5), tmp_path / "wider.safetensors")
+def test_a_checkpoint_of_another_network_is_refused_with_its_keys(toys: ModuleType, tiny: str, tmp_path: Path) -> None:
+    file = save(toys.Tiny(10, width=5), tmp_path / "wider.safetensors")
     with pytest.raises(WeightsError, match=r"body\.weight \(5, 5, 3, 3\) instead of \(4, 4, 3, 3\)"):
         load_model(tiny, custom_checkpoint=file)
 
@@ -230,10 +217,10 @@ def test_robustbench_s_own_load_model_takes_the_same_checkpoint(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings(NO_WEIGHTS)
-def test_a_registered_network_normalises_images_and_keeps_its_names(tmp_path: Path) -> None:
+def test_a_registered_network_normalises_images_and_keeps_its_names(toys: ModuleType, tmp_path: Path) -> None:
     name = f"normalised-{next(_numbers)}"
-    register_quantized(name, Tiny, "w8", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-    full = Tiny(10)
+    register_quantized(name, toys.Tiny, "w8", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    full = toys.Tiny(10)
     with pytest.warns(UserWarning, match=AFTER_TRAINING):
         model = load_model(name, custom_checkpoint=save(full, tmp_path / "full.safetensors"))
     assert list(model.state_dict()) == list(full.state_dict())
