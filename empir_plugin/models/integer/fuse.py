@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.grid import Grid, StaysFloat, pieces
 from empir_plugin.models.integer.kernels import pool_codes
-from empir_plugin.models.integer.layers import IntegerLayer
+from empir_plugin.models.integer.layers import IntegerLayer, put_module
 from empir_plugin.models.integer.selftest import check_emitted, check_folded
 from empir_plugin.models.layers import QuantizedLayer
 
@@ -166,7 +166,7 @@ class _Fusion:
         return module if isinstance(module, IntegerLayer) else None
 
     def _replace(self, node: fx.Node, layer: IntegerLayer) -> None:
-        self.traced.set_submodule(str(node.target), layer)
+        put_module(self.traced, str(node.target), layer)
 
     def _fold_norm(self, node: fx.Node, layer: IntegerLayer) -> None:
         following = only_user(node)
