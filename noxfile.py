@@ -27,8 +27,8 @@ CONTRACTS = (
 )
 """Tests of what depends on the interpreter and on the releases of torch, timm, RobustBench, click and pytest."""
 
-OLDEST = ("torch==2.3.*", "torchvision==0.18.*", "timm==1.0.9", "numpy<2")
-"""The oldest releases that pyproject.toml allows; torch 2.3 was built for NumPy 1."""
+OLDEST = ("torch==2.5.*", "torchvision==0.20.*", "timm==1.0.9")
+"""The oldest releases that pyproject.toml allows."""
 
 
 def _test(session: nox.Session, *paths: str, pins: tuple[str, ...] = ()) -> None:

@@ -14,7 +14,7 @@ from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.grid import weight_integers
 from empir_plugin.models.integer.kernels import IntegerOp, OneDNN, Program
-from empir_plugin.models.integer.layers import integer_layer, put_module
+from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import quantized_layers
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def to_integers_in_float64(model: nn.Module) -> nn.Module:
     """
     network = prepare(model, CPU)
     for name, layer in list(quantized_layers(network)):
-        put_module(network, name, integer_layer(layer, Float64After()))
+        network.set_submodule(name, integer_layer(layer, Float64After()))
     return InFloat64(network)
 
 

@@ -18,7 +18,7 @@ from empir_plugin.errors import InputError
 from empir_plugin.models.integer.fuse import fuse
 from empir_plugin.models.integer.grid import NO_GRADIENT, StaysFloat
 from empir_plugin.models.integer.kernels import Kernel, kernel_for
-from empir_plugin.models.integer.layers import IntegerLayer, integer_layer, put_module
+from empir_plugin.models.integer.layers import IntegerLayer, integer_layer
 from empir_plugin.models.integer.selftest import Agreement, agree, check_layer
 from empir_plugin.models.layers import QuantizedLayer, frozen_copy, quantized_layers
 
@@ -156,7 +156,7 @@ def _swap_layers(base: nn.Module, kernel: Kernel | None) -> tuple[nn.Module, dic
         name = path.partition(".")[2]
         outcomes[name] = _outcome(name, layer, converted[layer])
         if isinstance(integer := converted[layer], IntegerLayer):
-            put_module(root, path, integer)
+            root.set_submodule(path, integer)
     return root[0], outcomes
 
 

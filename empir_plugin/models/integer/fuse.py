@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.grid import Grid, StaysFloat, pieces
 from empir_plugin.models.integer.kernels import pool_codes
-from empir_plugin.models.integer.layers import IntegerLayer, put_module
+from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.integer.selftest import check_emitted, check_folded
 from empir_plugin.models.layers import QuantizedLayer
 
@@ -108,7 +108,10 @@ def fuse(network: nn.Module) -> tuple[nn.Module, list[str]]:
     # Tracing starts at the root's forward and skips its hooks; those of a child are called.
     root = nn.Sequential(network) if _has_hooks(network) else network
     try:
-        traced = fx.GraphModule(root, _Tracer().trace(root))
+        graph = _Tracer().trace(root)
+        for node in graph.nodes:
+            node.type = None  # annotations as text, which torch up to 2.5 cannot pickle
+        traced = fx.GraphModule(root, graph)
     except Exception as error:  # tracing runs third-party code on proxies, which may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"{type(network).__name__} cannot be traced, so each layer rounds its own input: {reason}"
@@ -166,7 +169,7 @@ class _Fusion:
         return module if isinstance(module, IntegerLayer) else None
 
     def _replace(self, node: fx.Node, layer: IntegerLayer) -> None:
-        put_module(self.traced, str(node.target), layer)
+        self.traced.set_submodule(str(node.target), layer)
 
     def _fold_norm(self, node: fx.Node, layer: IntegerLayer) -> None:
         following = only_user(node)

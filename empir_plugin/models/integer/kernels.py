@@ -145,7 +145,7 @@ class IntMM:
         if device.type not in ("cpu", "cuda"):
             return f"torch._int_mm does not run on {device.type}"
         square = torch.zeros(8, 8, dtype=torch.int8, device=device)
-        try:  # torch 2.3 has the operator, but not for the CPU
+        try:  # older releases have the operator, but not for the CPU
             _product(square, square, 8)
         except (AttributeError, NotImplementedError):
             return f"this build of PyTorch lacks torch._int_mm for {device.type}"

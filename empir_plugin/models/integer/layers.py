@@ -86,26 +86,6 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
         raise StaysFloat(f"the kernel {kernel.name} refuses it: {str(error).splitlines()[0]}") from error
 
 
-def put_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of another one; ``nn.Module.set_submodule`` came only with torch 2.5.
-
-    Args:
-        root: The network.
-        path: Name of the place, as in ``named_modules``; not the root itself.
-        module: The new one.
-
-    Example:
-        >>> network = nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU()))
-        >>> put_module(network, "1.0", nn.Tanh())
-        >>> network[1]
-        Sequential(
-          (0): Tanh()
-        )
-    """
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
-
-
 def _geometry(layer: QuantizedLayer) -> Geometry | None:
     """Geometry of a convolution; None for a linear layer."""
     forward = type(layer).forward
