@@ -32,6 +32,9 @@ from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 
 _DEPTH = 12
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_NORM_WITHOUT_BIAS = re.compile(r"^(?!.*RMSNorm)(.*affine=(True|False))(?=, track_running_stats=|\)?$)", re.MULTILINE)
+"""Normalization as older releases of torch write it: newer ones go on with whether it has a bias."""
+
 _IRRELEVANT = frozenset({"training", "weights_loaded", "default_cfg", "pretrained_cfg", "_baked"})
 """Attributes and buffers of networks that belong to their origin or their mode, and do not decide what they compute."""
 
@@ -119,7 +122,8 @@ def model_fingerprint(model: nn.Module, version: int = IDENTITY) -> str:
 
     Version 2 covers a description of every module (see :mod:`empir_plugin.evaluation.model_description`, which also
     says what it cannot see) and all parameters and buffers. Version 1 covers the text ``repr`` gives in place of the
-    description; it serves only to check files that state no version. In both, quantized layers count with their
+    description, as torch 2.13 and later write it; it serves only to check files that state no version. In both,
+    quantized layers count with their
     quantized weights, whatever latent weights are behind them, and buffers count whether they are in the state dict or
     not.
 
@@ -143,7 +147,8 @@ def model_fingerprint(model: nn.Module, version: int = IDENTITY) -> str:
 def _fingerprint_v1(model: nn.Module) -> str:
     quantized = {f"{name}.weight".lstrip("."): layer.quantized_weight() for name, layer in quantized_layers(model)}
     state = {name: item for name, item in model.state_dict().items() if isinstance(item, Tensor)}
-    digest = hashlib.sha256(_ADDRESS.sub("", repr(model)).encode())
+    text = _NORM_WITHOUT_BIAS.sub(r"\1, bias=\2", _ADDRESS.sub("", repr(model)))
+    digest = hashlib.sha256(text.encode())
     add_tensors(digest, {**_relevant(dict(model.named_buffers())), **state, **quantized})
     return digest.hexdigest()
 

@@ -143,6 +143,7 @@ _NEVER = frozenset(
         "default_cfg",
         "pretrained_cfg",
         "pretrained_cfg_overlay",
+        "pretrained_model_args",
         "feature_info",
         "grad_checkpointing",
         "fused_attn",

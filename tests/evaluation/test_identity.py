@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +124,34 @@ def test_a_layer_used_twice_is_as_good_as_two() -> None:
 def test_the_integer_form_of_a_network_has_a_fingerprint() -> None:
     model = to_integer(quantized_network().eval())
     assert model_fingerprint(model) == model_fingerprint(to_integer(quantized_network().eval()))
+
+
+NORMS: dict[str, tuple[nn.Module, str]] = {
+    "batch": (nn.BatchNorm2d(2), "2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True"),
+    "batch, not affine": (
+        nn.BatchNorm1d(2, affine=False),
+        "2, eps=1e-05, momentum=0.1, affine=False, track_running_stats=True",
+    ),
+    "instance": (nn.InstanceNorm2d(2), "2, eps=1e-05, momentum=0.1, affine=False, track_running_stats=False"),
+    "layer": (nn.LayerNorm(2), "(2,), eps=1e-05, elementwise_affine=True"),
+    "group": (nn.GroupNorm(1, 2, affine=False), "1, 2, eps=1e-05, affine=False"),
+}
+
+
+@pytest.mark.parametrize(("layer", "text"), NORMS.values(), ids=NORMS)
+def test_version_1_is_the_same_where_torch_does_not_write_the_bias_of_a_norm(layer: nn.Module, text: str) -> None:
+    older = type(type(layer).__name__, (type(layer),), {"extra_repr": lambda self: text})
+    model = nn.Sequential(copy.deepcopy(layer), nn.Flatten())
+    before = model_fingerprint(model, 1)
+    model[0].__class__ = older
+    assert "bias" not in repr(model)
+    assert model_fingerprint(model, 1) == before
+
+
+def test_version_1_is_known() -> None:
+    """The value that torch 2.14 gave, without a rule for older releases."""
+    norms = nn.Sequential(nn.BatchNorm2d(2), nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.InstanceNorm2d(2), nn.ReLU())
+    assert model_fingerprint(norms, 1) == "12556fd2d2a35affa7d31b50ce8d58d6b999322ad30acbe798d11219658344f9"
 
 
 @pytest.mark.parametrize("version", [0, 3, "2", [2], True], ids=str)

@@ -476,6 +476,7 @@ def test_an_averaged_model_can_be_updated_from_a_network_in_training_mode(use_bu
 
 
 @pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.skipif(torch.__version__.startswith("2.5."), reason="no torch.compile with setup_context there")
 def test_a_traced_network_holds_the_weights_of_now(frozen: bool) -> None:
     layer = baked(linear).requires_grad_(not frozen)
     exported = torch.export.export(layer, (inputs(layer),)).module()

@@ -136,6 +136,7 @@ def test_layers_that_compute_something_else_are_refused(kind: type[nn.Module]) -
     assert vars(layer) == before
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")  # by older releases of torch
 def test_layers_without_weights_yet_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.LazyLinear(8), nn.Linear(8, 4))
     with pytest.raises(InputError, match=r"2 \(it has no weights before its first call.*once"):

@@ -174,6 +174,7 @@ def test_copies_and_pickles_compute_the_same(settings: dict[str, Any]) -> None:
     ],
     ids=str,
 )
+@pytest.mark.skipif(torch.__version__.startswith("2.5."), reason="no torch.compile with setup_context there")
 def test_export_and_compile_have_one_graph(settings: dict[str, Any]) -> None:
     model = network()
     quantize_(model, "w1a1" if "one_bit" in settings else "w2a2", calibration=IMAGES, **settings)
