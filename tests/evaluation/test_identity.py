@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ from empir_plugin.evaluation.identity import (
     state_fingerprint,
 )
 from empir_plugin.evaluation.prepare import parse_device, prepare
-from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
+from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability, shift_above_zero_
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, bake_
 from empir_plugin.models.quantize import Precision, Scale
@@ -207,6 +209,118 @@ def test_settings_fingerprints_see_private_attributes_arrays_hooks_and_traced_co
     models = [Signed(), Signed(-1), Signed(mean=0.9), hooked, *traced]
     assert len({settings_fingerprint(model) for model in models}) == len(models)
     assert settings_fingerprint(Signed(-1)) == settings_fingerprint(Signed(-1))
+
+
+@dataclass(frozen=True)
+class Times:
+    """A hook with a setting, which counts."""
+
+    factor: float
+
+    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return self.factor * output
+
+
+def _doubled(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    return 2 * output
+
+
+class Shifting(nn.Module):
+    """Its methods serve as hooks."""
+
+    def add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + 1
+
+
+def hooked(*hooks: Any, pre: Any = None, forward: Any = None) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Identity())
+    for hook in hooks:
+        model[1].register_forward_hook(hook)
+    if pre is not None:
+        model[1].register_forward_pre_hook(pre)
+    if forward is not None:
+        model[1].forward = forward
+    return model
+
+
+def test_published_fingerprints_see_hooks_and_a_forward_of_its_own() -> None:
+    def closure(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output + len(models)
+
+    models = [
+        hooked(),
+        hooked(_doubled),
+        hooked(_doubled, _doubled),
+        hooked(Times(2.0)),
+        hooked(Times(3.0)),
+        hooked(closure),
+        hooked(lambda module, inputs, output: output + 1),
+        hooked(Shifting().add),
+        hooked(pre=_brighter),
+        hooked(forward=_negate),
+        hooked(forward=functools.partial(_double)),
+    ]
+    fingerprints = [model_fingerprint(model) for model in models]
+    assert len(set(fingerprints)) == len(models)
+    assert [model_fingerprint(copy.deepcopy(model)) for model in models] == fingerprints
+    model = hooked()  # A backward hook does not change an output.
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: None)
+    assert model_fingerprint(model) == fingerprints[0]
+
+
+def test_outputs_shifted_above_zero_are_another_function() -> None:
+    model, shifted = voting(), voting()
+    shift_above_zero_(shifted)
+    assert model_fingerprint(model) != model_fingerprint(shifted)
+    again = voting()
+    shift_above_zero_(again)
+    assert model_fingerprint(again) == model_fingerprint(shifted)
+
+
+def test_what_closures_hold_is_not_seen() -> None:
+    """As the documentation says; such a model cannot have stored results."""
+    one, other = (hooked(lambda module, inputs, output, by=by: output + by) for by in (1, 2))
+    assert model_fingerprint(one) == model_fingerprint(other)
+    with pytest.raises(InputError, match="no name that is valid in another process"):
+        settings_fingerprint(one)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_fingerprints_see_weights_that_torch_has_packed() -> None:
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear}, dtype=torch.qint8)
+
+    assert model_fingerprint(network(0)) == model_fingerprint(network(0))
+    assert model_fingerprint(network(0)) != model_fingerprint(network(1))
+
+
+def test_sparse_tensors_have_fingerprints() -> None:
+    one, other = nn.Module(), nn.Module()
+    one.register_buffer("mask", torch.eye(2).to_sparse())
+    other.register_buffer("mask", torch.ones(2, 2).to_sparse())
+    assert model_fingerprint(one) != model_fingerprint(other)
+
+
+@pytest.mark.parametrize("make", [voting, quantized_network], ids=["ensemble", "network"])
+def test_what_libraries_attach_does_not_prevent_the_use_of_stored_results(make: Callable[[], nn.Module]) -> None:
+    model, before = make(), settings_fingerprint(make())
+    for module in model.modules():
+        module._model_args = {"pretrained": True}  # timm 1.0.31
+        module.run_id = object()  # loggers
+        module._is_hf_initialized = True  # transformers
+    assert settings_fingerprint(model) == before
+
+
+def test_attributes_that_code_may_read_count() -> None:
+    with_forward = voting()
+    with_forward.forward = _negate
+    foreign, marked = Signed(), Signed()
+    foreign._model_args = {"pretrained": True}
+    marked.mark = 3
+    assert settings_fingerprint(with_forward) != settings_fingerprint(voting())
+    assert settings_fingerprint(foreign) == settings_fingerprint(Signed())
+    assert settings_fingerprint(marked) != settings_fingerprint(Signed())
 
 
 def test_empty_scalar_and_half_precision_tensors_have_fingerprints() -> None:

@@ -613,3 +613,25 @@ def test_tensors_made_inside_inference_mode() -> None:
     assert is_inference_tensor(inside.weight)
     assert not is_inference_tensor(copy.deepcopy(inside).weight)
     assert not is_inference_tensor(nn.LazyLinear(2).weight)
+
+
+# On Python 3.13.0, and no other, torch.compile warns of slower guards: a bug of that release, python/cpython#125608.
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
+def test_the_two_documented_changes_of_frozen_weights_are_not_seen_until_baked_again() -> None:
+    x = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
+    around = linear().eval().requires_grad_(False)
+    around.bake_()
+    before = around(x)
+    around.weight.data.neg_()
+    assert torch.equal(around(x), before)
+    around.bake_()
+    torch.testing.assert_close(around(x), -before)
+    compiled = linear().eval().requires_grad_(False)
+    compiled.bake_()
+    graph = torch.compile(compiled, backend="eager")
+    assert torch.equal(graph(x), before)
+    compiled.weight.neg_()
+    assert torch.equal(graph(x), before)
+    torch.testing.assert_close(compiled(x), -before)
+    compiled.bake_()
+    torch.testing.assert_close(graph(x), -before)
