@@ -10,7 +10,7 @@ import hashlib
 import platform
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timezone
 from enum import Enum
@@ -32,7 +32,20 @@ from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 
 _DEPTH = 12
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_IRRELEVANT = frozenset({"training", "weights_loaded", "default_cfg", "pretrained_cfg", "_baked"})
+_NORM_WITHOUT_BIAS = re.compile(r"^(?!.*RMSNorm)(.*affine=(True|False))(?=, track_running_stats=|\)?$)", re.MULTILINE)
+"""Normalization as older releases of torch write it: newer ones go on with whether it has a bias."""
+
+_IRRELEVANT = frozenset(
+    {
+        "training",
+        "weights_loaded",
+        "default_cfg",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "_model_args",
+        "_baked",
+    }
+)
 """Attributes and buffers of networks that belong to their origin or their mode, and do not decide what they compute."""
 
 _INFRASTRUCTURE = frozenset(vars(nn.Module()))
@@ -119,7 +132,8 @@ def model_fingerprint(model: nn.Module, version: int = IDENTITY) -> str:
 
     Version 2 covers a description of every module (see :mod:`empir_plugin.evaluation.model_description`, which also
     says what it cannot see) and all parameters and buffers. Version 1 covers the text ``repr`` gives in place of the
-    description; it serves only to check files that state no version. In both, quantized layers count with their
+    description, as torch 2.13 and later write it; it serves only to check files that state no version. In both,
+    quantized layers count with their
     quantized weights, whatever latent weights are behind them, and buffers count whether they are in the state dict or
     not.
 
@@ -143,17 +157,28 @@ def model_fingerprint(model: nn.Module, version: int = IDENTITY) -> str:
 def _fingerprint_v1(model: nn.Module) -> str:
     quantized = {f"{name}.weight".lstrip("."): layer.quantized_weight() for name, layer in quantized_layers(model)}
     state = {name: item for name, item in model.state_dict().items() if isinstance(item, Tensor)}
-    digest = hashlib.sha256(_ADDRESS.sub("", repr(model)).encode())
+    text = _NORM_WITHOUT_BIAS.sub(r"\1, bias=\2", _ADDRESS.sub("", repr(model)))
+    digest = hashlib.sha256(text.encode())
     add_tensors(digest, {**_relevant(dict(model.named_buffers())), **state, **quantized})
     return digest.hexdigest()
 
 
 def _fingerprint_v2(model: nn.Module) -> str:
     buffers = _relevant(dict(model.named_buffers(remove_duplicate=False)))
-    state = {name: item for name, item in model.state_dict().items() if isinstance(item, Tensor)}
     digest = hashlib.sha256(f"model identity 2|{describe_model(model)}|".encode())
-    add_tensors(digest, {**buffers, **state, **_quantized_weights(model)})
+    add_tensors(digest, {**buffers, **dict(_tensors_in(model.state_dict())), **_quantized_weights(model)})
     return digest.hexdigest()
+
+
+def _tensors_in(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state dict, also those in a tuple or mapping, as torch packs quantized weights."""
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors_in({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}.")
+        elif isinstance(value, Mapping):
+            yield from _tensors_in(value, f"{prefix}{key}.")
 
 
 @torch.no_grad()
@@ -224,7 +249,8 @@ def settings_fingerprint(model: nn.Module) -> str:
     """SHA-256 over all attributes and hooks of a network's modules, private ones included, and the code of traced ones.
 
     It changes with private names inside a library. So it decides whether a cached result may be used again, and is not
-    part of a published identity.
+    part of a published identity. If all classes of the network are torch's or this package's, attributes that none of
+    their code names are left out: another library has attached them for its own use.
 
     Raises:
         InputError: If one of them has no name that is valid in another process.
@@ -233,19 +259,52 @@ def settings_fingerprint(model: nn.Module) -> str:
         >>> settings_fingerprint(nn.Flatten(1)) == settings_fingerprint(nn.Flatten(2))
         False
     """
-    digest = hashlib.sha256()
+    digest, known = hashlib.sha256(), _names_in_code(model)
     for name, module in model.named_modules():
-        settings = [(key, describe(item)) for key, item in sorted(_settings(module).items())]
+        settings = [(key, describe(item)) for key, item in sorted(_settings(module, known).items())]
         digest.update(f"|{name}|{type(module).__qualname__}|{settings}".encode())
     return digest.hexdigest()
 
 
-def _settings(module: nn.Module) -> dict[str, object]:
+def _settings(module: nn.Module, known: Set[str] | None) -> dict[str, object]:
     if isinstance(module, GraphModule):  # Its attributes are torch's own; what it computes is in its code.
         return {"code": module.code}
     hooks = {key: list(vars(module)[key].values()) for key in _HOOKS if vars(module)[key]}
     own = {key: item for key, item in vars(module).items() if key not in _INFRASTRUCTURE}
-    return {**_relevant(own), **hooks}
+    used = (
+        own if known is None else {key: item for key, item in own.items() if key in known or _is_on_class(module, key)}
+    )
+    return {**_relevant(used), **hooks}
+
+
+def _is_on_class(module: nn.Module, name: str) -> bool:
+    """Whether an attribute stands before one of the class, such as a ``forward``."""
+    return hasattr(type(module), name)
+
+
+def _names_in_code(model: nn.Module) -> Set[str] | None:
+    """Every name in the code of a network's classes; None if one is not torch's or this package's, or has hooks.
+
+    Foreign code may read an attribute in ways that cannot be found, such as by a name it puts together.
+    """
+    classes = {base for module in model.modules() for base in type(module).__mro__ if base is not object}
+    trusted = all(str(each.__module__).partition(".")[0] in _TRUSTED for each in classes)
+    if not trusted or any(vars(module)[key] for module in model.modules() for key in _HOOKS):
+        return None
+    return frozenset(name for each in classes for item in vars(each).values() for name in _names_in(item))
+
+
+_TRUSTED = frozenset({"torch", "empir_plugin", "typing", "abc"})
+
+
+def _names_in(item: object) -> Iterator[str]:
+    """The names in the code of a function, a property or a method of a class, and in functions inside of it."""
+    accessors = (item.fget, item.fset) if isinstance(item, property) else (getattr(item, "__func__", item),)
+    pending = [code for each in accessors if (code := getattr(each, "__code__", None)) is not None]
+    while pending:
+        code = pending.pop()
+        yield from code.co_names
+        pending += [each for each in code.co_consts if isinstance(each, types.CodeType)]
 
 
 T = TypeVar("T")

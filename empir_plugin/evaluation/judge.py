@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.errors import EvaluationError
+from empir_plugin.errors import EvaluationError, cause
 
 _PIXEL_ROUNDING = 2.0**-23
 """By how much rounding may move a float32 pixel of [0, 1] beyond the perturbation an attack computed: two units in the
@@ -139,7 +139,7 @@ def _one_by_one(model: nn.Module, images: Tensor, num_classes: int | None) -> Te
         raise
     except Exception as error:
         raise EvaluationError(
-            f"the model takes a batch of {len(images)} images and not a single one ({type(error).__name__}: {error}), "
+            f"the model takes a batch of {len(images)} images and not a single one ({cause(error)}), "
             "so its output depends on the other images of the batch: look for statistics of the batch in its forward"
         ) from error
 

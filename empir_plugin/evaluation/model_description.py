@@ -14,8 +14,11 @@ Which settings count:
   hash), networks that are no submodules (with their weights), and tuples, lists, sets, mappings, dataclasses and public
   attributes of objects that consist of these.
 
-It cannot see closures, lambdas, module globals, hooks, the code of a forward pass, or what a library attaches under a
-private name.
+A module with forward hooks or forward pre-hooks, or a ``forward`` of its own instead of its class's, is also described
+by these: by their plain value if they have one, else by the name of their code.
+
+It cannot see what closures, lambdas and methods hold, module globals, hooks that are set for all modules at once, the
+code of a forward pass, or what a library attaches under a private name.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from torch.fx import GraphModule
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
 from empir_plugin.errors import InputError
+from empir_plugin.models.layers import is_special
 
 _PACKAGE = __name__.partition(".")[0]
 _DEPTH = 8
@@ -144,6 +148,7 @@ _NEVER = frozenset(
         "default_cfg",
         "pretrained_cfg",
         "pretrained_cfg_overlay",
+        "pretrained_model_args",
         "feature_info",
         "grad_checkpointing",
         "fused_attn",
@@ -174,6 +179,24 @@ def _describe_modules(model: nn.Module, known: frozenset[int]) -> str:
 
 
 def _settings(module: nn.Module, known: frozenset[int]) -> dict[str, str]:
+    return {**_class_settings(module, known), **_attached_code(module)}
+
+
+def _attached_code(module: nn.Module) -> dict[str, str]:
+    """Hooks of one module, and a ``forward`` that is an attribute; nothing for most modules."""
+    hooks = {key: list(vars(module)[key].values()) for key in ("_forward_pre_hooks", "_forward_hooks")}
+    texts = {key.strip("_"): f"[{', '.join(map(_code_text, each))}]" for key, each in hooks.items() if each}
+    own = vars(module).get("forward") if not isinstance(module, GraphModule) else None
+    return texts if own is None else {**texts, "forward": _code_text(own)}
+
+
+def _code_text(value: Any) -> str:
+    """A callable as text: its plain value, or the name of its code, which does not say what it holds."""
+    code = getattr(value, "__func__", value)
+    return describe_plain(value) or _name(code if hasattr(code, "__qualname__") else type(code))
+
+
+def _class_settings(module: nn.Module, known: frozenset[int]) -> dict[str, str]:
     if isinstance(module, GraphModule):  # Its attributes are torch's own; what it computes is in its code.
         return {"code": module.code}
     names = _table_of(type(module))
@@ -344,12 +367,16 @@ def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _inner_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The plain tensors inside a tensor subclass, such as a quantized weight of torchao; none if it is plain itself.
+    """The plain tensors inside a special one, such as a quantized weight of torchao; none if it is plain itself.
 
     Raises:
-        InputError: If the subclass does not name them.
+        InputError: If it is of a subclass that does not name them.
     """
-    if type(tensor) in (Tensor, nn.Parameter) or type(tensor.data) is Tensor:
+    if tensor.is_quantized:
+        return {f"{name}.{part}": value for part, value in _of_quantized(tensor.detach()).items()}
+    if tensor.layout != torch.strided:
+        return {f"{name}.{tensor.layout}": tensor.detach().to_dense()}
+    if not is_special(tensor):
         return {}
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
@@ -358,6 +385,15 @@ def _inner_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
             "subclass a __tensor_flatten__, or dequantize the model first"
         )
     return {f"{name}.{part}": getattr(tensor, part) for part in flatten()[0]}
+
+
+def _of_quantized(tensor: Tensor) -> dict[str, Tensor]:
+    """Codes, scale and zero of a tensor of torch's own quantized types."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        scale, zero = torch.tensor(tensor.q_scale()), torch.tensor(tensor.q_zero_point())
+    else:
+        scale, zero = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return {"codes": tensor.int_repr(), "scale": scale, "zero": zero}
 
 
 def describe_tensor(tensor: Tensor) -> str:

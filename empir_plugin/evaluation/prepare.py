@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
 from empir_plugin.evaluation.model_description import describe_plain, describe_tensor
+from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.fold import fold_norms_
 from empir_plugin.models.layers import WRITES_TO_INPUT, bake_, frozen_copy
 
@@ -71,9 +73,9 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside of wrappers that only pass images on: data parallel, compiled, or a sequence of one module.
+    """The model inside of wrappers that only pass images on: data parallel, compiled, averaged, or a sequence of it.
 
-    A wrapper with forward hooks is kept, since a hook may change the output.
+    The sequence may hold ``nn.Identity`` besides. A wrapper with forward hooks is kept, as they may change the output.
 
     Example:
         >>> inner = nn.Flatten()
@@ -88,11 +90,43 @@ def unwrap(model: nn.Module) -> nn.Module:
 def _inner(model: nn.Module) -> nn.Module | None:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return model.module
+    if type(model) is AveragedModel:
+        return model.module
     if "_orig_mod" in model._modules:  # torch.compile's OptimizedModule, without importing the compiler
         return model._modules["_orig_mod"]
-    if type(model) is nn.Sequential and len(model) == 1:
-        return model[0]
+    if type(model) is nn.Sequential:
+        inside = [
+            each for each in model if type(each) is not nn.Identity or each._forward_hooks or each._forward_pre_hooks
+        ]
+        return inside[0] if len(inside) == 1 else None
     return None
+
+
+def ensembles_out_of_reach(model: nn.Module, images: Tensor) -> list[Ensemble]:
+    """The ensembles at work in a model, other than the model itself: no attack sees their members.
+
+    Args:
+        model: From images to logits.
+        images: ``(n, C, H, W)`` to run it on, which shows ensembles that are no submodules, as in a Python list.
+
+    Example:
+        >>> ensemble = Ensemble([nn.Flatten(), nn.Flatten()])
+        >>> [len(ensembles_out_of_reach(each, torch.rand(1, 1, 2, 2))) for each in (ensemble, nn.Sequential(ensemble))]
+        [0, 1]
+    """
+    model = model.model if isinstance(model, Float32Logits) else model
+    found = {module: None for module in model.modules() if isinstance(module, Ensemble)}
+
+    def look(module: nn.Module, args: object) -> None:
+        if isinstance(module, Ensemble):
+            found[module] = None
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        _forward(model, images)
+    finally:
+        handle.remove()
+    return [each for each in found if each is not model]
 
 
 class PreparedModel(NamedTuple):
@@ -191,8 +225,7 @@ def check_forward(model: nn.Module, images: Tensor, *, differentiable: bool = Tr
     hidden: dict[nn.Module, dict[str, str]] = {}
     with _hidden_modules(model, hidden):
         logits = _forward(model, images)
-        if differentiable:
-            _forward(model, images, gradient=True)
+        again = _forward(model, images, gradient=differentiable)
     if not torch.equal(images, given):
         raise EvaluationError(WRITES_TO_INPUT)
     if switched := [name or "the whole model" for name, mode in _modes(model).items() if mode != modes.get(name, mode)]:
@@ -212,7 +245,7 @@ def check_forward(model: nn.Module, images: Tensor, *, differentiable: bool = Tr
         )
     changed = [name for name, value in _attributes(model).items() if value != remembered.get(name)]
     # Most models that keep something never read it again: features for a plot, the number of their passes.
-    if changed and logits is not None and not _are_close(_forward(model, images), logits, _REPEATED):
+    if changed and logits is not None and again is not None and not _are_close(again.detach(), logits, _REPEATED):
         raise EvaluationError(
             f"the model gives other results for the same images in its next forward pass, and keeps something of each "
             f"({', '.join(changed[:3])}): its results would depend on what it was shown before; update such state in "
@@ -353,7 +386,7 @@ def _runs_alike(model: nn.Module, images: Tensor, expected: Tensor, differentiab
 
 def _are_close(found: Tensor | None, expected: Tensor, tolerance: float) -> bool:
     """Whether two passes gave the same logits, up to a share of the largest."""
-    if found is None or found.shape != expected.shape:
+    if found is None or found.shape != expected.shape or found.dtype != expected.dtype or expected.is_complex():
         return False
     scale = float(expected.abs().amax()) if expected.numel() else 0.0
     return math.isfinite(scale) and torch.allclose(found.double(), expected.double(), rtol=0.0, atol=tolerance * scale)

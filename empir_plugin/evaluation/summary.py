@@ -17,10 +17,10 @@ from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Evaluator
 from empir_plugin.evaluation.identity import code_sha256, data_table, describe, model_table, now, versions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, Outcome
+from empir_plugin.evaluation.prepare import ensembles_out_of_reach
 from empir_plugin.evaluation.protocols import Headline, Protocol
 from empir_plugin.evaluation.record import CUSTOM, AttackRecord, PartRecord, Record, percent, worst_case
 from empir_plugin.evaluation.shards import CLEAN
-from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.convert import FLOAT32
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -67,7 +67,7 @@ def make_record(
         protocol=_protocol_table(protocol),
         flags=(
             *_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size),
-            *_hidden_ensemble_flag(model),
+            *hidden_ensemble_flag(model, evaluator),
             *_undefined_flag(left_out, data),
         ),
     )
@@ -210,8 +210,16 @@ def _batch_flag(outcomes: Sequence[Outcome], shard_size: int) -> Iterator[str]:
         )
 
 
-def _hidden_ensemble_flag(model: nn.Module) -> Iterator[str]:
-    if not isinstance(model, Ensemble) and any(isinstance(module, Ensemble) for module in model.modules()):
+def hidden_ensemble_flag(model: nn.Module, evaluator: Evaluator) -> Iterator[str]:
+    """A flag if attacks do not see the members of an ensemble inside the model.
+
+    Args:
+        model: As it was given.
+        evaluator: With its prepared copy.
+    """
+    images, _ = evaluator.data.batch(0, 1)
+    images = images.to(evaluator.settings.device, memory_format=evaluator.memory_format)
+    if ensembles_out_of_reach(evaluator.model, images):
         yield (
             f"the model, a {type(model).__name__}, contains an ensemble whose members were not reached: attacks on "
             "members and on smooth votes did not run; evaluate the ensemble itself, or move what is around it into its "

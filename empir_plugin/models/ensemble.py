@@ -144,6 +144,9 @@ def _shift_above_zero(model: nn.Module, inputs: tuple[Tensor, ...], logits: Tens
 class Ensemble(nn.Module):
     """An ensemble of any number of full- and low-precision networks.
 
+    The transforms of ``torch.func`` apply, except that torch does not nest forward mode: ``jvp`` inside of another
+    ``dual_level`` raises its error.
+
     Args:
         members: Networks from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
         rule: How the members' logits become one decision.

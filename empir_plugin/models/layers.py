@@ -470,9 +470,47 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, memo).eval().requires_grad_(False)
     except Exception as error:  # Whatever a part of the model raises that cannot be copied.
+        if found := _special_tensor_without_copy(model):
+            raise EvaluationError(
+                f"the model cannot be copied, because its {found} cannot ({cause(error)}): dequantize it, or make it "
+                "a plain tensor first"
+            ) from error
         raise EvaluationError(
             f"the model cannot be copied ({cause(error)}): keep nothing in it that copy.deepcopy cannot copy"
         ) from error
+
+
+def _special_tensor_without_copy(model: nn.Module) -> str:
+    """Name and kind of a model's first tensor that is no plain one and cannot be copied; empty if there is none."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_special(tensor):
+            try:
+                copy.deepcopy(tensor)
+            except Exception:  # a subclass's own code, which may fail in any way
+                return f"{name!r}, {describe_kind(tensor)},"
+    return ""
+
+
+def is_special(tensor: Tensor) -> bool:
+    """Whether a tensor is not one array of numbers: sparse, quantized, or of a subclass that other libraries make.
+
+    Example:
+        >>> is_special(torch.eye(2)), is_special(torch.eye(2).to_sparse())
+        (False, True)
+    """
+    plain = type(tensor) in (Tensor, nn.Parameter) or type(tensor.data) is Tensor
+    return tensor.layout != torch.strided or tensor.is_quantized or not plain
+
+
+def describe_kind(tensor: Tensor) -> str:
+    """What a tensor is, for messages: its class, and its layout or type if that is special.
+
+    Example:
+        >>> describe_kind(torch.eye(2).to_sparse())
+        'a Tensor (torch.sparse_coo)'
+    """
+    special = [tensor.layout] if tensor.layout != torch.strided else [tensor.dtype] if tensor.is_quantized else []
+    return f"a {type(tensor.data).__name__}" + "".join(f" ({each})" for each in special)
 
 
 def _tensors_with_a_graph(model: nn.Module) -> Iterator[Tensor]:

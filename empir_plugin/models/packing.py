@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
-from empir_plugin.models.layers import QuantizedLayer, quantized_layers
+from empir_plugin.models.layers import QuantizedLayer, describe_kind, is_special, quantized_layers
 from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, WeightQuantizer
 from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
 
@@ -73,8 +73,13 @@ def save_packed(model: nn.Module, path: Path) -> str:
     are. The file is written atomically, so an interrupted run leaves no partial file.
 
     Raises:
-        WeightsError: If the file cannot be written; an existing file is then left unchanged.
+        WeightsError: If the file cannot be written, or something in the state dict is no plain tensor; an existing file
+            is then left unchanged.
     """
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or is_special(value):
+            kind = describe_kind(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise WeightsError(f"{path} would have to hold {key!r}, {kind}: dequantize the model, or save it yourself")
     packed = _packable(model)
     tensors: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
@@ -161,16 +166,21 @@ def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
 
 def _latent_weights_in_use(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> set[str]:
     """The quantized weights whose latent values something else in the state dict depends on, since it shares them."""
-    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
-    for key, value in model.state_dict().items():
-        if isinstance(value, Tensor) and value.numel() and not value.is_meta:
-            by_storage.setdefault(value.untyped_storage().data_ptr(), []).append((key, value))
     return {
         key
-        for group in by_storage.values()
+        for group in _by_storage(model).values()
         for key, value in group
         if key in layers and not all(_is_packed_alike(layers, key, value, *other) for other in group)
     }
+
+
+def _by_storage(model: nn.Module) -> dict[int, list[tuple[str, Tensor]]]:
+    """The plain tensors of a model's state dict with their names, by the memory they lie in."""
+    found: dict[int, list[tuple[str, Tensor]]] = {}
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor) and not is_special(value) and value.numel() and not value.is_meta:
+            found.setdefault(value.untyped_storage().data_ptr(), []).append((key, value))
+    return found
 
 
 def _is_packed_alike(
@@ -346,6 +356,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | st
         WeightsError: If a name, a shape or the kind of numbers differs; the model is then left unchanged.
     """
     check_types(model, state, str(path))
+    _check_shared(model, state, path)
     state = {**_shared_weights(model, state), **state}
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
@@ -373,11 +384,13 @@ def check_types(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     for key, own in model.state_dict().items():
         found = state.get(key)
         if isinstance(own, Tensor) and isinstance(found, Tensor) and not _is_of_kind(found, own):
-            raise WeightsError(
-                f"{source} has {key!r} as {found.dtype}, the model as {own.dtype}: codes of a quantized file are no "
-                "weights without their scale, so pass a checkpoint of floating-point weights, or a packed file of this "
-                "package"
+            reason = (
+                "a complex number is no real one, so pass a checkpoint of real weights"
+                if found.is_complex()
+                else "codes of a quantized file are no weights without their scale, so pass a checkpoint of "
+                "floating-point weights, or a packed file of this package"
             )
+            raise WeightsError(f"{source} has {key!r} as {found.dtype}, the model as {own.dtype}: {reason}")
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -398,6 +411,31 @@ def _shared_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
     own = {key: value for key, value in tensors.items() if value.numel() and not value.is_meta}
     found = {_view(own[key]): value for key, value in state.items() if key in own}
     return {key: found[_view(value)] for key, value in own.items() if key not in state and _view(value) in found}
+
+
+@torch.no_grad()
+def _check_shared(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
+    """Check that a state dict has the same numbers wherever weights of a model share memory.
+
+    Raises:
+        WeightsError: If two of them differ there; loading would keep the last one.
+    """
+    for group in _by_storage(model).values():
+        named = [(key, own) for key, own in group if key in state and state[key].shape == own.shape]
+        if len(named) < 2:
+            continue
+        _, first = named[0]
+        memory = torch.zeros(first.untyped_storage().nbytes() // first.itemsize, dtype=first.dtype)
+        written = {key: memory.as_strided(own.shape, own.stride(), own.storage_offset()) for key, own in named}
+        for key, here in written.items():
+            here.copy_(state[key])
+        overwritten = [key for key, here in written.items() if not torch.equal(here, state[key].to(here))]
+        if overwritten:
+            others = ", ".join(repr(key) for key, _ in named if key != overwritten[0])
+            raise WeightsError(
+                f"{path} has other numbers for {overwritten[0]!r} than for {others}, with which it shares memory in "
+                "this model: load it into a model in which they are separate, or make them equal first"
+            )
 
 
 def _difference(own: Shapes, found: Shapes) -> str:

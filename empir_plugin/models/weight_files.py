@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from empir_plugin.errors import WeightsError
-from empir_plugin.models.packing import LEARNED, is_packed, load_packed, load_strictly
+from empir_plugin.models.layers import describe_kind, is_special
+from empir_plugin.models.packing import LEARNED, check_types, is_packed, load_packed, load_strictly
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ def load_weights(model: nn.Module, path: Path, *, ema: bool | None = None) -> No
     if not parts:
         return _load_closest(model, content, path)
     chosen = _select_part(parts, _averages(content, parts), ema, path)
-    _check_values(chosen.state, own, path)
+    check_types(model, chosen.state, str(path))
+    _check_values(chosen.state, path)
     load_strictly(model, chosen.state, path)
     if chosen.where or chosen.prefix:
         _LOG.info("%s: loaded %s", path, chosen)
@@ -281,20 +283,12 @@ def _variants(part: _Part) -> Iterator[_Part]:
         yield from _variants(inner[0])
 
 
-def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
     for key, value in state.items():
-        if value.layout != torch.strided or _is_real(value) != _is_real(own[key]):
-            found, wanted = (f"{str(each.dtype)[6:]} ({each.layout})" for each in (value, own[key]))
-            raise WeightsError(
-                f"{path} holds {key!r} as {found}, this network as {wanted}: save it as the network has it"
-            )
+        if is_special(value):
+            raise WeightsError(f"{path} holds {key!r} as {describe_kind(value)}: save it as a plain tensor")
         if not bool(value.isfinite().all()):
             raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite: use another checkpoint")
-
-
-def _is_real(value: Tensor) -> bool:
-    # Numbers of eight bits are codes, floating point or not: their scale is elsewhere.
-    return value.is_floating_point() and value.itemsize > 1
 
 
 def holds_codes(path: Path) -> bool:

@@ -104,7 +104,8 @@ def count_parameters(card: NetworkCard, num_classes: int) -> int:
 
 def _track_weights(model: nn.Module, card: ModelCard) -> None:
     setattr(model, "weights_loaded", card.has_weights)  # noqa: B010 - a module attribute unknown to nn.Module's type
-    model._register_load_state_dict_pre_hook(refuse_other_types, with_module=True)
+    for each in dict.fromkeys((model, *(model.members if isinstance(model, Ensemble) else ()))):
+        each._register_load_state_dict_pre_hook(refuse_other_types, with_module=True)
     model.register_load_state_dict_post_hook(_on_weights_loaded)
     if not card.has_weights:
         warnings.warn(f"{card.name} has no weights: {card.help}", stacklevel=3)

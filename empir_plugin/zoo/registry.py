@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin._entry_points import discover, find, hint
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
+from empir_plugin.models.convert.probe import preserve_modes
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import shift_above_zero_
 from empir_plugin.models.quantize import Precision, Scale
@@ -129,10 +131,31 @@ def _entrypoint(name: str, builder: ModelBuilder) -> Callable[..., nn.Module]:
 
 
 def _build(name: str, builder: ModelBuilder, num_classes: int) -> nn.Module:
+    _check_takes_classes(name, builder)
     model: object = builder(num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise InputError(f"the builder of {name} must return a torch.nn.Module, got a {type(model).__name__}: wrap it")
+    try:
+        with preserve_modes(model):
+            model.eval()
+    except NotImplementedError as error:  # An exported program has no modes, and RobustBench sets one.
+        raise InputError(
+            f"the builder of {name} returns a {type(model).__name__} that has no evaluation mode ({error}): return the "
+            "network it was made from"
+        ) from error
     return model
+
+
+def _check_takes_classes(name: str, builder: ModelBuilder) -> None:
+    try:
+        parameters = signature(builder.build).parameters.values()
+    except (TypeError, ValueError):  # Compiled code may have no signature.
+        return
+    if not any(each.name == "num_classes" or each.kind is each.VAR_KEYWORD for each in parameters):
+        raise InputError(
+            f"the builder of {name} is called with num_classes, which it does not take: add that keyword to "
+            f"{getattr(builder.build, '__qualname__', builder.build)}"
+        )
 
 
 def _check_takes_attributes(name: str, model: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +25,7 @@ from empir_plugin.evaluation.identity import (
     state_fingerprint,
 )
 from empir_plugin.evaluation.prepare import parse_device, prepare
-from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability
+from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanProbability, shift_above_zero_
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear, bake_
 from empir_plugin.models.quantize import Precision, Scale
@@ -125,6 +128,34 @@ def test_the_integer_form_of_a_network_has_a_fingerprint() -> None:
     assert model_fingerprint(model) == model_fingerprint(to_integer(quantized_network().eval()))
 
 
+NORMS: dict[str, tuple[nn.Module, str]] = {
+    "batch": (nn.BatchNorm2d(2), "2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True"),
+    "batch, not affine": (
+        nn.BatchNorm1d(2, affine=False),
+        "2, eps=1e-05, momentum=0.1, affine=False, track_running_stats=True",
+    ),
+    "instance": (nn.InstanceNorm2d(2), "2, eps=1e-05, momentum=0.1, affine=False, track_running_stats=False"),
+    "layer": (nn.LayerNorm(2), "(2,), eps=1e-05, elementwise_affine=True"),
+    "group": (nn.GroupNorm(1, 2, affine=False), "1, 2, eps=1e-05, affine=False"),
+}
+
+
+@pytest.mark.parametrize(("layer", "text"), NORMS.values(), ids=NORMS)
+def test_version_1_is_the_same_where_torch_does_not_write_the_bias_of_a_norm(layer: nn.Module, text: str) -> None:
+    older = type(type(layer).__name__, (type(layer),), {"extra_repr": lambda self: text})
+    model = nn.Sequential(copy.deepcopy(layer), nn.Flatten())
+    before = model_fingerprint(model, 1)
+    model[0].__class__ = older
+    assert "bias" not in repr(model)
+    assert model_fingerprint(model, 1) == before
+
+
+def test_version_1_is_known() -> None:
+    """The value that torch 2.14 gave, without a rule for older releases."""
+    norms = nn.Sequential(nn.BatchNorm2d(2), nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.InstanceNorm2d(2), nn.ReLU())
+    assert model_fingerprint(norms, 1) == "12556fd2d2a35affa7d31b50ce8d58d6b999322ad30acbe798d11219658344f9"
+
+
 @pytest.mark.parametrize("version", [0, 3, "2", [2], True], ids=str)
 def test_an_unknown_version_of_the_identity_is_refused(version: Any) -> None:
     with pytest.raises(InputError, match=r"1 or 2.*release that wrote it"):
@@ -178,6 +209,118 @@ def test_settings_fingerprints_see_private_attributes_arrays_hooks_and_traced_co
     models = [Signed(), Signed(-1), Signed(mean=0.9), hooked, *traced]
     assert len({settings_fingerprint(model) for model in models}) == len(models)
     assert settings_fingerprint(Signed(-1)) == settings_fingerprint(Signed(-1))
+
+
+@dataclass(frozen=True)
+class Times:
+    """A hook with a setting, which counts."""
+
+    factor: float
+
+    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return self.factor * output
+
+
+def _doubled(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    return 2 * output
+
+
+class Shifting(nn.Module):
+    """Its methods serve as hooks."""
+
+    def add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + 1
+
+
+def hooked(*hooks: Any, pre: Any = None, forward: Any = None) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Identity())
+    for hook in hooks:
+        model[1].register_forward_hook(hook)
+    if pre is not None:
+        model[1].register_forward_pre_hook(pre)
+    if forward is not None:
+        model[1].forward = forward
+    return model
+
+
+def test_published_fingerprints_see_hooks_and_a_forward_of_its_own() -> None:
+    def closure(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output + len(models)
+
+    models = [
+        hooked(),
+        hooked(_doubled),
+        hooked(_doubled, _doubled),
+        hooked(Times(2.0)),
+        hooked(Times(3.0)),
+        hooked(closure),
+        hooked(lambda module, inputs, output: output + 1),
+        hooked(Shifting().add),
+        hooked(pre=_brighter),
+        hooked(forward=_negate),
+        hooked(forward=functools.partial(_double)),
+    ]
+    fingerprints = [model_fingerprint(model) for model in models]
+    assert len(set(fingerprints)) == len(models)
+    assert [model_fingerprint(copy.deepcopy(model)) for model in models] == fingerprints
+    model = hooked()  # A backward hook does not change an output.
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: None)
+    assert model_fingerprint(model) == fingerprints[0]
+
+
+def test_outputs_shifted_above_zero_are_another_function() -> None:
+    model, shifted = voting(), voting()
+    shift_above_zero_(shifted)
+    assert model_fingerprint(model) != model_fingerprint(shifted)
+    again = voting()
+    shift_above_zero_(again)
+    assert model_fingerprint(again) == model_fingerprint(shifted)
+
+
+def test_what_closures_hold_is_not_seen() -> None:
+    """As the documentation says; such a model cannot have stored results."""
+    one, other = (hooked(lambda module, inputs, output, by=by: output + by) for by in (1, 2))
+    assert model_fingerprint(one) == model_fingerprint(other)
+    with pytest.raises(InputError, match="no name that is valid in another process"):
+        settings_fingerprint(one)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_fingerprints_see_weights_that_torch_has_packed() -> None:
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear}, dtype=torch.qint8)
+
+    assert model_fingerprint(network(0)) == model_fingerprint(network(0))
+    assert model_fingerprint(network(0)) != model_fingerprint(network(1))
+
+
+def test_sparse_tensors_have_fingerprints() -> None:
+    one, other = nn.Module(), nn.Module()
+    one.register_buffer("mask", torch.eye(2).to_sparse())
+    other.register_buffer("mask", torch.ones(2, 2).to_sparse())
+    assert model_fingerprint(one) != model_fingerprint(other)
+
+
+@pytest.mark.parametrize("make", [voting, quantized_network], ids=["ensemble", "network"])
+def test_what_libraries_attach_does_not_prevent_the_use_of_stored_results(make: Callable[[], nn.Module]) -> None:
+    model, before = make(), settings_fingerprint(make())
+    for module in model.modules():
+        module._model_args = {"pretrained": True}  # timm 1.0.31
+        module.run_id = object()  # loggers
+        module._is_hf_initialized = True  # transformers
+    assert settings_fingerprint(model) == before
+
+
+def test_attributes_that_code_may_read_count() -> None:
+    with_forward = voting()
+    with_forward.forward = _negate
+    foreign, marked = Signed(), Signed()
+    foreign._model_args = {"pretrained": True}
+    marked.mark = 3
+    assert settings_fingerprint(with_forward) != settings_fingerprint(voting())
+    assert settings_fingerprint(foreign) == settings_fingerprint(Signed())
+    assert settings_fingerprint(marked) != settings_fingerprint(Signed())
 
 
 def test_empty_scalar_and_half_precision_tensors_have_fingerprints() -> None:

@@ -101,7 +101,7 @@ def test_decisions_are_the_argmax_whatever_the_batch() -> None:
         ((torch.zeros(5, 10),), "got a tuple"),
         (torch.full((5, 10), math.nan), "NaN"),
         (torch.zeros(5, 10, dtype=torch.int64), "floating-point logits, got torch.int64"),
-        (torch.zeros(5, 10, dtype=torch.complex64), "floating-point logits, got torch.complex64"),
+        (torch.zeros(5, 10, dtype=torch.complex64), "real numbers as logits, got torch.complex64"),
         (torch.zeros(5, 10).index_fill(1, torch.tensor([3]), math.nan), "NaN"),
     ],
 )

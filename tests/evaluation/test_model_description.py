@@ -210,7 +210,8 @@ def test_equal_values_have_one_text() -> None:
 def test_what_libraries_attach_and_private_attributes_do_not_count() -> None:
     model = Other(1)
     before = describe_model(model)
-    for name in ("weights_loaded", "default_cfg", "pretrained_cfg", "_model_args", "_private", "grad_checkpointing"):
+    attached = "weights_loaded", "default_cfg", "pretrained_cfg", "pretrained_model_args", "_model_args", "_private"
+    for name in (*attached, "grad_checkpointing"):
         setattr(model, name, 3)
     assert describe_model(model) == before
 

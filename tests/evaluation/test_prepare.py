@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -84,8 +85,12 @@ def test_a_device_that_is_not_there_is_refused(text: str) -> None:
         parse_device(text)
 
 
+class Moved(nn.Flatten):
+    """Of a class whose code may read any attribute."""
+
+
 def test_a_network_with_a_nameless_setting_has_no_place_in_a_store() -> None:
-    model = nn.Flatten()
+    model = Moved()
     model.shift = lambda x: x  # type: ignore[assignment]
     images, labels = torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     data = ImageSet("toy", "test", images, labels, ("a", "b"))
@@ -126,3 +131,26 @@ def test_sources_count_by_their_statements(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(EvaluationError, match="install it again"):
         named("def f(:\n")
     sources_sha256.cache_clear()
+
+
+class Opaque(torch.Tensor):
+    """A class of tensors that cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> Opaque:
+        raise NotImplementedError("no copies")
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind"),
+    [
+        (lambda: torch.ones(3, 12).as_subclass(Opaque), "a Opaque"),
+        (lambda: torch.ones(3, 12).to_sparse_csr(), r"a Tensor \(torch.sparse_csr\)"),
+    ],
+    ids=["subclass", "sparse"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_tensor_that_cannot_be_copied_is_named(weight: Callable[[], torch.Tensor], kind: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    model[1].weight = nn.Parameter(weight(), requires_grad=False)
+    with pytest.raises(EvaluationError, match=rf"'1.weight', {kind}, cannot .*: dequantize it"):
+        prepare(model, torch.device("cpu"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.prepare import PreparedModel, prepare_for_images, unwrap
@@ -313,13 +314,18 @@ def test_wrappers_that_only_pass_on_are_removed() -> None:
         nn.Sequential(ensemble),
         torch.compile(ensemble),
         nn.Sequential(nn.Sequential(nn.DataParallel(ensemble))),
+        nn.Sequential(nn.Identity(), ensemble, nn.Identity()),
     ):
         assert unwrap(wrapped) is ensemble  # type: ignore[arg-type]
+    averaged = AveragedModel(ensemble)
+    assert unwrap(averaged) is averaged.module
 
 
 def test_wrappers_that_do_something_are_kept() -> None:
     flatten = nn.Flatten()
     hooked = nn.Sequential(flatten)
     hooked.register_forward_hook(lambda module, args, output: output * 2)
-    for kept in (nn.Sequential(nn.ReLU(), flatten), hooked, flatten):
+    identity = nn.Identity()
+    identity.register_forward_hook(lambda module, args, output: output * 2)
+    for kept in (nn.Sequential(nn.ReLU(), flatten), hooked, flatten, nn.Sequential(identity, flatten), nn.Sequential()):
         assert unwrap(kept) is kept

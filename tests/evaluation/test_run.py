@@ -192,9 +192,9 @@ def test_impossible_settings_are_refused(toys: ModuleType, tmp_path: Path) -> No
 def test_model_and_process_are_left_as_they_were(toys: ModuleType) -> None:
     model = toys.network().train()
     model[0].weight.requires_grad_(False)
-    name, state = model_fingerprint(model), torch.get_rng_state()
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
+    name, state = model_fingerprint(model), torch.get_rng_state()
     evaluate(model, toys.noise_images(), THREAT, [AttackSpec("PGD", pgd(2)), AttackSpec("noise", uniform_noise())])
     assert model_fingerprint(model) == name
     assert model.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
@@ -310,3 +311,31 @@ def test_an_ensemble_inside_a_wrapper(toys: ModuleType) -> None:
     (flag,) = evaluate(Around(ensemble), data, THREAT).flags
     assert "Around" in flag
     assert "members were not reached" in flag
+
+
+class Listed(nn.Module):
+    """Holds an ensemble where modules() does not find it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = [inner]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner[0](x)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [Listed, lambda inner: Ensemble([inner, inner]), lambda inner: nn.Sequential(nn.ReLU(), inner)],
+    ids=["list", "ensemble", "sequence"],
+)
+def test_an_ensemble_out_of_reach_is_flagged_in_records_and_audits(
+    toys: ModuleType, around: Callable[[nn.Module], nn.Module]
+) -> None:
+    ensemble = Ensemble([toys.network(), toys.network(1)]).eval()
+    model, data = around(ensemble), toys.noise_images(40)
+    data = replace(data, labels=model(data.as_float()).argmax(1))
+    for flags in (evaluate(model, data, THREAT).flags, audit(model, data, THREAT).flags):
+        assert len([flag for flag in flags if "members were not reached" in flag]) == 1
+    for flags in (evaluate(ensemble, data, THREAT).flags, audit(ensemble, data, THREAT).flags):
+        assert not [flag for flag in flags if "members were not reached" in flag]

@@ -421,3 +421,9 @@ def test_a_lifted_winner_has_the_gradient_it_had() -> None:
         found = differentiate(lambda z: rule(z, None))(logits)
         expected = differentiate(lambda z: z[0].log_softmax(-1))(logits)
         torch.testing.assert_close(found, expected)
+
+
+def test_jvp_inside_of_another_level_raises_torch_s_own_error_as_documented() -> None:
+    ensemble, x = Ensemble([nn.Flatten(), nn.Flatten()]), torch.rand(2, 1, 1, 3)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
+        torch.func.jvp(ensemble, (x,), (x,))

@@ -139,6 +139,36 @@ def test_one_name_of_shared_weights_is_enough_in_a_plain_file(tmp_path: Path) ->
         load_strictly(chain(nn.Linear(6, 6), nn.Linear(6, 6)), state, path)
 
 
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (one_of_two_quantized, ("0.weight", "1.weight")),
+        (a_shared_plain_layer, ("0.weight", "2.weight")),
+        (transposed, ("0.weight", "1.weight")),
+        (a_part_of_another, ("0.weight", "1.weight")),
+        (a_weight_in_a_buffer, ("0.weight", "kept")),
+    ],
+)
+def test_other_numbers_for_shared_weights_are_refused_and_name_both(
+    make: Callable[[], nn.Module], names: tuple[str, str]
+) -> None:
+    model = make()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    load_strictly(model, before, "theirs.pt")
+    state = {**before, names[1]: before[names[1]] + 1}
+    with pytest.raises(WeightsError, match=r"theirs\.pt .*separate") as error:
+        load_strictly(model, state, "theirs.pt")
+    assert all(repr(name) in str(error.value) for name in names)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_parts_of_one_tensor_that_do_not_overlap_load_any_numbers() -> None:
+    model = halves_of_one_tensor()
+    state = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+    load_strictly(model, state, "theirs.pt")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
 # -- Types
 
 
@@ -203,3 +233,17 @@ def test_layers_of_the_same_bits_and_another_quantizer_are_not_packed_alike(tmp_
     layer.use_quantizers_(UniformWeightQuantizer(2), layer.activation_quantizer)
     save_packed(model, path := tmp_path / "model.safetensors")
     assert packed_names(path) == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*deprecated")
+@pytest.mark.parametrize(
+    ("special", "kind"),
+    [(lambda w: w.to_sparse(), "sparse_coo"), (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "qint8")],
+    ids=["sparse", "quantized by torch"],
+)
+def test_special_tensors_are_not_packed(tmp_path: Path, special: Callable[[Tensor], Tensor], kind: str) -> None:
+    model = chain(quantized(), nn.Linear(6, 6))
+    model.register_buffer("special", special(torch.eye(2)))
+    with pytest.raises(WeightsError, match=rf"'special', a Tensor \(torch.{kind}\): dequantize"):
+        save_packed(model, path := tmp_path / "model.safetensors")
+    assert not path.exists()

@@ -191,8 +191,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no tensors": ({"epoch": 3, "config": {"lr": 1}}, "no state dict but 'epoch', 'config': save model.state_dict"),
     "a list": (["weights", 1], "holds no state dict but '0', '1'"),
     "a number": (1, "holds no state dict but int"),
-    "sparse": ({**RAW, "head.weight": RAW["head.weight"].to_sparse()}, "'head.weight' as float32 .*sparse_coo"),
-    "codes": ({"net": {**RAW, "head.weight": torch.ones(2, 2, dtype=torch.int8)}}, "'head.weight' as int8"),
+    "sparse": (
+        {**RAW, "head.weight": RAW["head.weight"].to_sparse()},
+        "'head.weight' as a Tensor .*sparse_coo.*plain tensor",
+    ),
+    "codes": (
+        {"net": {**RAW, "head.weight": torch.ones(2, 2, dtype=torch.int8)}},
+        "'head.weight' as torch.int8.*scale",
+    ),
     "not finite": (
         {"net": {**RAW, "head.bias": torch.tensor([1.0, torch.inf])}},
         "'head.bias' has values that are not",

@@ -27,6 +27,29 @@ RUNS = Path(__file__).parents[2] / "leaderboard" / "runs"
 LIMIT = 12_000_000
 # Full official test set, percent: the least this project promises of its reproduction.
 PROMISED = {"mnistconv-fp": 99.1, "empir-mnist": 98.9, "cifarconv-fp": 77.0, "empir-cifar": 75.0}
+# First digits of the identity, version 2, on every release of torch and timm.
+IDENTITIES = {
+    "cifarconv-at-fp": "fbeaf8831f555e5a",
+    "cifarconv-at-w4a4": "8f18e56a4f21f0af",
+    "cifarconv-at-w4a4-b": "246cf096c00e0e0b",
+    "cifarconv-fp": "f37a59949114c1bc",
+    "cifarconv-w2a2": "6402c342065625bc",
+    "cifarconv-w4a2": "7a63b087cb3e7d69",
+    "empir-cifar": "ded066d46368d46b",
+    "empir-cifar-at": "c31ccc1b3e935ae6",
+    "empir-mnist": "5480d26b98896148",
+    "empir-mnist-at": "08d0ecb6ab72b3ab",
+    "empir-wrn-10-1": "1ab5fad37258d4b6",
+    "mnistconv-fp": "90cf8d3fd4046f8a",
+    "mnistconv-w2a4": "aeb7798794f8e623",
+    "mnistconv-w2a4-b": "7c7c7dc1b324f032",
+    "mnistsmall-at-fp": "c85d6fadb8e75af6",
+    "mnistsmall-at-w4a4": "4f15f737a6afbad1",
+    "mnistsmall-at-w4a4-b": "31718a96d98efbcf",
+    "wrn-10-1-fp": "b4017ae166350bea",
+    "wrn-10-1-w2a2": "7e5cdb11b67af7ca",
+    "wrn-10-1-w4a4": "dac997376a899910",
+}
 
 
 def test_the_models_of_the_paper_are_shipped() -> None:
@@ -71,6 +94,11 @@ def test_the_published_verdicts_are_recomputed_on_the_bundled_images(card: Model
     assert record.clean_accuracy == card.clean_accuracy
     # Another machine's kernels may round an activation to another level.
     assert sum(a != b for a, b in zip(again, record.clean, strict=False)) <= 2
+
+
+@pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
+def test_the_identity_of_a_model_does_not_depend_on_releases_of_the_libraries(card: ModelCard) -> None:
+    assert model_fingerprint(build_model(card))[:16] == IDENTITIES[card.name]
 
 
 @pytest.mark.parametrize(("name", "least"), PROMISED.items())

@@ -7,6 +7,7 @@ import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
@@ -151,7 +152,7 @@ def test_codes_under_the_right_names_are_refused(tmp_path: Path, name: str, dtyp
     state = build_model(cards()[name]).state_dict()
     codes = {key: (127 * value / value.abs().max()).to(dtype).contiguous() for key, value in state.items()}
     save_file(codes, tmp_path / "codes.safetensors")
-    with pytest.raises(WeightsError, match=rf"conv1.weight' as {str(dtype)[6:]}.*as float32"):
+    with pytest.raises(WeightsError, match=rf"conv1.weight' as {dtype}.*as torch.float32.*without their scale"):
         load_model(name, custom_checkpoint=tmp_path / "codes.safetensors")
     with pytest.raises(WeightsError, match=rf"conv1.weight' as {dtype}"):  # as RobustBench does
         timm.create_model(
@@ -168,6 +169,9 @@ def test_codes_for_members_of_an_ensemble_and_networks_without_weights_are_refus
     state = {**ensemble.state_dict(), "members.1.conv2.weight": torch.zeros(1, dtype=torch.int8)}
     with pytest.raises(WeightsError, match=r"members.1.conv2.weight' as torch.int8"):
         ensemble.load_state_dict(state, strict=False)
+    member: Any = ensemble.members[1]
+    with pytest.raises(WeightsError, match=r"conv2.weight' as torch.int8"):
+        member.load_state_dict({"conv2.weight": torch.zeros_like(member.conv2.weight, dtype=torch.int8)}, strict=False)
     with pytest.warns(UserWarning, match="without weights"):
         model = load_model("dorefa-w4a4-preact_resnet18")
     state = {key: value.to(torch.int32) for key, value in model.state_dict().items()}
@@ -248,6 +252,42 @@ def test_a_builder_that_returns_no_module_is_named(monkeypatch: pytest.MonkeyPat
     for load in (lambda: load_model("their-function"), lambda: timm.create_model("their_function_cifar10_linf")):
         with pytest.raises(InputError, match=r"builder of their-function .*torch.nn.Module.*got a function: wrap it"):
             load()
+
+
+def exported(num_classes: int) -> nn.Module:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes)).eval()
+    return torch.export.export(network, (torch.rand(2, 3, 4, 4),)).module()
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "message"),
+    [
+        ("their-simple", lambda: nn.Flatten(), r"builder of their-simple .*num_classes.*add that keyword to .*lambda"),
+        ("their-export", exported, r"builder of their-export .*GraphModule.*no evaluation mode.*return the network"),
+    ],
+    ids=["no keyword", "exported"],
+)
+def test_a_builder_that_cannot_be_used_as_timm_and_robustbench_do_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, build: Any, message: str
+) -> None:
+    monkeypatch.setattr(registry, "builders", lambda: {name: ModelBuilder(build, "cifar10")})
+    registry.register()
+    for load in (lambda: load_model(name), lambda: timm.create_model(timm_name(name, "cifar10", "Linf"))):
+        with pytest.raises(InputError, match=message):
+            load()
+
+
+def test_a_builder_may_take_any_keyword_and_its_modes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(**settings: Any) -> nn.Module:
+        network = nn.Sequential(nn.Dropout(), nn.Linear(3, settings["num_classes"]))
+        network[0].eval()
+        return network
+
+    monkeypatch.setattr(registry, "builders", lambda: {"their-keywords": ModelBuilder(build, "cifar10")})
+    registry.register()
+    model = timm.create_model("their_keywords_cifar10_linf")
+    assert [module.training for module in model.modules()] == [True, False, True]
+    assert not load_model("their-keywords").training
 
 
 def test_a_network_that_takes_no_attribute_is_named_where_timm_sets_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
 from empir_plugin.evaluation.prepare import exact_float32, require_weights, unwrap
 from empir_plugin.evaluation.shards import cut
+from empir_plugin.evaluation.summary import hidden_ensemble_flag
 
 FEWEST_IMAGES = 20
 """With fewer, seven images, the least that an exact McNemar test finds significant, are more than a third of all."""
@@ -68,6 +69,7 @@ def audit(
     with exact_float32():
         auditor = Auditor(_on_correct_images(evaluator))
         measurements = auditor.measure(on_progress)
+        hidden = tuple(hidden_ensemble_flag(model, evaluator))
     findings = tuple(check(measurements) for check in CHECKS)
     return AuditReport(
         model=model_table(model, name),
@@ -76,7 +78,7 @@ def audit(
         compared_at=str(measurements.compared_at),
         images=len(auditor.evaluator.data),
         checks=findings,
-        flags=measurements.flags,
+        flags=(*measurements.flags, *hidden),
         verdict=verdict_on(findings),
         run=_run_table(settings),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -13,8 +15,8 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
-from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
-from empir_plugin.models.quantize import in_float32
+from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, describe_kind, is_special
+from empir_plugin.models.quantize import in_float32, is_half
 
 with silence_harmless_warnings():
     from timm.layers.conv2d_same import Conv2dSame
@@ -121,8 +123,32 @@ def quantize_layer_class_(layer: nn.Module) -> QuantizedLayer:
         vars(layer).pop("bias", None)
         layer.register_parameter("bias", layer._parameters.get("bias"))
         vars(layer).update(in_features=columns, out_features=rows)
+    if (name := _input_name(type(layer))) != _input_name(target):
+        layer.register_forward_pre_hook(TakeByName(name), with_kwargs=True)
     layer.__class__ = target
     return cast("QuantizedLayer", layer)
+
+
+def _input_name(kind: type[nn.Module]) -> str:
+    """The keyword by which layers of a class can be given their input."""
+    return next(name for name in signature(kind.forward).parameters if name != "self")
+
+
+@dataclass(frozen=True)
+class TakeByName:
+    """A forward pre-hook: a layer that is given its input by the keyword of its former class gets it by position.
+
+    Args:
+        name: The keyword.
+    """
+
+    name: str
+
+    def __call__(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Positional and keyword arguments for the layer; None if they stay."""
+        if args or self.name not in kwargs:
+            return None
+        return (kwargs[self.name],), {key: value for key, value in kwargs.items() if key != self.name}
 
 
 def quantized_class(layer: nn.Module) -> type[QuantizedLayer] | None:
@@ -151,11 +177,13 @@ def _computes_as(layer: nn.Module, base: type[nn.Module]) -> bool:
     """Whether a layer depends on nothing but its own weights, and gives the outputs of a known class in both modes."""
     others = [*layer.children(), *layer.buffers(False), *(x for x in vars(layer).values() if isinstance(x, Tensor))]
     gain = {"gain"} if issubclass(base, (ScaledStdConv2d, ScaledStdConv2dSame)) else set()
-    if others or not {*layer._parameters} <= {"weight", "bias", *gain} or layer.get_parameter("weight").is_meta:
+    weight = layer.get_parameter("weight")
+    if others or not {*layer._parameters} <= {"weight", "bias", *gain} or weight.is_meta or is_special(weight):
         return False
     x, attributes = _trial_input(layer), dict(vars(layer))
+    sizes = (1,) if is_half(x) else _TRIAL_SIZES
     try:
-        return all(_agree_in_mode(layer, base, x, training) for training in (True, False))
+        return all(_agree_in_mode(layer, base, size * x, mode) for size in sizes for mode in (True, False))
     except Exception:  # Third-party code on an input that it may not expect; then it is not known to be the same.
         return False
     finally:
@@ -174,6 +202,10 @@ def _agree_in_mode(layer: Any, base: Any, x: Tensor, training: bool) -> bool:
     )
 
 
+_TRIAL_SIZES = (1, 1e-4, 1e4)
+"""Factors of the trial input, since a layer may treat small or large numbers in another way."""
+
+
 def _trial_input(layer: Any) -> Tensor:
     """Numbers of either sign, some of them large, of a shape that a convolution or linear layer takes."""
     shape: tuple[int, ...] = (3, layer.weight.shape[1])
@@ -186,16 +218,22 @@ def _trial_input(layer: Any) -> Tensor:
 @contextmanager
 def undo_on_error(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Turn layers back into what they were if their conversion fails inside the block."""
-    before = [(layer, type(layer), dict(vars(layer)), dict(layer._parameters)) for layer in layers]
+    before = [(layer, type(layer), _contents(layer)) for layer in layers]
     try:
         yield
     except BaseException:
-        for layer, kind, attributes, parameters in before:
+        for layer, kind, contents in before:
             layer.__class__ = kind
-            for now, then in ((vars(layer), attributes), (layer._parameters, parameters)):
+            for now, then in contents:
                 now.clear()
                 now.update(then)
         raise
+
+
+def _contents(layer: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    """A layer's attributes, parameters and hooks: the dictionaries themselves, each with a copy."""
+    own = vars(layer), layer._parameters, layer._forward_pre_hooks, layer._forward_pre_hooks_with_kwargs
+    return [(each, dict(each)) for each in own]
 
 
 def unsupported_whole_reason(module: nn.Module) -> str:
@@ -207,6 +245,8 @@ def unsupported_reason(module: nn.Module) -> str:
     """Why a module's own weights cannot be quantized; empty if they can, or if it multiplies with none."""
     if whole := unsupported_whole_reason(module):
         return whole
+    if hasattr(module, "_packed_params") and hasattr(module, "_weight_bias"):
+        return "torch has quantized it already"
     if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
         return "it has no weights before its first call, so call the network once"
     if quantized_class(module) or (isinstance(module, tuple(QUANTIZED)) and "weight" not in module._parameters):
@@ -220,6 +260,8 @@ def _unsupported_weight_reason(layer: nn.Module) -> str:
     weight = layer._parameters.get("weight")
     if weight is None:
         return "its weight is recomputed from other parameters"
+    if is_special(weight):
+        return f"its weight is {describe_kind(weight)}, which another library may have quantized already"
     return "" if weight.dtype in _TYPES else f"its weight is {weight.dtype}, which has no quantizer"
 
 

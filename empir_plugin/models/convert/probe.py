@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from empir_plugin.errors import EmpirError, InputError, cause
 from empir_plugin.models.activations import is_signed
-from empir_plugin.models.layers import WRITES_TO_INPUT, input_of_call, quantized_layers
+from empir_plugin.models.layers import WRITES_TO_INPUT, input_of_call, is_special, quantized_layers
 from empir_plugin.models.quantize import in_float32
 
 _NOISE_IMAGES = 2
@@ -96,8 +96,9 @@ def end_layers(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The layers that see the images, and those that give the logits, with none of the layers between.
 
-    Found by differentiation: of their inputs by the images, and of the logits by their outputs, where each layer's
-    output counts as independent of its input.
+    A layer sees the images if its input changes with them while every layer gives the same outputs as before. A layer
+    gives the logits if they have a gradient by its output, where each layer's output counts as independent of its
+    input; or, if nothing has a gradient, if they change with its output.
 
     Args:
         model: Any network.
@@ -105,40 +106,106 @@ def end_layers(
         images: ``(N, C, H, W)``; two are enough.
 
     Returns:
-        Names, in order of registration. Both are empty if the network cannot be differentiated.
+        Names, in order of registration. Both are empty if the network does not run.
     """
-    seen: set[str] = set()
+    with preserve_modes(model):
+        model.eval()
+        trial = _Trial(model, layers, images)
+        first = trial.replay(torch.rand(images.shape, generator=torch.Generator().manual_seed(1)).to(images))
+        last = _last_layers(model, layers, images) or {x for x in layers if trial.changes_logits(x)}
+    return tuple(name for name in layers if name in first), tuple(name for name in layers if name in last)
+
+
+class _Trial:
+    """A forward pass whose layers can be made to give the same outputs again, whatever they are shown.
+
+    Args:
+        model: In evaluation mode.
+        layers: Its layers by name.
+        images: ``(N, C, H, W)``.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> None:
+        self._model, self._layers, self._images = model, layers, images
+        self._calls: dict[str, list[tuple[list[Tensor], Any]]] = {name: [] for name in layers}
+        self._logits = self._run(images, self._record)
+
+    def replay(self, images: Tensor) -> set[str]:
+        """The layers whose inputs differ on other images."""
+        seen: set[str] = set()
+        self._run(images, lambda name, number, inputs, output: self._again(name, number, inputs, output, seen))
+        return seen
+
+    def changes_logits(self, changed: str) -> bool:
+        """Whether the logits change with the outputs of one layer."""
+
+        def change(name: str, number: int, inputs: list[Tensor], output: Any) -> Any:
+            output = self._again(name, number, inputs, output, set())
+            return _map_tensors(lambda each: 1 - 2 * each, output) if name == changed else output
+
+        return not _are_equal([*_tensors(self._logits)], [*_tensors(self._run(self._images, change))])
+
+    def _record(self, name: str, number: int, inputs: list[Tensor], output: Any) -> Any:
+        self._calls[name].append((inputs, _map_tensors(torch.clone, output)))
+        return output
+
+    def _again(self, name: str, number: int, inputs: list[Tensor], output: Any, seen: set[str]) -> Any:
+        earlier, result = self._calls[name][number] if number < len(self._calls[name]) else ([], output)
+        if not _are_equal(earlier, inputs):
+            seen.add(name)
+        return _map_tensors(torch.clone, result)
+
+    def _run(self, images: Tensor, after_call: Callable[[str, int, list[Tensor], Any], Any]) -> Any:
+        """Logits, where the output of each call of a layer is what ``after_call`` makes of it."""
+        inputs: dict[str, list[list[Tensor]]] = {name: [] for name in self._layers}
+
+        def watch(name: str, layer: nn.Module) -> Iterator[Any]:
+            def before_forward(module: nn.Module, args: Any, kwargs: Any) -> None:
+                inputs[name].append([each.clone() for each in _tensors([*args, *kwargs.values()])])
+
+            def after_forward(module: nn.Module, args: Any, output: Any) -> Any:
+                return after_call(name, len(inputs[name]) - 1, inputs[name][-1], output)
+
+            yield layer.register_forward_pre_hook(before_forward, with_kwargs=True)
+            yield layer.register_forward_hook(after_forward)
+
+        handles = [handle for name, layer in self._layers.items() for handle in watch(name, layer)]
+        try:
+            with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+                torch.manual_seed(0)  # Noise of the network's own is the same in every pass.
+                return _try(self._model, images.clone())
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _are_equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    pairs = zip(some, others, strict=False)
+    return len(some) == len(others) and all(torch.equal(one, other) for one, other in pairs)
+
+
+def _last_layers(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> set[str]:
     outputs: list[tuple[str, Tensor]] = []
 
-    def watch(name: str, layer: nn.Module) -> Iterator[Any]:
-        def before_forward(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if any(isinstance(each, Tensor) and each.requires_grad for each in (*args, *kwargs.values())):
-                seen.add(name)
-
+    def watch(name: str, layer: nn.Module) -> Any:
         def after_forward(module: nn.Module, args: Any, output: Any) -> Any:
-            cut = _map_tensors(lambda each: each.detach().requires_grad_(not images.requires_grad), output)
+            cut = _map_tensors(lambda each: each.detach().requires_grad_(True), output)
             outputs.extend((name, each) for each in _tensors(cut) if each.requires_grad)
             return _map_tensors(torch.clone, cut)  # Operations in place are not allowed on what was differentiated by.
 
-        yield layer.register_forward_pre_hook(before_forward, with_kwargs=True)
-        yield layer.register_forward_hook(after_forward)
+        return layer.register_forward_hook(after_forward)
 
-    handles = [handle for name, layer in layers.items() for handle in watch(name, layer)]
+    handles = [watch(name, layer) for name, layer in layers.items()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with preserve_modes(model), torch.enable_grad():
-            model.eval().requires_grad_(False)
-            logits = _try(model, images)
-            last = _reached(logits, outputs)
-            images = images.detach().clone().requires_grad_(True)
-            seen.clear()
-            _try(model, images)
+        with torch.enable_grad():
+            model.requires_grad_(False)
+            return _reached(_try(model, images), outputs)
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
-    return tuple(name for name in layers if name in seen), tuple(name for name in layers if name in last)
 
 
 def _reached(logits: Any, outputs: list[tuple[str, Tensor]]) -> set[str]:
@@ -190,7 +257,7 @@ class _ProductsWithWeights(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        operands = [name for each in _tensors(list(args)) if (name := self._names.get(_address(each), ""))]
+        operands = [name for each in _tensors(list(args)) if (name := self._name(each))]
         if not operands:
             return output
         kind, total = func.overloadpacket.__name__, len(list(_tensors(list(args))))
@@ -198,9 +265,13 @@ class _ProductsWithWeights(TorchDispatchMode):
             self.found.update(dict.fromkeys(operands))
         if len(operands) == total:
             for each in _tensors(output):
-                self._names.setdefault(_address(each), operands[0])
-                self._held.append(each)
+                if not is_special(each):
+                    self._names.setdefault(_address(each), operands[0])
+                    self._held.append(each)
         return output
+
+    def _name(self, tensor: Tensor) -> str:
+        return "" if is_special(tensor) else self._names.get(_address(tensor), "")
 
 
 def _address(tensor: Tensor) -> int:
@@ -230,7 +301,8 @@ def weights_outside_layers(model: nn.Module, layers: Mapping[str, nn.Module], im
         yield layer.register_forward_pre_hook(enter)
         yield layer.register_forward_hook(leave)
 
-    names = {_address(each): name for name, each in model.named_parameters() if each.dim() > 1}
+    plain = {name: each for name, each in model.named_parameters() if not is_special(each)}
+    names = {_address(each): name for name, each in plain.items() if each.dim() > 1}
     handles = [handle for name, layer in layers.items() for handle in watch(name, layer)]
     try:
         with preserve_modes(model), torch.no_grad(), _ProductsWithWeights(names, inside) as products:

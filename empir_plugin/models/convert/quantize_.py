@@ -8,7 +8,8 @@ EMPIR's release; see :mod:`empir_plugin.models.layers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -117,6 +118,11 @@ def quantize_(
     Either every layer outside the skipped kinds is quantized, or the network is left unchanged and an error says why.
     Whether a layer's input is signed is decided once, from its values: it is if more than 1 % of them are negative.
 
+    For this the network runs on all calibration images once (twice or more with batch normalisations or learned
+    ranges). It also runs a few times on the first two: three times to find its first and last layers, if its
+    ``default_cfg`` does not name them (and once per layer if its logits have no gradient), once to find weights that it
+    applies without calling their layer, and once after the conversion.
+
     Args:
         model: From images ``(N, C, H, W)`` in [0, 1] to logits.
         precision: Bits of weights and inputs, such as ``"w4a4"``.
@@ -161,8 +167,9 @@ def quantize_(
     others = parameters_in_no_layer(model, selected)
     with undo_on_error(selected.chosen.values()):
         converted = _convert(selected.chosen, settings, negative or {})
-        _check_calls(model, images)
-        renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
+        with _blame_conversion(model):
+            _check_calls(model, images)
+            renewed = 0 if calibration is None else _calibrate(model, calibration, settings)
     if calibration is not None:
         converted = _with_bounds(converted, selected.chosen)
     return ConversionReport(
@@ -226,18 +233,24 @@ def _convert(
     return tuple(reports)
 
 
+@contextmanager
+def _blame_conversion(model: nn.Module) -> Iterator[None]:
+    """Name the cause if a network fails that ran on the same images before its layers were quantized."""
+    try:
+        yield
+    except Exception as error:  # The network's own code, which may fail in any way.
+        raise InputError(
+            f"{type(model).__name__} runs with its own layers and not with quantized ones "
+            f"({cause(error.__cause__ or error)}): find the layer "
+            "that it uses for more than its output, and name the others with layers="
+        ) from error
+
+
 def _check_calls(model: nn.Module, images: Tensor | None) -> None:
     """Check that the network uses no more of its layers than their quantized classes have."""
-    if images is None:
-        return
-    try:
+    if images is not None:
         with preserve_modes(model), torch.no_grad():
             model.eval()(images[:2])
-    except Exception as error:  # It ran before its layers were quantized.
-        name = type(model).__name__
-        raise InputError(
-            f"{name} uses more of a layer than its output ({cause(error)}): name others with layers="
-        ) from error
 
 
 def _calibrate(model: nn.Module, images: Tensor, settings: _Settings) -> int:

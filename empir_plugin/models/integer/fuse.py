@@ -107,7 +107,10 @@ def fuse(network: nn.Module) -> tuple[nn.Module, list[str]]:
     # Tracing starts at the root's forward and skips its hooks; those of a child are called.
     root = nn.Sequential(network) if _has_hooks(network) else network
     try:
-        traced = fx.GraphModule(root, Tracer().trace(root))
+        graph = Tracer().trace(root)
+        for node in graph.nodes:
+            node.type = None  # annotations as text, which torch up to 2.5 cannot pickle
+        traced = fx.GraphModule(root, graph)
     except Exception as error:  # tracing runs third-party code on proxies, which may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"{type(network).__name__} cannot be traced, so each layer rounds its own input: {reason}"

@@ -139,9 +139,14 @@ class IntMM:
 
     def unusable(self, device: torch.device) -> str | None:
         """Reject other devices, and builds without the operator."""
-        if not hasattr(torch, "_int_mm"):
-            return "this build of PyTorch lacks torch._int_mm"
-        return None if device.type in ("cpu", "cuda") else f"torch._int_mm does not run on {device.type}"
+        if device.type not in ("cpu", "cuda"):
+            return f"torch._int_mm does not run on {device.type}"
+        square = torch.zeros(8, 8, dtype=torch.int8, device=device)
+        try:  # older releases have the operator, but not for the CPU
+            _product(square, square, 8)
+        except (AttributeError, NotImplementedError):
+            return f"this build of PyTorch lacks torch._int_mm for {device.type}"
+        return None
 
     def compile(self, op: IntegerOp) -> Program:
         """Reshape the weights into matrices, one per group."""

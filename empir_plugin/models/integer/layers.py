@@ -154,6 +154,8 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
     reason = kernel.unusable(layer.weight.device)
     if reason is not None:
         raise StaysFloat(reason)
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise StaysFloat("it has forward hooks, which an integer layer would not call")
     if layer.inexact_reason:
         raise StaysFloat(layer.inexact_reason)
     if layer.weight.dtype != torch.float32:

@@ -307,9 +307,10 @@ def test_a_failing_model_is_reported_as_in_an_evaluation(model: nn.Module, sente
         audit(model, separable(), THREAT)
 
 
-def test_a_model_that_does_not_take_a_single_image_is_audited() -> None:
+def test_a_model_that_does_not_take_a_single_image_is_refused_with_the_cause() -> None:
     model = Fails(lambda x: len(x) == 1, RED)
-    assert audit(model, separable(), Threat.parse("Linf:1/255")).verdict == "passed"
+    with pytest.raises(EvaluationError, match=r"not a single one \(RuntimeError: sizes differ\).*other images"):
+        audit(model, separable(), Threat.parse("Linf:1/255"))
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 64), (3, 2, 2), (1, 1, 9), (2, 4, 7)])

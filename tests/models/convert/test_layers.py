@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from empir_plugin.errors import InputError
 from empir_plugin.models.convert.layers import quantized_class, unsupported_reason
 from empir_plugin.models.convert.quantize_ import quantize_
+from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
 
 IMAGES = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -83,6 +84,20 @@ class Clamped(nn.Linear):
         return super().forward(input.clamp(-6, 6))
 
 
+class Saturating(nn.Linear):
+    """Another function for very large inputs only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.clamp(-1000, 1000))
+
+
+class Thresholding(nn.Linear):
+    """Another function for very small inputs only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.hardshrink(input, 1e-3))
+
+
 class Noisy(nn.Linear):
     """Another function in training mode only."""
 
@@ -127,7 +142,7 @@ class Picky(nn.Linear):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("kind", [Relu, Clamped, Noisy, Masked, LowRank, Transposed, Picky])
+@pytest.mark.parametrize("kind", [Relu, Clamped, Saturating, Thresholding, Noisy, Masked, LowRank, Transposed, Picky])
 def test_layers_that_compute_something_else_are_refused(kind: type[nn.Module]) -> None:
     layer: Any = kind(4, 4)
     before = dict(vars(layer))
@@ -136,6 +151,7 @@ def test_layers_that_compute_something_else_are_refused(kind: type[nn.Module]) -
     assert vars(layer) == before
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")  # by older releases of torch
 def test_layers_without_weights_yet_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.LazyLinear(8), nn.Linear(8, 4))
     with pytest.raises(InputError, match=r"2 \(it has no weights before its first call.*once"):
@@ -161,6 +177,72 @@ def test_they_are_converted_as_the_known_layer(kind: Any) -> None:
     assert torch.equal(model(IMAGES), plain(IMAGES))
     assert str(model) == str(plain)
     assert torch.equal(copy.deepcopy(model)(IMAGES), plain(IMAGES))
+
+
+class CalledByName(nn.Module):
+    """A network that gives a layer its input by the keyword of the layer's own class."""
+
+    def __init__(self, inner: nn.Module, keyword: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.inner, self.last = nn.Conv2d(3, 8, 3), inner, nn.LazyLinear(4)
+        self.keyword = keyword
+        self(IMAGES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        hidden = hidden if isinstance(self.inner, nn.Conv2d) else hidden.mean((2, 3))
+        return self.last(self.inner(**{self.keyword: hidden}).flatten(1))
+
+
+class Convolution(nn.Conv2d):
+    """A convolution with another name for its input."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features)
+
+
+@pytest.mark.parametrize(
+    ("make", "keyword"),
+    [
+        (lambda: Dense(8, 8), "x"),
+        (lambda: Convolution(8, 8, 3), "features"),
+        (lambda: timm.layers.Linear(8, 8), "input"),
+        (lambda: timm.layers.Conv2dSame(8, 8, 3), "x"),
+    ],
+    ids=["linear", "convolution", "timm", "same"],
+)
+def test_a_converted_layer_is_called_by_the_keyword_of_its_former_class(make: Any, keyword: str) -> None:
+    model = CalledByName(make(), keyword).eval()
+    seen: list[Tensor] = []
+    model.inner.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    report = quantize_(model, "w4a4", calibration=IMAGES)
+    assert [layer.name for layer in report.converted] == ["inner"]
+    inner: Any = copy.deepcopy(model.inner)
+    del seen[:]
+    logits = model(IMAGES)
+    hidden = model.first(IMAGES).relu()
+    assert torch.equal(seen[0], inner(hidden if isinstance(inner, nn.Conv2d) else hidden.mean((2, 3))))
+    assert torch.equal(copy.deepcopy(model)(IMAGES), logits)
+    torch.testing.assert_close(to_integer(model)(IMAGES), logits)
+
+
+def test_other_keywords_of_a_layer_are_not_dropped_silently() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return super().forward(scale * x)
+
+    class Calls(CalledByName):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.inner(x=self.first(x).relu().mean((2, 3)), scale=2.0))
+
+    model = Calls(Scaled(8, 8), "x").eval()
+    expected = model(IMAGES)
+    with pytest.raises(InputError, match=r"unexpected keyword argument 'scale'.*layers="):
+        quantize_(model, "w4a4", calibration=IMAGES)
+    assert type(model.inner) is Scaled
+    assert not model.inner._forward_pre_hooks
+    assert torch.equal(model(IMAGES), expected)
 
 
 class Named(nn.Linear):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import SignedActivationQuantizer
@@ -174,6 +175,7 @@ def test_copies_and_pickles_compute_the_same(settings: dict[str, Any]) -> None:
     ],
     ids=str,
 )
+@pytest.mark.skipif(torch.__version__.startswith("2.5."), reason="no torch.compile with setup_context there")
 def test_export_and_compile_have_one_graph(settings: dict[str, Any]) -> None:
     model = network()
     quantize_(model, "w1a1" if "one_bit" in settings else "w2a2", calibration=IMAGES, **settings)
@@ -414,6 +416,15 @@ def normed() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), conv, nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(256, 2))
 
 
+def quantized_elsewhere() -> nn.Module:
+    """With a weight of another class of tensors, as torchao makes them; torch brings a small one for its tests."""
+    model = subclassed()
+    weight = torch.randn(4, 4, 1, 1)
+    model[1] = nn.Conv2d(4, 4, 1)
+    model[1].weight = nn.Parameter(TwoTensor(weight, weight), requires_grad=False)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "name", "reason"),
     [
@@ -421,8 +432,9 @@ def normed() -> nn.Module:
         (attention, "attn", "it applies its weights without calling its layers"),
         (subclassed, "1", "_MyConv has no quantized counterpart"),
         (normed, "1", "its weight is recomputed from other parameters"),
+        (quantized_elsewhere, "1", "its weight is a TwoTensor, which another library may have quantized"),
     ],
-    ids=["functional", "attention", "subclass", "weight-norm"],
+    ids=["functional", "attention", "subclass", "weight-norm", "tensor-subclass"],
 )
 def test_a_layer_that_cannot_be_quantized_is_refused(make: Callable[[], Any], name: str, reason: str) -> None:
     model = make().eval()
@@ -581,3 +593,40 @@ def test_attention_is_recognised_by_the_name_of_its_class(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["FlattenAttention", "AttentionBlock", "XCABlock", "Identity", "Flatten"])
 def test_modules_that_only_contain_attention_are_not_listed(kind: str) -> None:
     assert quantize_(_attending(kind), "w4a4", calibration=IMAGES).attention == ()
+
+
+class FailsLate(nn.Sequential):
+    """Runs with its own layers, and fails with quantized ones: at once, or on more than two images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(*network())
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self[3]) is not nn.Conv2d and len(x) > self.most:
+            raise ValueError("no convolution")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("most", [0, 2])
+@pytest.mark.parametrize("activations", ["auto", "pact"])
+def test_a_failure_with_quantized_layers_is_not_blamed_on_the_images(most: int, activations: str) -> None:
+    model = FailsLate(most)
+    before, hooks = fingerprint(model), len(model[3]._forward_pre_hooks)
+    with pytest.raises(
+        InputError, match=r"FailsLate .*not with quantized ones \(ValueError: no convolution\).*layers="
+    ) as error:
+        quantize_(model, "w4a4", activations=activations, calibration=IMAGES)
+    assert "does not take images" not in str(error.value)
+    assert unchanged(model, before)
+    assert len(model[3]._forward_pre_hooks) == hooks
+    assert model[1].momentum == 0.1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_layers_that_torch_has_quantized_are_refused_by_name() -> None:
+    model = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(InputError, match=r"5 \(torch has quantized it already\).*allow_unsupported"):
+        quantize_(model, "w4a4", calibration=IMAGES)
+    report = quantize_(model, "w4a4", calibration=IMAGES, allow_unsupported=True)
+    assert [layer.name for layer in report.converted] == ["3"]

@@ -66,13 +66,35 @@ def test_without_images_the_ends_are_those_of_the_registration() -> None:
     assert {layer.name: layer.reason for layer in report.kept} == {"heads.0": "first layer", "stems.2": "last layer"}
 
 
-def test_a_network_that_cannot_be_differentiated_has_the_ends_of_its_registration() -> None:
-    class Detached(Mixed):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.detach()).detach()
+class Detached(Mixed):
+    """Neither the layers at the beginning nor the logits have a gradient."""
 
-    report = quantize_(Detached().eval(), "w4a4", calibration=IMAGES)
-    assert {layer.name: layer.reason for layer in report.kept} == {"heads.0": "first layer", "stems.2": "last layer"}
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.detach()).detach()
+
+
+class EightBits(Mixed):
+    """The images are rounded to eight bits, and the logits to halves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (2 * super().forward((255 * x).to(torch.uint8) / 255)).round() / 2
+
+
+class Jittered(Mixed):
+    """Noise between the layers, which is no image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [stem(each) for stem, each in zip(self.stems, x.split(1, 1), strict=True)]
+        hidden = torch.cat(parts, 1)
+        hidden = self.inner(hidden + torch.rand_like(hidden)).relu().mean((2, 3))
+        return self.heads[0](hidden) + self.heads[1](hidden)
+
+
+@pytest.mark.parametrize("kind", [Detached, EightBits, Jittered])
+def test_the_ends_are_found_without_gradients_and_despite_noise(kind: type[Mixed]) -> None:
+    report = quantize_(kind().eval(), "w4a4", calibration=IMAGES)
+    assert {layer.name: layer.reason for layer in report.kept} == STEMS | HEADS
+    assert [layer.name for layer in report.converted] == ["inner"]
 
 
 class Applies(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,14 @@ from empir_plugin.models.quantize import Precision
 
 CPU = torch.device("cpu")
 
-ONEDNN = pytest.param(
-    OneDNN(),
-    id="onednn",
-    marks=pytest.mark.skipif(OneDNN().unusable(CPU) is not None, reason="no int8 kernels of oneDNN here"),
-)
 
-KERNELS = [ONEDNN, pytest.param(IntMM(), id="int_mm")]
+def _if_usable(kernel: Kernel) -> Any:
+    reason = kernel.unusable(CPU)
+    return pytest.param(kernel, id=kernel.name, marks=pytest.mark.skipif(reason is not None, reason=reason or ""))
+
+
+ONEDNN = _if_usable(OneDNN())
+KERNELS = [ONEDNN, _if_usable(IntMM())]
 
 
 @pytest.fixture(params=KERNELS)

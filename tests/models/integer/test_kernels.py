@@ -117,6 +117,15 @@ def test_without_kernels_everything_stays_float(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(integer(inputs(1, 4, 5, 5)), layer(inputs(1, 4, 5, 5)))
 
 
+def test_a_build_without_the_operator_for_a_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(*args: Tensor) -> Tensor:
+        raise NotImplementedError("Could not run 'aten::_int_mm' with arguments from the 'CPU' backend.")
+
+    monkeypatch.setattr(torch, "_int_mm", multiply)
+    assert "lacks torch._int_mm for cpu" in (IntMM().unusable(CPU) or "")
+    assert "lacks torch._int_mm for cpu" in to_integer(conv(), kernel=IntMM()).report.layers[0].reason
+
+
 def test_kernels_name_the_devices_they_do_not_run_on() -> None:
     meta = torch.device("meta")
     assert "not on meta" in (OneDNN().unusable(meta) or "")
