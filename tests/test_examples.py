@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not EXAMPLE.is_dir():
         pytest.skip("the source distribution has no examples/")
     for needed in ("hatchling", "pip"):
-        if find_spec(needed) is None:
+        # Not find_spec: setuptools hooks into it up to Python 3.11, and on the name of pip unloads distutils and warns.
+        if PathFinder.find_spec(needed) is None:
             pytest.skip(f"the example package cannot be installed: no {needed}")
     site, out = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("outcome")
     offline = "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"
