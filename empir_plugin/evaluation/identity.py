@@ -27,7 +27,13 @@ from torch.fx import GraphModule
 
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
-from empir_plugin.evaluation.model_description import add_tensors, describe_array, describe_model, describe_tensor
+from empir_plugin.evaluation.model_description import (
+    add_tensors,
+    describe_array,
+    describe_model,
+    describe_tensor,
+    names_in_code,
+)
 from empir_plugin.models.layers import QuantizedLayer, quantized_layers
 
 _DEPTH = 12
@@ -259,7 +265,7 @@ def settings_fingerprint(model: nn.Module) -> str:
         >>> settings_fingerprint(nn.Flatten(1)) == settings_fingerprint(nn.Flatten(2))
         False
     """
-    digest, known = hashlib.sha256(), _names_in_code(model)
+    digest, known = hashlib.sha256(), _names_in_trusted_code(model)
     for name, module in model.named_modules():
         settings = [(key, describe(item)) for key, item in sorted(_settings(module, known).items())]
         digest.update(f"|{name}|{type(module).__qualname__}|{settings}".encode())
@@ -282,7 +288,7 @@ def _is_on_class(module: nn.Module, name: str) -> bool:
     return hasattr(type(module), name)
 
 
-def _names_in_code(model: nn.Module) -> Set[str] | None:
+def _names_in_trusted_code(model: nn.Module) -> Set[str] | None:
     """Every name in the code of a network's classes; None if one is not torch's or this package's, or has hooks.
 
     Foreign code may read an attribute in ways that cannot be found, such as by a name it puts together.
@@ -291,20 +297,10 @@ def _names_in_code(model: nn.Module) -> Set[str] | None:
     trusted = all(str(each.__module__).partition(".")[0] in _TRUSTED for each in classes)
     if not trusted or any(vars(module)[key] for module in model.modules() for key in _HOOKS):
         return None
-    return frozenset(name for each in classes for item in vars(each).values() for name in _names_in(item))
+    return names_in_code(classes, "fget", "fset")
 
 
 _TRUSTED = frozenset({"torch", "empir_plugin", "typing", "abc"})
-
-
-def _names_in(item: object) -> Iterator[str]:
-    """The names in the code of a function, a property or a method of a class, and in functions inside of it."""
-    accessors = (item.fget, item.fset) if isinstance(item, property) else (getattr(item, "__func__", item),)
-    pending = [code for each in accessors if (code := getattr(each, "__code__", None)) is not None]
-    while pending:
-        code = pending.pop()
-        yield from code.co_names
-        pending += [each for each in code.co_consts if isinstance(each, types.CodeType)]
 
 
 T = TypeVar("T")

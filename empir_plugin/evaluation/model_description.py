@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, ModuleType
@@ -238,18 +238,34 @@ _INFRASTRUCTURE = frozenset(vars(nn.Module()))
 
 @functools.cache
 def _names_in_code(cls: type[nn.Module]) -> frozenset[str]:
-    """The names that the methods of a class use, and those of its bases that are not torch's."""
-    bases = [base for base in cls.__mro__ if not base.__module__.startswith("torch.nn.")]
-    functions = [getattr(each, "__func__", each) for base in bases for each in vars(base).values()]
-    functions += [each.fget for base in bases for each in vars(base).values() if isinstance(each, property)]
-    return frozenset(name for each in functions if isinstance(each, FunctionType) for name in _names_in(each.__code__))
+    """The names that the code of a class uses, and that of its bases that are not torch's.
+
+    Not the setters of properties: published identities are without their names.
+    """
+    return names_in_code((base for base in cls.__mro__ if not base.__module__.startswith("torch.nn.")), "fget")
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            yield from _names_in(each)
+def names_in_code(classes: Iterable[type], *accessors: str) -> frozenset[str]:
+    """The names that methods and properties of classes use, and functions inside of them.
+
+    Args:
+        classes: Each for itself, without its bases.
+        accessors: Which functions of a property count: ``"fget"``, ``"fset"``.
+
+    Example:
+        >>> {"start_dim", "end_dim"} <= names_in_code([nn.Flatten])
+        True
+    """
+    values = [value for each in classes for value in vars(each).values()]
+    functions = [getattr(value, "__func__", value) for value in values]
+    functions += [getattr(value, name) for value in values if isinstance(value, property) for name in accessors]
+    pending = [function.__code__ for function in functions if isinstance(function, FunctionType)]
+    names: set[str] = set()
+    while pending:
+        code = pending.pop()
+        names.update(code.co_names)
+        pending += [each for each in code.co_consts if isinstance(each, CodeType)]
+    return frozenset(names)
 
 
 def _name(code: Any) -> str:

@@ -21,7 +21,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation import model_description
 from empir_plugin.evaluation.identity import model_fingerprint
-from empir_plugin.evaluation.model_description import describe_model
+from empir_plugin.evaluation.model_description import describe_model, names_in_code
 from empir_plugin.models.architectures import networks as blocks
 from empir_plugin.models.architectures import networks as convnets
 from empir_plugin.models.architectures import networks as fcn
@@ -252,6 +252,59 @@ def test_private_attributes_that_the_code_of_a_class_names_count(cls: type[nn.Mo
     for one, other in ((torch.zeros(3), torch.full((3,), 0.3)), (0.0, 0.3)):
         assert describe_model(make(one)) == describe_model(make(one))
         assert describe_model(make(one)) != describe_model(make(other))
+
+
+class Spelled:
+    """Attributes of every kind that has code, and one that has none."""
+
+    constant = 3
+
+    def method(self) -> Any:
+        return [self.nested for _ in range(2)], lambda: self.deeper  # type: ignore[attr-defined]
+
+    @staticmethod
+    def static(value: Any) -> Any:
+        return value.of_static
+
+    @classmethod
+    def of_class(cls) -> Any:
+        return cls.of_classmethod  # type: ignore[attr-defined]
+
+    @property
+    def both(self) -> Any:
+        return self.of_getter  # type: ignore[attr-defined]
+
+    @both.setter
+    def both(self, value: Any) -> None:
+        self.of_setter = value
+
+
+class SpelledNoMore(Spelled):
+    pass
+
+
+def test_names_in_code_by_hand() -> None:
+    methods = {"range", "nested", "deeper", "of_static", "of_classmethod"}
+    assert names_in_code([Spelled]) == methods
+    assert names_in_code([Spelled], "fget") == methods | {"of_getter"}
+    assert names_in_code([Spelled], "fget", "fset") == methods | {"of_getter", "of_setter"}
+    assert names_in_code([SpelledNoMore], "fget") == set()
+    assert names_in_code([SpelledNoMore, Spelled]) == methods
+
+
+def test_a_private_attribute_that_only_a_setter_names_does_not_count() -> None:
+    class Named(nn.Module):
+        @property
+        def mean(self) -> Any:
+            return 0
+
+        @mean.setter
+        def mean(self, value: Any) -> None:
+            self._mean = value
+
+    one, other = Named(), Named()
+    one.__dict__["_mean"], other.__dict__["_mean"] = 0.0, 0.3
+    assert describe_model(one) == describe_model(other)
 
 
 def test_a_part_that_knows_its_whole_is_described_once() -> None:
