@@ -28,6 +28,8 @@ from torch.fx import GraphModule
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.model_description import (
+    HOOKS,
+    INFRASTRUCTURE,
     add_tensors,
     describe_array,
     describe_model,
@@ -53,12 +55,6 @@ _IRRELEVANT = frozenset(
     }
 )
 """Attributes and buffers of networks that belong to their origin or their mode, and do not decide what they compute."""
-
-_INFRASTRUCTURE = frozenset(vars(nn.Module()))
-"""Attributes every network has: weights and submodules, which are covered elsewhere, and torch's own bookkeeping."""
-
-_HOOKS = "_forward_pre_hooks", "_forward_hooks"
-"""Those among them that can change an output."""
 
 IDENTITY = 2
 """Current version of the identity of models; results that state none have version 1."""
@@ -275,8 +271,8 @@ def settings_fingerprint(model: nn.Module) -> str:
 def _settings(module: nn.Module, known: Set[str] | None) -> dict[str, object]:
     if isinstance(module, GraphModule):  # Its attributes are torch's own; what it computes is in its code.
         return {"code": module.code}
-    hooks = {key: list(vars(module)[key].values()) for key in _HOOKS if vars(module)[key]}
-    own = {key: item for key, item in vars(module).items() if key not in _INFRASTRUCTURE}
+    hooks = {key: list(vars(module)[key].values()) for key in HOOKS if vars(module)[key]}
+    own = {key: item for key, item in vars(module).items() if key not in INFRASTRUCTURE}
     used = (
         own if known is None else {key: item for key, item in own.items() if key in known or _is_on_class(module, key)}
     )
@@ -295,7 +291,7 @@ def _names_in_trusted_code(model: nn.Module) -> Set[str] | None:
     """
     classes = {base for module in model.modules() for base in type(module).__mro__ if base is not object}
     trusted = all(str(each.__module__).partition(".")[0] in _TRUSTED for each in classes)
-    if not trusted or any(vars(module)[key] for module in model.modules() for key in _HOOKS):
+    if not trusted or any(vars(module)[key] for module in model.modules() for key in HOOKS):
         return None
     return names_in_code(classes, "fget", "fset")
 

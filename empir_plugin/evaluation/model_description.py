@@ -41,6 +41,12 @@ from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, po
 from empir_plugin.errors import InputError
 from empir_plugin.models.layers import is_special
 
+INFRASTRUCTURE = frozenset(vars(nn.Module()))
+"""Attributes every network has: weights and submodules, which are covered elsewhere, and torch's own bookkeeping."""
+
+HOOKS = "_forward_pre_hooks", "_forward_hooks"
+"""Those among them that can change an output."""
+
 _PACKAGE = __name__.partition(".")[0]
 _DEPTH = 8
 
@@ -184,7 +190,7 @@ def _settings(module: nn.Module, known: frozenset[int]) -> dict[str, str]:
 
 def _attached_code(module: nn.Module) -> dict[str, str]:
     """Hooks of one module, and a ``forward`` that is an attribute; nothing for most modules."""
-    hooks = {key: list(vars(module)[key].values()) for key in ("_forward_pre_hooks", "_forward_hooks")}
+    hooks = {key: list(vars(module)[key].values()) for key in HOOKS}
     texts = {key.strip("_"): f"[{', '.join(map(_code_text, each))}]" for key, each in hooks.items() if each}
     own = vars(module).get("forward") if not isinstance(module, GraphModule) else None
     return texts if own is None else {**texts, "forward": _code_text(own)}
@@ -225,15 +231,12 @@ def _own_attributes(module: nn.Module) -> dict[str, object]:
     constants = {name: getattr(module, name, None) for name in getattr(module, "__constants__", ())}
     unused = {name for base, name in _ONLY_IN_TRAINING.items() if isinstance(module, base)} | _NEVER
     found = {**constants, **vars(module)}
-    private = _names_in_code(type(module)) - _INFRASTRUCTURE
+    private = _names_in_code(type(module)) - INFRASTRUCTURE
     return {
         name: value
         for name, value in found.items()
         if name not in unused and (not name.startswith("_") or name in private)
     }
-
-
-_INFRASTRUCTURE = frozenset(vars(nn.Module()))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
-from empir_plugin.evaluation.model_description import describe_plain, describe_tensor
+from empir_plugin.evaluation.model_description import INFRASTRUCTURE, describe_plain, describe_tensor
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.fold import fold_norms_
 from empir_plugin.models.layers import WRITES_TO_INPUT, bake_, frozen_copy
@@ -329,11 +329,8 @@ def _attributes(model: nn.Module) -> dict[str, str]:
         f"{name}.{key}".lstrip("."): text
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if key not in _INFRASTRUCTURE and (text := describe_plain(value, known)) is not None
+        if key not in INFRASTRUCTURE and (text := describe_plain(value, known)) is not None
     }
-
-
-_INFRASTRUCTURE = frozenset(vars(nn.Module()))
 
 
 def _modes(model: nn.Module) -> dict[str, bool]:

@@ -232,6 +232,8 @@ class Inherits(Private):
 
 
 class Nested(nn.Module):
+    _mean: Any
+
     def forward(self, x: Tensor) -> Tensor:
         return sum((x - mean for mean in [self._mean]), torch.zeros(()))
 
