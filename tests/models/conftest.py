@@ -1,13 +1,22 @@
-"""bfloat16 math for float32 convolutions, and other ways to run one, for the tests of models."""
+"""Every kind of layer, bfloat16 math for float32 convolutions, and other ways to run one, for the tests of models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+
+from empir_plugin.models.layers import QuantizedLayer
+
+
+@pytest.fixture(params=["conv", "linear"])
+def make(request: pytest.FixtureRequest, toys: ModuleType) -> Callable[..., QuantizedLayer]:
+    """Makes a layer of each kind: see ``toys.py``."""
+    return getattr(toys, request.param)
 
 
 @contextmanager
