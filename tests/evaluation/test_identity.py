@@ -211,6 +211,30 @@ def test_settings_fingerprints_see_private_attributes_arrays_hooks_and_traced_co
     assert settings_fingerprint(Signed(-1)) == settings_fingerprint(Signed(-1))
 
 
+class Scaled(nn.Module):
+    """Its code names one private attribute in a getter, another in a setter only."""
+
+    @property
+    def scale(self) -> object:
+        return self._read
+
+    @scale.setter
+    def scale(self, value: object) -> None:
+        self._written = value
+
+
+@pytest.mark.parametrize(("name", "counts"), [("_read", True), ("_written", True), ("_attached", False)])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_settings_of_trusted_classes_are_those_that_their_code_names(
+    monkeypatch: pytest.MonkeyPatch, trusted: bool, name: str, counts: bool
+) -> None:
+    if trusted:
+        monkeypatch.setattr(Scaled, "__module__", "empir_plugin.toy")
+    one, other = Scaled(), Scaled()
+    one.__dict__[name], other.__dict__[name] = 1, 2
+    assert (settings_fingerprint(one) != settings_fingerprint(other)) is (counts or not trusted)
+
+
 @dataclass(frozen=True)
 class Times:
     """A hook with a setting, which counts."""
