@@ -249,7 +249,7 @@ def _on_integers(
         return model, Backend(FLOAT32, "the model does not run in channels-last memory, which the kernels use")
     images = data.batch(0, min(len(data), _COMPARED))[0].to(settings.device, memory_format=memory_format)
     try:
-        decisions(model, images[:1], num_classes=data.num_classes)
+        decisions(model, images, num_classes=data.num_classes, batch_size=settings.batch_size)
     except Exception:  # The evaluation of the clean images reports what is wrong with the model.
         return model, Backend(FLOAT32, "the model gives no logits")
     with exact_float32():

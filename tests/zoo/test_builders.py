@@ -86,9 +86,8 @@ def test_built_models_are_ready_to_evaluate() -> None:
 @pytest.mark.parametrize("card", SHIPPED, ids=lambda card: card.name)
 def test_the_published_verdicts_are_recomputed_on_the_bundled_images(card: ModelCard) -> None:
     record = Record.read(RUNS / card.record)
-    model = prepare(build_model(card), torch.device("cpu"))
-    data = load_images(card.dataset)
-    again = bits(correct(model, data.as_float(), data.labels))
+    model, data = build_model(card), load_images(card.dataset)
+    again = bits(correct(prepare(model, torch.device("cpu")), data.as_float(), data.labels))
     assert record.model["sha256"] == model_fingerprint(model, record.model.get("identity", 1))
     assert record.data["full_official"]
     assert record.clean_accuracy == card.clean_accuracy

@@ -276,8 +276,8 @@ def run_on_integers(
 
     Example:
         >>> _, backend = run_on_integers(nn.Flatten().eval(), torch.rand(2, 1, 1, 2))
-        >>> backend
-        Backend(name='float32', reason='no layer of the model is quantized')
+        >>> backend.name, backend.reason
+        ('float32', 'no layer of the model is quantized')
     """
     if gradients not in (FLOAT32, BF16):
         raise InputError(f"gradients must be {FLOAT32!r} or {BF16!r}, got {gradients!r}")
