@@ -45,21 +45,17 @@ def integer_times_table() -> str:
 
 
 def agreement_table() -> str:
-    """``benchmarks/integer_agreement.py``: how much the logits of each network's forms differ."""
-    head = (
-        "network",
-        "compared",
-        "images that differ by more than 1e-4",
-        "largest difference",
-        "median difference",
-        "different decisions",
-    )
+    """``benchmarks/integer_agreement.py``: whether sums and logits of each network are the same however it runs."""
+    head = "network", "compared", "images whose logits differ", "largest difference", "decisions", "wrong sums"
     lines = []
-    for name, rows in read_times("integer-agreement")["models"].items():
-        for row in rows:
-            sizes = f"{row['max_logit_difference']:.1g}", f"{row['median_logit_difference']:.1g}"
-            beyond = f"**{row['beyond_tolerance']}** of {row['images']:,}"
-            lines.append((name, "; ".join(row["between"]), beyond, *sizes, str(row["differing_decisions"])))
+    for name, found in read_times("integer-agreement")["models"].items():
+        total = f"{sum(layer['sums'] for layer in found['sums']):,}"
+        for row in found["logits"]:
+            first, other = row["between"]
+            if first == "float32, channels last":
+                wrong = sum(layer["wrong"].get(other, 0) for layer in found["sums"])
+                cells = f"**{row['differing_images']}** of {row['images']:,}", f"{row['max_logit_difference']:.1g}"
+                lines.append((name, other, *cells, str(row["differing_decisions"]), f"{wrong} of {total}"))
     return markdown_table(head, lines, "llr")
 
 
