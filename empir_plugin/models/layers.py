@@ -245,6 +245,7 @@ class QuantizedLayer(nn.Module):
         shift = -mean.double() * gain
         shift = shift if norm.bias is None else shift + norm.bias.detach().double()
         self._folded = self._for_channels(gain), self._for_channels(shift)
+        self.on_integers = None
 
     def integer_weights(self) -> IntegerWeights | None:
         """The integers of the quantized weights, the baked ones only in evaluation mode; None if sums are not exact."""

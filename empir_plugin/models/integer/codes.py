@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from empir_plugin.errors import InputError
+from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.models.activations import is_signed
 from empir_plugin.models.backward import BackwardRule, Identity, Soft, as_trained
 from empir_plugin.models.layers import QuantizedLayer
@@ -27,6 +27,16 @@ NO_GRADIENT = "integers have no gradient: differentiate the fake-quantized model
 
 class StaysFloat(Exception):  # noqa: N818 - an ordinary outcome, not an error; its text is the reason in a report
     """Why a layer cannot run on integers."""
+
+
+class NotANumber(EvaluationError):  # noqa: N818 - what the input is
+    """An input of a quantized layer is NaN, which float32 passes on to the logits and no code stands for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "an input of a quantized layer is NaN, which is no integer: check the images and the layers before it, or "
+            "run the model itself, which gives NaN"
+        )
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -68,6 +78,7 @@ class Grid:
 
         Raises:
             InputError: If a gradient is required.
+            NotANumber: If an input is NaN.
         """
         codes = self.empty_codes(x)
         for values, out in pieces(x, codes):
@@ -86,12 +97,20 @@ class Grid:
         return torch.empty_like(x, dtype=torch.int8 if self.top <= _LARGEST_INT8 else torch.uint8)
 
     def round_into(self, x: Tensor, out: Tensor) -> None:
-        """Write the codes of some inputs into their part of :meth:`empty_codes`."""
+        """Write the codes of some inputs into their part of :meth:`empty_codes`.
+
+        Raises:
+            NotANumber: If an input is NaN.
+        """
         if self.integers is None:
             # Rounding keeps the order of values, so that the clip gives the same integers after it.
-            out.copy_(in_float32(x).mul(self.top).round_().clamp_(0, self.top))
+            rounded = in_float32(x).mul(self.top).round_().clamp_(0, self.top)
         else:
-            out.copy_(self.integers(x) + self.zero)
+            rounded = self.integers(x) + self.zero
+        # The sum of finite numbers is NaN only if one of them is, and takes one pass; a graph cannot hold the branch.
+        if not torch.compiler.is_compiling() and bool(rounded.sum().isnan()):
+            raise NotANumber
+        out.copy_(rounded)
 
     @property
     def is_default(self) -> bool:

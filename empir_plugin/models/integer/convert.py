@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.integer.codes import NO_GRADIENT, StaysFloat
+from empir_plugin.models.backward import is_transformed
+from empir_plugin.models.integer.codes import NO_GRADIENT, NotANumber, StaysFloat
 from empir_plugin.models.integer.fold import fold_norms_
 from empir_plugin.models.integer.fuse import fuse
 from empir_plugin.models.integer.kernels import Kernel, kernel_for
@@ -93,6 +93,7 @@ class IntegerModel(nn.Module):
 
         Raises:
             InputError: If a gradient is required.
+            EvaluationError: If an input of a quantized layer is NaN.
         """
         if x.requires_grad and torch.is_grad_enabled():
             raise InputError(NO_GRADIENT)
@@ -207,10 +208,73 @@ FLOAT32 = "float32"
 BF16 = "bf16"
 
 
+class _Seen(NamedTuple):
+    """What a module was when its integer form was made."""
+
+    module: nn.Module
+    tensors: tuple[tuple[str, Tensor, int | None, int], ...]
+    baked: object
+    inputs: tuple[object, ...]
+    hooks: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Seen:
+        found = [(name, each) for name, each in _own_tensors(module) if each is not None]
+        tensors = tuple((name, each, _version(each), each.data_ptr()) for name, each in found)
+        return cls(module, tensors, getattr(module, "_baked", None), _inputs(module), _count_hooks(module))
+
+    def is_current(self) -> bool:
+        """Whether the module is still the same, in evaluation mode."""
+        module = self.module
+        if module.training or getattr(module, "_baked", None) is not self.baked:
+            return False
+        if _count_hooks(module) != self.hooks or _inputs(module) != self.inputs:
+            return False
+        found = [each for each in _own_tensors(module) if each[1] is not None]
+        return len(found) == len(self.tensors) and all(
+            name == other and each is tensor and _version(tensor) == version and tensor.data_ptr() == address
+            for (name, each), (other, tensor, version, address) in zip(found, self.tensors, strict=True)
+        )
+
+
+class _State(tuple[_Seen, ...]):
+    """All modules of a model as they were when its integer form was made; empty if they had changed before."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _State:
+        return cls(_Seen.of(module) for module in model.modules())
+
+    def is_current(self) -> bool:
+        """Whether the model computes the same as then."""
+        return bool(self) and all(seen.is_current() for seen in self)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    yield from module._parameters.items()
+    yield from module._buffers.items()
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _inputs(module: nn.Module) -> tuple[object, ...]:
+    """Kind and bits of a layer's input, which another backward rule does not change."""
+    quantizer = getattr(module, "activation_quantizer", None)
+    return type(quantizer), getattr(quantizer, "bits", None)
+
+
+def _count_hooks(module: nn.Module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
+
+
 class IntegerInference(nn.Module):
     """A model that runs on integers as a whole wherever no gradient is asked, with the same logits bit for bit.
 
-    Attributes such as ``members`` are those of the model, which is its only submodule.
+    The model itself runs where the integer form would give other logits or none: after a change of its parameters or
+    buffers, in training mode, with forward hooks added since, in autocast, in a graph of ``torch.compile``, for inputs
+    of another type and where a quantized layer's input is NaN. Attributes such as ``members`` are those of the model,
+    which is its only submodule.
 
     Args:
         model: In evaluation mode.
@@ -222,13 +286,26 @@ class IntegerInference(nn.Module):
         self.model = model
         self._integer = (integer,)  # in a tuple, as it is no part of what the model is
         self.eval()
+        self._state = _State.of(model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(N, K)`` of images ``(N, C, H, W)`` in [0, 1]."""
         # Forward-mode derivatives are computed without gradients enabled, too.
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        if torch.is_grad_enabled() or is_transformed() or torch.compiler.is_compiling():
             return self.model(x)
-        return self._integer[0](x)
+        if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type) or not self._state.is_current():
+            return self.model(x)
+        try:
+            return self._integer[0](x)
+        except NotANumber:
+            return self.model(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_state": self._state.is_current()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._state = _State.of(self.model) if state["_state"] else _State(())
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -141,8 +141,7 @@ class _Fusion:
     def run(self) -> list[str]:
         """Rewrite the graph; returns notes on what could not be fused."""
         for node in list(self.traced.graph.nodes):
-            module = self._module(node)
-            if type(module) is nn.Identity and not _has_hooks(module):  # a folded normalization leaves one behind
+            if type(self._module(node)) is nn.Identity:  # a folded normalization leaves one behind
                 bypass(node)
         for node in list(self.traced.graph.nodes):
             layer = self._layer(node)
@@ -159,7 +158,9 @@ class _Fusion:
         return self.notes
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        return self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        """The module that a node calls; None as well for a module with hooks, which must see what it saw before."""
+        module = self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return None if module is None or _has_hooks(module) else module
 
     def _layer(self, node: fx.Node) -> IntegerLayer | None:
         module = self._module(node)

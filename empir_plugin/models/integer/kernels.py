@@ -163,7 +163,7 @@ def _matrix_program(codes: Tensor, matrices: list[Tensor], op: IntegerOp) -> Ten
     filters = len(op.scale) // len(matrices)
     sums = [_product(c.flatten(0, 2), matrix, filters) for c, matrix in zip(columns, matrices, strict=True)]
     shape = columns[0].shape[:3]  # (N, H, W)
-    return _finish(torch.cat(sums, 1), op).view(*shape, -1).permute(0, 3, 1, 2)
+    return _finish(torch.cat(sums, 1), op).view(*shape, len(op.scale)).permute(0, 3, 1, 2)
 
 
 def _columns(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
@@ -216,7 +216,7 @@ def pool_codes(
     return_indices: bool = False,
 ) -> Tensor:
     """Max pooling of codes, uint8 ``(N, C, H, W)``; the arguments are those of ``max_pool2d``, without indices."""
-    if x.device.type == "cpu" and hasattr(torch.ops.quantized, "max_pool2d"):
+    if x.device.type == "cpu" and x.dim() == 4 and hasattr(torch.ops.quantized, "max_pool2d"):
         pairs = [_pair(value) for value in (kernel_size, stride or kernel_size, padding, dilation)]
         return torch.ops.quantized.max_pool2d(x, *pairs, ceil_mode)
     return F.max_pool2d(x.float(), kernel_size, stride, padding, dilation, ceil_mode).to(torch.uint8)

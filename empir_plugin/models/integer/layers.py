@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.models.backward import is_transformed
-from empir_plugin.models.integer.codes import Grid, StaysFloat, input_grid
+from empir_plugin.models.integer.codes import Grid, NotANumber, StaysFloat, input_grid
 from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel, Program
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
-from empir_plugin.models.quantize import Precision
+from empir_plugin.models.quantize import ActivationQuantizer, Precision
 
 _LARGEST_INT8 = 127
 
@@ -56,9 +56,10 @@ class IntegerLayer(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Map inputs, float or codes, ``(N, C, H, W)`` or ``(..., F)``."""
         codes = input if input.dtype == torch.uint8 else self.grid.codes(input)
-        if self.op.geometry is not None:
-            return self._program(codes)
-        return self._program(codes.reshape(-1, codes.shape[-1])).view(*codes.shape[:-1], -1)
+        if self.op.geometry is None:
+            output = self._program(codes.reshape(-1, codes.shape[-1]))
+            return output.view(*codes.shape[:-1], output.shape[-1])
+        return self._program(codes) if codes.dim() == 4 else self._program(codes.unsqueeze(0)).squeeze(0)
 
     def extra_repr(self) -> str:
         """Shape, precision and kernel."""
@@ -82,7 +83,9 @@ class _ForwardOnKernel(torch.autograd.Function):
         ctx.kernel, ctx.shape = kernel, x.shape
         ctx.save_for_backward(slope)
         with torch.no_grad():
-            return kernel.integer(x)
+            output = kernel.integer(x)
+        # Autograd lets nobody write to a view that a function returns, as a ReLU in place does: return it as no view.
+        return output.new_empty(0).set_(output) if output._is_view() else output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -99,28 +102,58 @@ class WithGradient:
         integer: The layer in integer form.
         weight: By which a gradient of the output is multiplied, of the weights' shape. Its type, float32 or bfloat16,
             is that of the operands; sums are float32.
+        source: The integers of the layer's baked weights from which both were made.
+        bias: The values of the layer's bias then, if it has one.
     """
 
     integer: IntegerLayer
     weight: Tensor
+    source: Tensor
+    bias: Tensor | None
 
     def __call__(self, layer: QuantizedLayer, input: Tensor) -> Tensor | None:
-        """The layer's output; None where its weights need a gradient, or the input one of another kind."""
-        asked = torch.is_grad_enabled() and any(each.requires_grad for each in layer.parameters(recurse=False))
-        rule: Any = layer.activation_quantizer
-        if asked or layer.training or layer.baked_weight is None or input.dtype != torch.float32 or is_transformed():
+        """The layer's output; None where the kernel does not compute it, or not its gradient.
+
+        That is: where the layer has changed or its parameters need a gradient, in training mode, for inputs of another
+        type or in autocast, which rounds the layer's sums, for inputs with a NaN, under transforms of functions and in
+        traced graphs.
+        """
+        asked = torch.is_grad_enabled()
+        if input.dtype != torch.float32 or is_transformed() or torch.is_autocast_enabled(input.device.type):
             return None
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return None
-        if not (input.requires_grad and torch.is_grad_enabled()):
-            return self.integer(input)
-        return _ForwardOnKernel.apply(input, self, rule.clip.slope(input.detach()))  # type: ignore[no-any-return]
+        if asked and any(each.requires_grad for each in layer.parameters(recurse=False)):
+            return None
+        if not self._is_current(layer):
+            return None
+        try:
+            if not (input.requires_grad and asked):
+                return self.integer(input)
+            clip: Any = layer.activation_quantizer.clip
+            return _ForwardOnKernel.apply(input, self, clip.slope(input.detach()))  # type: ignore[no-any-return]
+        except NotANumber:
+            return None
+
+    def _is_current(self, layer: QuantizedLayer) -> bool:
+        """Whether a layer still computes what it did when the kernel got its numbers."""
+        integers, rule = layer.integer_weights(), layer.activation_quantizer
+        if layer.training or layer.baked_weight is None or integers is None or integers.values is not self.source:
+            return False
+        known = isinstance(rule, ActivationQuantizer) and callable(getattr(rule.clip, "slope", None))
+        if not known or rule.steps != self.integer.grid.top or layer.activation_bound is not None:
+            return False
+        if self.bias is None or layer.bias is None:
+            return self.bias is layer.bias
+        return torch.equal(layer.bias, self.bias)
 
     def gradient(self, output: Tensor, shape: torch.Size) -> Tensor:
         """The gradient of a layer's levels, float32 of its input's shape, from that of its output."""
         geometry, output = self.integer.op.geometry, output.to(self.weight.dtype)
         if geometry is None:
             return (output @ self.weight).float()
+        if output.dim() == 3:
+            return self.gradient(output.unsqueeze(0), torch.Size((1, *shape))).squeeze(0)
         where = list(geometry.stride), list(geometry.padding), list(geometry.dilation)
         like = output.new_empty(1).expand(shape)
         return torch.ops.aten.convolution_backward(
@@ -142,7 +175,8 @@ def use_kernels_(layer: QuantizedLayer, integer: IntegerLayer, gradients: torch.
     scale, _ = layer.scale_and_bias(integers)
     by_filter = scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
     weight = integers.values.detach() * by_filter.detach() * layer.activation_quantizer.steps
-    layer.on_integers = WithGradient(integer, weight.to(gradients))
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    layer.on_integers = WithGradient(integer, weight.to(gradients), integers.values, bias)
 
 
 def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
@@ -172,7 +206,7 @@ def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:
         integers.values.detach().to(torch.int8),
         grid.zero,
         scale.detach().flatten().expand(len(layer.weight)).contiguous(),
-        None if bias is None else bias.detach().flatten(),
+        None if bias is None else bias.detach().flatten().clone(),  # not the memory of a parameter
         geometry,
     )
     try:

@@ -150,6 +150,18 @@ def test_what_only_moves_values_works_on_codes() -> None:
     assert agree(network, integer, torch.rand(50, 1, 8, 8)).max_logit_difference == 0
 
 
+@pytest.mark.parametrize("at", range(9))
+def test_modules_with_hooks_compute_what_their_hooks_make_of_it(at: int) -> None:
+    network, seen = pooled(), []
+    network[8] = QuantLinear(6 * 5 * 5, 10, precision=Precision.parse("w2a2")).eval()
+    network[at].register_forward_hook(lambda module, args, output: (seen.append(type(module)), output * 0.5 + 0.1)[1])
+    integer, x = to_integer(network), torch.rand(50, 1, 8, 8)
+    seen.clear()
+    integer(x)
+    assert seen == [type(network[at])]
+    assert agree(network, integer, x).max_logit_difference == 0
+
+
 def test_layers_of_different_grids_get_float_inputs() -> None:
     class Fork(nn.Module):
         def __init__(self) -> None:

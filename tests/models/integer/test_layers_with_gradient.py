@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,10 +16,10 @@ from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.models.activations import SignedActivationQuantizer
 from empir_plugin.models.backward import BackwardRule, as_trained, identity, soft
 from empir_plugin.models.integer import convert
-from empir_plugin.models.integer.convert import run_on_integers
-from empir_plugin.models.integer.kernels import IntMM
+from empir_plugin.models.integer.convert import IntegerModel, run_on_integers
+from empir_plugin.models.integer.kernels import IntMM, Kernel
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, use_backward_rule
-from empir_plugin.models.quantize import Precision, WeightQuantizer
+from empir_plugin.models.quantize import ActivationQuantizer, Precision, WeightQuantizer
 
 CPU = torch.device("cpu")
 
@@ -129,3 +133,188 @@ def test_weights_that_need_a_gradient_get_it() -> None:
     model.requires_grad_(True)
     model(images()).sum().backward()
     assert all(layer.weight.grad is not None for _, layer in quantized_layers(model))
+
+
+def rectified() -> nn.Module:
+    """ReLUs in place behind a convolution and behind a linear layer."""
+    low = Precision.parse("w2a4")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        conv, linear = QuantConv2d(3, 4, 5, precision=low), QuantLinear(4 * 64, 16, precision=low)
+        head = QuantLinear(16, 5, precision=low)
+    relu = nn.ReLU(inplace=True)
+    return nn.Sequential(conv, relu, nn.MaxPool2d(1), nn.Flatten(), linear, relu, head).eval()
+
+
+def test_outputs_can_be_changed_in_place(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "kernel_for", lambda device: kernel)
+    model, backend = run_on_integers(prepare(rectified(), CPU), images())
+    assert backend.name == f"int8 ({kernel.name})"
+    (logits, found), (expected_logits, expected) = (
+        input_gradient(each, images(2)) for each in (model, prepare(rectified(), CPU))
+    )
+    assert torch.equal(logits, expected_logits)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_batches_of_any_size(size: int, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "kernel_for", lambda device: kernel)
+    model, _ = run_on_integers(prepare(rectified(), CPU), images())
+    x, expected_model = images()[:size], prepare(rectified(), CPU)
+    (logits, found), (expected_logits, expected) = (input_gradient(each, x) for each in (model, expected_model))
+    with torch.no_grad():
+        assert torch.equal(model(x), expected_logits)
+    assert torch.equal(logits, expected_logits)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_image_without_a_batch(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "kernel_for", lambda device: kernel)
+    layer = prepare(QuantConv2d(3, 4, 3, precision=Precision.parse("w2a4")), CPU)
+    model, _ = run_on_integers(copy.deepcopy(layer))
+    (output, found), (expected_output, expected) = (input_gradient_of_one(each) for each in (model, layer))
+    assert torch.equal(output, expected_output)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(model(images()[0]), expected_output)
+
+
+def input_gradient_of_one(model: nn.Module) -> tuple[Tensor, Tensor]:
+    x = images()[0].requires_grad_(True)
+    output = model(x)
+    return output.detach(), torch.autograd.grad(output.square().sum(), x)[0]
+
+
+def test_a_second_derivative_is_that_of_the_layers() -> None:
+    def second(model: nn.Module) -> Tensor:
+        x = images().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    model, _ = run_on_integers(prepare(network(), CPU), images())
+    expected = second(prepare(network(), CPU))
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(second(model), expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_nan_is_passed_on_as_by_the_layers() -> None:
+    model, _ = run_on_integers(prepare(network(), CPU), images())
+    x = images()
+    x[1, 0, 3, 3] = float("nan")
+    with torch.no_grad():
+        expected = prepare(network(), CPU)(x)
+        assert expected.isnan().any(1).tolist() == [False, True, False, False, False, False]
+        found = model(x), model.model(x)
+    for logits in (*found, input_gradient(model, x)[0]):
+        torch.testing.assert_close(logits, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def halve_(layer: QuantizedLayer) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(torch.linspace(-1, 1, len(layer.weight)).view(-1, 1, 1, 1))
+
+
+CHANGES: dict[str, Callable[[QuantizedLayer], Any]] = {
+    "weights": halve_,
+    "weights, baked again": lambda layer: (halve_(layer), layer.bake_()),
+    "new weights": lambda layer: setattr(layer, "weight", nn.Parameter(-layer.weight, requires_grad=False)),
+    "baked weights": lambda layer: setattr(layer, "baked_weight", -layer.quantized_weight()),
+    "bias": lambda layer: layer.bias.data.add_(1),
+    "new bias": lambda layer: setattr(layer, "bias", nn.Parameter(layer.bias + 1, requires_grad=False)),
+    "state dict": lambda layer: (
+        layer.load_state_dict({name: -value for name, value in layer.state_dict().items()}),
+        layer.bake_(),
+    ),
+    "quantizers": lambda layer: (layer.use_quantizers_(WeightQuantizer(3), ActivationQuantizer(3)), layer.bake_()),
+    "input": lambda layer: setattr(layer, "activation_quantizer", ActivationQuantizer(2)),
+    "norm": lambda layer: layer.fold_(nn.BatchNorm2d(8, eps=1.0).eval()),
+}
+DUPLICATES = [
+    pytest.param(lambda model: model, id="itself"),
+    pytest.param(copy.deepcopy, id="copy"),
+    pytest.param(lambda model: pickle.loads(pickle.dumps(model)), id="pickled"),
+]
+UNCOUNTED = ("bias", "norm")
+"""Changes that only the layer sees: one bypasses autograd, one is no change of a parameter."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("duplicate", DUPLICATES)
+def test_a_changed_layer_computes_with_its_new_numbers(change: str, duplicate: Callable[[Any], Any]) -> None:
+    model, expected_model = duplicate(run_on_integers(prepare(network(), CPU), images())[0]), prepare(network(), CPU)
+    for each in (model.model, expected_model):
+        CHANGES[change](each[0])
+    (logits, found), (expected_logits, expected) = (input_gradient(each, images(2)) for each in (model, expected_model))
+    assert torch.equal(logits, expected_logits)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    with torch.no_grad():
+        assert torch.equal(model.model(images(2)), expected_logits)
+        if change not in UNCOUNTED:
+            assert torch.equal(model(images(2)), expected_logits)
+        assert not torch.equal(prepare(network(), CPU)(images(2)), expected_logits)
+
+
+def shown(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def test_the_whole_network_runs_on_integers_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = run_on_integers(prepare(network(), CPU), images())[0]
+    calls: list[int] = []
+    run = IntegerModel.forward
+    monkeypatch.setattr(IntegerModel, "forward", lambda self, x: (calls.append(len(x)), run(self, x))[1])
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        shown(each, images())
+    assert calls == [6, 6, 6]
+    changed = copy.deepcopy(model)
+    changed.model[0].weight.mul_(1)
+    for each in (changed, copy.deepcopy(changed), copy.deepcopy(model).double().float()):
+        assert torch.equal(shown(each, images()), shown(prepare(network(), CPU), images()))
+    assert calls == [6, 6, 6]
+
+
+def test_hooks_added_later_are_called() -> None:
+    model: Any = run_on_integers(prepare(network(), CPU), images())[0]
+    seen: list[str] = []
+    for layer in model.model:
+        layer.register_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+    shown(model, images())
+    assert seen == [type(layer).__name__ for layer in model.model]
+
+
+def test_training_mode_of_a_part_is_respected() -> None:
+    model: Any = run_on_integers(prepare(nn.Sequential(network(), nn.Dropout(1.0)), CPU), images())[0]
+    assert shown(model, images()).abs().max() > 0
+    model.model[1].train()
+    assert shown(model, images()).abs().max() == 0
+
+
+def test_autocast_and_other_types_are_those_of_the_layers() -> None:
+    model, plain = run_on_integers(prepare(network(), CPU), images())[0], prepare(network(), CPU)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = plain(images())
+        assert torch.equal(shown(model, images()), expected)
+        assert torch.equal(model(images()), expected)
+    assert not torch.equal(expected.float(), plain(images()))
+    x = images().double()
+    assert torch.equal(shown(model.double(), x), shown(plain.double(), x))
+
+
+@dataclass(frozen=True)
+class OfOldForm:
+    """A rule without a slope of its own."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+
+def test_a_rule_that_states_no_slope_is_differentiated_itself() -> None:
+    model, plain = run_on_integers(prepare(network(), CPU), images())[0], prepare(network(), CPU)
+    rule: Any = OfOldForm()
+    with use_backward_rule(model, rule), use_backward_rule(plain, rule):
+        (logits, found), (expected_logits, expected) = (input_gradient(each, images(2)) for each in (model, plain))
+    assert torch.equal(logits, expected_logits)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
