@@ -93,6 +93,7 @@ def evaluate(
         sharded = ShardedRun(evaluator, cache, processes)
         outcomes = sharded.run(specs)
         backends = team.round().gather(evaluator.backend.name)
+        gradients = team.round().gather(evaluator.backend.gradients)
         record = make_record(
             model,
             name,
@@ -101,6 +102,7 @@ def evaluate(
             protocol if attacks is None else None,
             outcomes,
             backends=backends,
+            gradients=gradients,
             left_out=[spec.name for spec in chosen if spec not in defined],
         )
         if images is not None and cache is not None and team.is_leader:

@@ -35,6 +35,7 @@ def make_record(
     outcomes: Mapping[str, Sequence[Outcome]],
     *,
     backends: Sequence[str] = (FLOAT32,),
+    gradients: Sequence[str] = (FLOAT32,),
     left_out: Sequence[str] = (),
 ) -> Record:
     """The record of an evaluation.
@@ -47,6 +48,7 @@ def make_record(
         protocol: The protocol the attacks are from; None if the caller chose them.
         outcomes: Of all shards in order, for the clean images and for each attack by name.
         backends: What ran forward passes that need no gradient in each of the processes that shared the work.
+        gradients: What computed gradients in each of them.
         left_out: Attacks of the protocol of which no part is defined on the data.
     """
     threat, data = evaluator.threat, evaluator.data
@@ -63,7 +65,7 @@ def make_record(
         attacks=attacks,
         worst_case=worst,
         worst_case_accuracy=percent(worst),
-        run=_run_table(evaluator, outcomes, backends),
+        run=_run_table(evaluator, outcomes, backends, gradients),
         protocol=_protocol_table(protocol),
         flags=(
             *_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size),
@@ -80,7 +82,10 @@ def _protocol_table(protocol: Protocol | None) -> dict[str, object]:
 
 
 def _run_table(
-    evaluator: Evaluator, outcomes: Mapping[str, Sequence[Outcome]], backends: Sequence[str]
+    evaluator: Evaluator,
+    outcomes: Mapping[str, Sequence[Outcome]],
+    backends: Sequence[str],
+    gradients: Sequence[str],
 ) -> dict[str, object]:
     settings, used = evaluator.settings, " and ".join(sorted(set(backends)))
     return {
@@ -92,7 +97,7 @@ def _run_table(
         "backend": {
             "verdicts": used,
             "queries": used,
-            "gradients": evaluator.backend.gradients,
+            "gradients": " and ".join(sorted(set(gradients))),
             "reason": evaluator.backend.reason,
         },
         "batch_dependent": sum(len(outcome.unstable) for outcome in outcomes[CLEAN]),

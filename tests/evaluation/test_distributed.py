@@ -17,15 +17,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from empir_plugin.attacks import fgsm
+from empir_plugin.attacks import fgsm, pgd
 from empir_plugin.errors import EvaluationError
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.distributed import Team, device_of_rank, torchrun_team
+from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.evaluation.shards import cut
+from empir_plugin.models.integer import convert
+from empir_plugin.models.integer.kernels import IntMM
+from empir_plugin.models.layers import QuantConv2d
+from empir_plugin.models.quantize import Precision
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -138,6 +144,31 @@ def test_two_processes_give_the_verdicts_of_one(toys: ModuleType, tmp_path: Path
         assert [title, 40, 40] in told[0]
     if stored:
         assert len(list((tmp_path / "store").glob("*/*.json"))) == 15
+
+
+@needs_fork
+def test_the_record_names_the_arithmetic_of_every_process(toys: ModuleType, tmp_path: Path) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        conv = QuantConv2d(1, 4, 3, precision=Precision.parse("w2a4"))
+        model = nn.Sequential(conv, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3)).eval()
+    data, attacks = toys.noise_images(24), [AttackSpec("PGD", pgd(4))]
+
+    def action(team: Team) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            missing = None if team.is_leader else "not here"
+            patched.setattr(IntMM, "unusable", lambda self, device: missing)
+            patched.setattr(convert, "kernel_for", lambda device: IntMM())
+            record = evaluate(model, data, toys.THREAT, attacks, settings=Settings(shard_size=6), team=team)
+        record.write(tmp_path / f"record{team.rank}.json")
+
+    assert codes(start(2, action)) == [0, 0]
+    records = [Record.read(tmp_path / f"record{rank}.json") for rank in range(2)]
+    alone = evaluate(model, data, toys.THREAT, attacks, settings=Settings(shard_size=6, int8=False))
+    for record in records:
+        assert toys.verdicts(record) == toys.verdicts(alone)
+        assert record.run["backend"]["verdicts"] == "float32 and int8 (int_mm)"
+        assert record.run["backend"]["gradients"] == "float32 and int8 (int_mm) forward, float32 backward"
 
 
 @needs_fork

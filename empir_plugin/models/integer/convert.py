@@ -322,16 +322,19 @@ class Backend:
         name: ``"float32"``, or ``"int8"`` and the kernel.
         reason: Why int8 kernels, or bfloat16 gradients, are not used; empty if they are.
         backward: The arithmetic of their backward passes: ``"float32"`` or ``"bf16"``.
+        differentiated: Whether kernels run forward passes with a gradient, too; not on inputs of other levels than
+            DoReFa's.
     """
 
     name: str
     reason: str = ""
     backward: str = FLOAT32
+    differentiated: bool = False
 
     @property
     def gradients(self) -> str:
         """What computes gradients."""
-        return FLOAT32 if self.name == FLOAT32 else f"{self.name} forward, {self.backward} backward"
+        return f"{self.name} forward, {self.backward} backward" if self.differentiated else FLOAT32
 
 
 def run_on_integers(
@@ -369,7 +372,10 @@ def run_on_integers(
         alike = _convert_layer(layer, kernel_for(layer.weight.device))
         if isinstance(alike, IntegerLayer):
             use_kernels_(layer, alike, torch.bfloat16 if rounded else torch.float32)
-    backend = Backend(f"int8 ({', '.join(kernels)})", reason, BF16 if rounded else FLOAT32)
+    differentiated = any(layer.on_integers is not None for _, layer in quantized_layers(model))
+    if rounded and not differentiated:
+        rounded, reason = False, "no layer of the model has a gradient on int8 kernels"
+    backend = Backend(f"int8 ({', '.join(kernels)})", reason, BF16 if rounded else FLOAT32, differentiated)
     return IntegerInference(model, integer), backend
 
 

@@ -121,11 +121,15 @@ def test_transforms_of_functions_see_the_derivatives_of_the_layer() -> None:
     torch.testing.assert_close(slope, (one_by_one[0] * direction).sum(), rtol=1e-3, atol=1e-4)
 
 
-def test_layers_of_other_levels_keep_their_own_forward_pass() -> None:
+def test_layers_of_other_levels_keep_their_own_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = QuantLinear(4, 3, precision=Precision.parse("w2a2"))
     layer.use_quantizers_(WeightQuantizer(2), SignedActivationQuantizer(2))
-    model, _ = run_on_integers(prepare(nn.Sequential(nn.Flatten(), layer), CPU), images()[:, :1, :2, :2])
+    monkeypatch.setattr(convert, "_without_bf16", lambda device: "")
+    subject = prepare(nn.Sequential(nn.Flatten(), layer), CPU)
+    model, backend = run_on_integers(subject, images()[:, :1, :2, :2], gradients="bf16")
     assert all(each.on_integers is None for _, each in quantized_layers(model))
+    assert (backend.name, backend.gradients, backend.backward) == ("int8 (int_mm)", "float32", "float32")
+    assert backend.reason == "no layer of the model has a gradient on int8 kernels"
 
 
 def test_weights_that_need_a_gradient_get_it() -> None:
