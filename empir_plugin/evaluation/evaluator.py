@@ -22,6 +22,7 @@ from empir_plugin.evaluation.judge import batch_dependent, check_attack_result, 
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
 from empir_plugin.evaluation.prepare import changes, exact_float32, prepare_for_images, state_of
 from empir_plugin.models.integer.convert import BF16, FLOAT32, Backend, run_on_integers
+from empir_plugin.models.integer.fold import random_state_kept
 
 _COMPARED = 64
 """Images at most on which the model on int8 kernels must have the same logits."""
@@ -248,11 +249,11 @@ def _on_integers(
     if memory_format is not torch.channels_last:
         return model, Backend(FLOAT32, "the model does not run in channels-last memory, which the kernels use")
     images = data.batch(0, min(len(data), _COMPARED))[0].to(settings.device, memory_format=memory_format)
-    try:
-        decisions(model, images, num_classes=data.num_classes, batch_size=settings.batch_size)
-    except Exception:  # The evaluation of the clean images reports what is wrong with the model.
-        return model, Backend(FLOAT32, "the model gives no logits")
-    with exact_float32():
+    with exact_float32(), random_state_kept(model):
+        try:
+            decisions(model, images, num_classes=data.num_classes, batch_size=settings.batch_size)
+        except Exception:  # The evaluation of the clean images reports what is wrong with the model.
+            return model, Backend(FLOAT32, "the model gives no logits")
         return run_on_integers(model, images, gradients=settings.gradients)
 
 

@@ -15,7 +15,7 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
 from empir_plugin.evaluation.model_description import INFRASTRUCTURE, describe_plain, describe_tensor
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer.fold import fold_norms_
+from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.layers import WRITES_TO_INPUT, bake_, frozen_copy
 
 
@@ -168,7 +168,7 @@ def prepare_for_images(
         torch.contiguous_format
     """
     subject, images = prepare(model, device).to(memory_format=torch.contiguous_format), images.to(device)
-    with exact_float32():
+    with exact_float32(), random_state_kept(subject):
         check_forward(subject, images, differentiable=differentiable)
         logits = _forward(subject, images)
         if logits is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from empir_plugin.attacks import AutoAttackSuite, Threat, pgd, uniform_noise
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.evaluation import evaluator
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.run import evaluate
@@ -153,3 +154,72 @@ def test_a_model_that_returns_no_logits_is_refused_as_without_int8(images: Image
     low = QuantConv2d(1, 3, 6, precision=Precision.parse("w2a4"))
     with pytest.raises(EvaluationError, match="must return logits of shape"):
         evaluate(low, images, WEAK, [], settings=INT8)
+
+
+class Drawing(nn.Module):
+    """Adds the same noise to all images of a batch, another one in every pass."""
+
+    def __init__(self, model: nn.Module, size: float) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x + self.size * torch.randn(x.shape[1:] if isinstance(x, Tensor) else (1, 6, 6)))
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("settings", [INT8, FLOAT], ids=["int8", "float32"])
+def test_random_numbers_of_the_caller_go_on_undisturbed(
+    quantized: nn.Module, images: ImageSet, settings: Settings
+) -> None:
+    torch.manual_seed(6)
+    expected = torch.rand(4)
+    torch.manual_seed(6)
+    evaluate(Drawing(quantized, 1e-6), images, WEAK, ASKING[:1], settings=settings)
+    assert torch.equal(torch.rand(4), expected)
+
+
+class Purifying(nn.Module):
+    """Moves its images along a gradient of its own before it decides."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            start = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.model(start).logsumexp(1).sum(), start)
+        return self.model((x + 0.02 * gradient.sign()).clamp(0, 1))
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_model_that_differentiates_in_its_forward_pass_runs_in_float32(
+    toys: ModuleType, quantized: nn.Module, images: ImageSet
+) -> None:
+    record, expected = (evaluate(Purifying(quantized), images, WEAK, ASKING, settings=each) for each in (INT8, FLOAT))
+    assert toys.verdicts(record) == toys.verdicts(expected)
+    assert record.run["backend"]["verdicts"] == "float32"
+
+
+class Standardizing(nn.Module):
+    """Divides by the standard deviation of each image, which is zero for a plain one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("settings", [INT8, FLOAT], ids=["int8", "float32"])
+def test_nan_is_refused_also_if_the_first_images_have_none(
+    quantized: nn.Module, images: ImageSet, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "_COMPARED", 8)
+    pixels = images.images.clone()
+    pixels[20] = 128
+    with pytest.raises(EvaluationError, match="the model returned NaN"):
+        evaluate(Standardizing(quantized), replace(images, images=pixels), WEAK, ASKING[:1], settings=settings)

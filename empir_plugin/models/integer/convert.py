@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.errors import InputError
+from empir_plugin.errors import InputError, cause
 from empir_plugin.models.backward import is_transformed
 from empir_plugin.models.integer.codes import NO_GRADIENT, NotANumber, StaysFloat
-from empir_plugin.models.integer.fold import fold_norms_
+from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.integer.fuse import fuse
 from empir_plugin.models.integer.kernels import Kernel, kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer, use_kernels_
@@ -193,7 +193,11 @@ def _first_in_agreement(
     """The first attempt whose logits on some images are the model's; the model itself if there is none."""
     notes = report.notes
     for network in attempts:
-        agreement = agree(base, network, images)
+        try:
+            agreement = agree(base, network, images)
+        except Exception as error:  # A model may differentiate inside its forward pass, or fail in any other way.
+            notes += (f"the whole network fails on integers: {cause(error)}",)
+            continue
         if agreement.max_logit_difference == 0:
             return IntegerModel(network, IntegerReport(report.layers, notes, agreement))
         notes += (f"the whole network's logits differ by up to {agreement.max_logit_difference:.3g}",)
@@ -361,7 +365,8 @@ def run_on_integers(
     """
     if gradients not in (FLOAT32, BF16):
         raise InputError(f"gradients must be {FLOAT32!r} or {BF16!r}, got {gradients!r}")
-    integer = to_integer(model, like=images)
+    with random_state_kept(model):
+        integer = to_integer(model, like=images)
     kernels = dict.fromkeys(layer.reason for layer in integer.report.layers if layer.on_integers)
     if not kernels:
         reasons = [layer.reason for layer in integer.report.layers if layer.precision != "fp"]

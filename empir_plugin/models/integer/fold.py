@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -16,12 +20,72 @@ _TOLERANCE = 1e-5
 """Largest difference that rounding explains, as a share of the largest output."""
 
 
+class DrawsRandomNumbers(Exception):  # noqa: N818 - an ordinary outcome, whose text is the reason in a report
+    """A network's code draws random numbers that a graph would hold as constants."""
+
+
 class Tracer(fx.Tracer):
-    """Traces a network down to its quantized layers; ensembles inside it are one call."""
+    """Traces a network down to its quantized layers; ensembles inside it, and parts with forward hooks, are one call.
+
+    So hooks see tensors, not stand-ins for them. Random numbers are drawn from states that are restored.
+
+    Args:
+        inside: A part that is traced nevertheless, and its hooks with it, such as one that normalises the images.
+    """
+
+    def __init__(self, inside: nn.Module | None = None) -> None:
+        super().__init__()
+        self.inside = inside
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call in the graph."""
-        return isinstance(m, (QuantizedLayer, Ensemble)) or super().is_leaf_module(m, module_qualified_name)
+        one_call = isinstance(m, (QuantizedLayer, Ensemble)) or (has_hooks(m) and m is not self.inside)
+        return one_call or super().is_leaf_module(m, module_qualified_name)
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        """The graph of a network.
+
+        Raises:
+            DrawsRandomNumbers: If its code draws random numbers outside of the graph.
+        """
+        with random_state_kept(root) as drawn:
+            graph = super().trace(root, concrete_args)
+            if drawn():
+                raise DrawsRandomNumbers("its code draws random numbers, which a graph would hold as constants")
+        return graph
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Restore the states of all random numbers of Python, NumPy and PyTorch after the block.
+
+    Yields:
+        Whether any of them was drawn since the start of the block.
+    """
+    found: tuple[Any, Any, Tensor] = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = list({each.device for each in model.parameters() if each.is_cuda})
+    on_devices = [torch.cuda.get_rng_state(device) for device in devices]
+
+    def drawn() -> bool:
+        own, numpy, ours = found
+        numpy_now: Any = np.random.get_state()
+        same = random.getstate() == own and numpy_now[2:] == numpy[2:] and bool((numpy_now[1] == numpy[1]).all())
+        now = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+        return not (same and all(torch.equal(a, b) for a, b in zip(now, [ours, *on_devices], strict=True)))
+
+    try:
+        yield drawn
+    finally:
+        random.setstate(found[0])
+        np.random.set_state(found[1])
+        torch.set_rng_state(found[2])
+        for device, state in zip(devices, on_devices, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 def fold_norms_(model: nn.Module) -> None:
@@ -99,7 +163,7 @@ def _modules_with_several_names(network: nn.Module) -> set[nn.Module]:
 
 
 def _hooks(*modules: nn.Module) -> bool:
-    return any(module._forward_pre_hooks or module._forward_hooks for module in modules)
+    return any(map(has_hooks, modules))
 
 
 def _is_convolution(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.codes import Grid, StaysFloat, pieces
-from empir_plugin.models.integer.fold import Tracer
+from empir_plugin.models.integer.fold import Tracer, has_hooks
 from empir_plugin.models.integer.kernels import pool_codes
 from empir_plugin.models.integer.layers import IntegerLayer
 from empir_plugin.models.integer.selftest import emitting
@@ -105,9 +105,9 @@ def fuse(network: nn.Module) -> tuple[nn.Module, list[str]]:
         return network, []
     notes = [note for inner in network.modules() if isinstance(inner, Ensemble) for note in _fuse_members_(inner)]
     # Tracing starts at the root's forward and skips its hooks; those of a child are called.
-    root = nn.Sequential(network) if _has_hooks(network) else network
+    root = nn.Sequential(network) if has_hooks(network) else network
     try:
-        graph = Tracer().trace(root)
+        graph = Tracer(network).trace(root)
         for node in graph.nodes:
             node.type = None  # annotations as text, which torch up to 2.5 cannot pickle
         traced = fx.GraphModule(root, graph)
@@ -116,10 +116,6 @@ def fuse(network: nn.Module) -> tuple[nn.Module, list[str]]:
         note = f"{type(network).__name__} cannot be traced, so each layer rounds its own input: {reason}"
         return network, [*notes, note]
     return traced, notes + _Fusion(traced.eval()).run()
-
-
-def _has_hooks(network: nn.Module) -> bool:
-    return bool(network._forward_pre_hooks or network._forward_hooks)
 
 
 def _fuse_members_(ensemble: Ensemble) -> list[str]:
@@ -160,7 +156,7 @@ class _Fusion:
     def _module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls; None as well for a module with hooks, which must see what it saw before."""
         module = self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return None if module is None or _has_hooks(module) else module
+        return None if module is None or has_hooks(module) else module
 
     def _layer(self, node: fx.Node) -> IntegerLayer | None:
         module = self._module(node)

@@ -299,3 +299,36 @@ def test_a_relu_does_not_change_the_image() -> None:
     assert agree(network, to_integer(network), x).max_logit_difference == 0
     assert torch.equal(x, before)
     assert (x < 0).any()
+
+
+def test_parts_with_hooks_show_them_tensors_and_call_them_in_every_pass() -> None:
+    network, seen = nn.Sequential(*pooled()[:3], nn.Sequential(*pooled()[3:5])).eval(), []
+    part: Any = network[3]
+    part.register_forward_hook(lambda module, args, output: seen.append(type(output)))
+    integer = to_integer(network)
+    assert seen == []
+    assert len(layers_of(integer)) == 2
+    x = torch.rand(50, 1, 8, 8)
+    integer(x)
+    assert seen == [Tensor]
+    assert agree(network, integer, x).max_logit_difference == 0
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = pooled()[:1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + 0.5 * torch.rand(1, 8, 8))
+
+
+def test_random_numbers_are_drawn_anew_in_every_pass() -> None:
+    network, x = Noisy().eval(), torch.rand(5, 1, 8, 8)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    integer = to_integer(network)
+    assert torch.equal(torch.rand(3), expected)
+    assert "draws random numbers" in integer.report.notes[0]
+    assert not torch.equal(integer(x), integer(x))
