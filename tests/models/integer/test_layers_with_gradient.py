@@ -76,6 +76,18 @@ def test_logits_are_equal_and_gradients_equal_to_rounding(rule: BackwardRule) ->
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_logits_and_gradients_are_the_same_bit_for_bit_on_every_kernel() -> None:
+    on_int8, backend = run_on_integers(prepare(network(), CPU), images())
+    in_float32, other = run_on_integers(prepare(network(), CPU), images(), int8=False)
+    assert (backend.name, other.name, other.gradients) == ("int8 (int_mm)", "float32", "float32")
+    (logits, gradient), (same_logits, same_gradient) = (
+        input_gradient(each, images(2)) for each in (on_int8, in_float32)
+    )
+    assert torch.equal(logits, same_logits)
+    assert torch.equal(gradient, same_gradient)
+    assert gradient.stride() == same_gradient.stride()
+
+
 def test_the_kernel_runs_in_forward_passes_with_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = run_on_integers(prepare(network(), CPU), images())
     with monkeypatch.context() as patched:
@@ -129,7 +141,7 @@ def test_layers_of_other_levels_keep_their_own_forward_pass(monkeypatch: pytest.
     model, backend = run_on_integers(subject, images()[:, :1, :2, :2], gradients="bf16")
     assert all(each.on_integers is None for _, each in quantized_layers(model))
     assert (backend.name, backend.gradients, backend.backward) == ("int8 (int_mm)", "float32", "float32")
-    assert backend.reason == "no layer of the model has a gradient on int8 kernels"
+    assert backend.reason == "no layer of the model has a gradient on integer kernels"
 
 
 def test_weights_that_need_a_gradient_get_it() -> None:
