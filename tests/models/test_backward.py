@@ -67,6 +67,18 @@ def test_soft_lies_between_the_clip_and_the_identity() -> None:
     assert sorted(slope(soft, [1.0, 1.5, 2.0, 3.0]), reverse=True) == slope(soft, [1.0, 1.5, 2.0, 3.0])
 
 
+@pytest.mark.parametrize("rule", [as_trained, identity, soft, Soft(0.7)], ids=str)
+def test_the_backward_pass_alone_is_that_of_the_rule(rule: BackwardRule) -> None:
+    points = torch.tensor(
+        [*POINTS, 0.0, -0.0, 1.0, 1 + 2**-23, 1 - 2**-24, -(2.0**-149), 2.0**-149], requires_grad=True
+    )
+    upstream = torch.linspace(-2, 2, len(points))
+    (expected,) = torch.autograd.grad(rule(points), points, upstream)
+    assert torch.equal(rule.backward(upstream.clone(), points.detach()), expected)
+    with torch.no_grad():
+        assert torch.equal(rule.backward(upstream.clone(), points.detach()), expected)
+
+
 def test_a_lower_bound_has_slope_one_at_exactly_the_bound() -> None:
     assert clamp_min(torch.tensor(POINTS), 0.3).tolist() == torch.tensor(POINTS).clamp_min(0.3).tolist()
     assert slope(lambda x: clamp_min(x, 0.3), POINTS) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]

@@ -1,8 +1,7 @@
 """Quantized layers on integer kernels: in integer form, for inference, and with a gradient, for attacks.
 
 The integer form takes codes, or floats that it rounds to codes, and gives float32 or codes. With a gradient, only the
-forward pass runs on the kernel; it keeps of its input where the clip has a slope, which is all that the backward pass
-needs.
+forward pass runs on the kernel; the backward pass is a float convolution and the rule of the clip.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.models.backward import is_transformed
+from empir_plugin.models.backward import BackwardRule, is_transformed
 from empir_plugin.models.integer.codes import Grid, NotANumber, StaysFloat, input_grid
 from empir_plugin.models.integer.kernels import Geometry, IntegerOp, Kernel, Program
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear
@@ -79,9 +78,9 @@ class _ForwardOnKernel(torch.autograd.Function):
     """Forward: an integer layer. Backward: that of the quantized layer, whose weights are constants."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: WithGradient, slope: Tensor | None) -> Tensor:
-        ctx.kernel, ctx.shape = kernel, x.shape
-        ctx.save_for_backward(slope)
+    def forward(ctx: Any, x: Tensor, kernel: WithGradient, rule: BackwardRule) -> Tensor:
+        ctx.kernel, ctx.rule = kernel, rule
+        ctx.save_for_backward(x)
         with torch.no_grad():
             output = kernel.integer(x)
         # Autograd lets nobody write to a view that a function returns, as a ReLU in place does: return it as no view.
@@ -89,12 +88,8 @@ class _ForwardOnKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        gradient = ctx.kernel.gradient(grads[0], ctx.shape)
-        if slope is not None:
-            # Filling takes half the time of multiplying with booleans.
-            gradient = gradient.masked_fill_(~slope, 0) if slope.dtype == torch.bool else gradient.mul_(slope)
-        return gradient, None, None
+        (x,) = ctx.saved_tensors
+        return ctx.rule.backward(ctx.kernel.gradient(grads[0], x.shape), x), None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +130,7 @@ class WithGradient:
         try:
             if not (input.requires_grad and asked):
                 return self.integer(input)
-            clip: Any = layer.activation_quantizer.clip
-            return _ForwardOnKernel.apply(input, self, clip.slope(input.detach()))  # type: ignore[no-any-return]
+            return _ForwardOnKernel.apply(input, self, layer.activation_quantizer.clip)  # type: ignore[no-any-return]
         except NotANumber:
             return None
 
@@ -145,7 +139,7 @@ class WithGradient:
         integers, rule = layer.integer_weights(), layer.activation_quantizer
         if layer.training or layer.baked_weight is None or integers is None or integers.values is not self.source:
             return False
-        known = isinstance(rule, ActivationQuantizer) and callable(getattr(rule.clip, "slope", None))
+        known = isinstance(rule, ActivationQuantizer) and callable(getattr(rule.clip, "backward", None))
         if not known or rule.steps != self.integer.grid.top or layer.activation_bound is not None:
             return False
         if self.bias is None or layer.bias is None:

@@ -321,13 +321,29 @@ def test_autocast_and_other_types_are_those_of_the_layers() -> None:
 
 @dataclass(frozen=True)
 class OfOldForm:
-    """A rule without a slope of its own."""
+    """A rule without a backward pass of its own."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1)
 
 
-def test_a_rule_that_states_no_slope_is_differentiated_itself() -> None:
+def test_gradients_of_batches_at_once_and_of_gradients() -> None:
+    model, _ = run_on_integers(prepare(network(), CPU), images())
+    x = images(2).requires_grad_(True)
+    logits = model(x)
+    weights = torch.randn(3, *logits.shape, generator=torch.Generator().manual_seed(1))
+    together = torch.autograd.grad(logits, x, weights, is_grads_batched=True, retain_graph=True)[0]
+    one_by_one = [torch.autograd.grad(logits, x, each, retain_graph=True)[0] for each in weights]
+    torch.testing.assert_close(together, torch.stack(one_by_one))
+    (first,) = torch.autograd.grad(logits.square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    expected = torch.autograd.functional.hvp(
+        lambda z: prepare(network(), CPU)(z).square().sum(), x.detach(), 2 * first.detach()
+    )[1]
+    torch.testing.assert_close(second, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_rule_that_states_no_backward_pass_is_differentiated_itself() -> None:
     model, plain = run_on_integers(prepare(network(), CPU), images())[0], prepare(network(), CPU)
     rule: Any = OfOldForm()
     with use_backward_rule(model, rule), use_backward_rule(plain, rule):
