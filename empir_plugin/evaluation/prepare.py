@@ -15,6 +15,7 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
 from empir_plugin.evaluation.model_description import INFRASTRUCTURE, describe_plain, describe_tensor
 from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.integer.convert import IntegerInference
 from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.layers import WRITES_TO_INPUT, bake_, frozen_copy
 
@@ -114,7 +115,8 @@ def ensembles_out_of_reach(model: nn.Module, images: Tensor) -> list[Ensemble]:
         >>> [len(ensembles_out_of_reach(each, torch.rand(1, 1, 2, 2))) for each in (ensemble, nn.Sequential(ensemble))]
         [0, 1]
     """
-    model = model.model if isinstance(model, Float32Logits) else model
+    while isinstance(model, (Float32Logits, IntegerInference)):
+        model = model.model
     found = {module: None for module in model.modules() if isinstance(module, Ensemble)}
 
     def look(module: nn.Module, args: object) -> None:

@@ -18,6 +18,7 @@ from empir_plugin.evaluation import evaluator
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.run import evaluate
+from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
 from empir_plugin.models.layers import QuantConv2d
@@ -127,6 +128,15 @@ def test_where_a_bit_differs_float32_is_used(
     record = evaluate(quantized, images, WEAK, ASKING[:1], settings=INT8)
     assert record.run["backend"]["queries"] == "float32"
     assert record.run["backend"]["reason"] == "the whole network's logits differ from the model's"
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_members_of_an_ensemble_on_integers_are_within_reach(quantized: nn.Module, images: ImageSet) -> None:
+    record = evaluate(Ensemble([quantized, quantized]), images, WEAK, ASKING[1:2], settings=INT8)
+    assert record.run["backend"]["verdicts"] == "int8 (int_mm)"
+    assert record.flags == ()
+    (flag,) = evaluate(nn.Sequential(nn.ReLU(), Ensemble([quantized])), images, WEAK, ASKING[1:2], settings=INT8).flags
+    assert "members were not reached" in flag
 
 
 def test_a_network_of_full_precision_runs_in_float32(images: ImageSet) -> None:
