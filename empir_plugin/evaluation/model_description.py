@@ -136,7 +136,7 @@ _PACKAGE_LAYERS: Mapping[str, str] = MappingProxyType(
         "AlexNet": "",
         "FCN": "",
         "IntegerModel": "",
-        "IntegerInference": "",
+        "ModelWrapper": "",
         "IntegerLayer": "precision grid op",
         "Codes": "grid",
         "PoolCodes": "args kwargs",

@@ -15,7 +15,7 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.identity import model_fingerprint as model_fingerprint
 from empir_plugin.evaluation.model_description import INFRASTRUCTURE, describe_plain, describe_tensor
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer.convert import IntegerInference
+from empir_plugin.models.integer.convert import ModelWrapper
 from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.layers import WRITES_TO_INPUT, bake_, frozen_copy
 
@@ -115,7 +115,7 @@ def ensembles_out_of_reach(model: nn.Module, images: Tensor) -> list[Ensemble]:
         >>> [len(ensembles_out_of_reach(each, torch.rand(1, 1, 2, 2))) for each in (ensemble, nn.Sequential(ensemble))]
         [0, 1]
     """
-    while isinstance(model, (Float32Logits, IntegerInference)):
+    while isinstance(model, ModelWrapper):
         model = model.model
     found = {module: None for module in model.modules() if isinstance(module, Ensemble)}
 
@@ -184,7 +184,7 @@ def prepare_for_images(
     return PreparedModel(subject, memory_format)
 
 
-class Float32Logits(nn.Module):
+class Float32Logits(ModelWrapper):
     """A model whose logits are cast to float32; attributes such as ``members`` are those of the model.
 
     Args:
@@ -203,12 +203,6 @@ class Float32Logits(nn.Module):
         """Logits ``(M, N, K)`` of an ensemble's members in float32."""
         member_logits: Any = self.model.member_logits
         return member_logits(x).float()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
 
 
 def check_forward(model: nn.Module, images: Tensor, *, differentiable: bool = True) -> None:

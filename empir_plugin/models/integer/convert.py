@@ -272,7 +272,19 @@ def _count_hooks(module: nn.Module) -> int:
     return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
-class IntegerInference(nn.Module):
+class ModelWrapper(nn.Module):
+    """Base of models that hold another one as ``model``, whose attributes, such as ``members``, are theirs as well."""
+
+    model: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+class IntegerInference(ModelWrapper):
     """A model that runs on integers as a whole wherever no gradient is asked, with the same logits bit for bit.
 
     The model itself runs where the integer form would give other logits or none: after a change of its parameters or
@@ -310,12 +322,6 @@ class IntegerInference(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._state = _State.of(self.model) if state["_state"] else _State(())
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class WithGradient:
     def _is_current(self, layer: QuantizedLayer) -> bool:
         """Whether a layer still computes what it did when the kernel got its numbers."""
         integers, rule = layer.integer_weights(), layer.activation_quantizer
-        if layer.training or layer.baked_weight is None or integers is None or integers.values is not self.source:
+        if integers is None or integers.values is not self.source:  # Not in training mode, where weights are not baked.
             return False
         known = isinstance(rule, ActivationQuantizer) and callable(getattr(rule.clip, "backward", None))
         if not known or rule.steps != self.integer.grid.top or layer.activation_bound is not None:
