@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError, cause
 from empir_plugin.models.backward import is_transformed
+from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.codes import NO_GRADIENT, NotANumber, StaysFloat
 from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.integer.fuse import fuse
@@ -144,7 +145,17 @@ def _copy_baked(model: nn.Module) -> nn.Module:
         if layer.baked_weight is None:
             layer.bake_()
     fold_norms_(base)
-    return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _lay_out_(base)
+    return base
+
+
+def _lay_out_(model: nn.Module) -> None:
+    """Store quantized networks as the kernels take them; full-precision members of an ensemble stay as they are."""
+    if isinstance(model, Ensemble):
+        for member in model.members:
+            _lay_out_(member)
+    elif any(True for _ in quantized_layers(model)):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _swap_layers(base: nn.Module, kernel: Kernel | None) -> tuple[nn.Module, dict[str, LayerOutcome]]:

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from empir_plugin.models.integer.codes import Grid
 
+_LARGEST_SUM = 2**24
+_FAR_BELOW_INFINITY = 1e30
+
 Program = Callable[[Tensor], Tensor]
 """From input codes, uint8 ``(N, C, H, W)`` or ``(N, F)``, to outputs: float32, or codes of the next layer."""
 
@@ -55,6 +58,12 @@ class IntegerOp:
     geometry: Geometry | None
     relu: bool = False
     emits: Grid | None = None
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether outputs stay far below infinity for all inputs, so that neither they nor sums of them are NaN."""
+        largest = _LARGEST_SUM * self.scale.abs() + (0 if self.bias is None else self.bias.abs())
+        return bool((largest < _FAR_BELOW_INFINITY).all())
 
 
 class Kernel(Protocol):
@@ -108,13 +117,57 @@ def _onednn_conv(op: IntegerOp, geometry: Geometry) -> Program:
     step, dtype, after, scalars = _post_op(op)
     packed = torch.ops.onednn.qconv_prepack(op.weight, scale, 1.0, op.zero, *where, None)
     run: Any = torch.ops.onednn.qconv2d_pointwise.default
+    has_tiles = _has_tiles()
 
-    def program(codes: Tensor) -> Tensor:
+    def convolve(codes: Tensor) -> Tensor:
         codes = codes.contiguous(memory_format=torch.channels_last)
         tail = (step, 0, dtype, after, scalars, "")
         return run(codes, 1.0, op.zero, packed, scale, zeros, bias, *where, *tail)
 
+    def program(codes: Tensor) -> Tensor:
+        width = output_width(codes.shape[3], op.weight.shape[3], geometry)
+        if has_tiles and len(codes) >= _MIN_ROW and op.weight.shape[3] > 1 and 0 < width <= _NARROW:
+            return convolve_in_a_row(convolve, codes, width, op.zero, geometry)
+        return convolve(codes)
+
     return program
+
+
+_NARROW = 4
+_MIN_ROW = 8
+"""Narrow outputs, and images for which one row is faster; 64 images of 4x4 with 512 channels: 4.9 and 2.4 ms."""
+
+
+def _has_tiles() -> bool:
+    """Whether the processor multiplies matrices of bytes in tiles (AMX), as PyTorch sees it, from 2.6 on."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and bool(supported())
+
+
+def output_width(width: int, kernel: int, geometry: Geometry) -> int:
+    """Columns of a convolution's output, from those of its input and of its filters."""
+    (_, stride), (_, padding), (_, dilation) = geometry.stride, geometry.padding, geometry.dilation
+    return (width + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def convolve_in_a_row(convolve: Program, codes: Tensor, width: int, zero: int, geometry: Geometry) -> Tensor:
+    """Convolve narrow images side by side, as one wide image: tiles are filled by the columns of one row.
+
+    Args:
+        convolve: The convolution of codes.
+        codes: Its input ``(N, C, H, W)``.
+        width: Columns of an image's output.
+        zero: The code of the value 0, which separates the images.
+        geometry: Of the convolution.
+    """
+    images, channels, height, columns = codes.shape
+    (_, stride), (_, padding) = geometry.stride, geometry.padding
+    step = max(-(-(columns + padding) // stride), width)  # columns of the output from one image to the next
+    row = codes.new_full((1, height, images, step * stride, channels), zero)
+    row[0, :, :, :columns] = codes.permute(2, 0, 3, 1)
+    output = convolve(row.flatten(2, 3).permute(0, 3, 1, 2))
+    each = output[0].unfold(2, width, step)[:, :, :images]  # (K, H, N, W)
+    return each.permute(2, 0, 1, 3).contiguous(memory_format=torch.channels_last)
 
 
 def _onednn_linear(op: IntegerOp) -> Program:
