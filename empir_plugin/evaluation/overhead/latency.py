@@ -41,7 +41,7 @@ class LatencySettings:
     repeats: int = 20
     threads: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    seconds: float = 20.0
+    seconds: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.batch_sizes:

@@ -24,7 +24,7 @@ from empir_plugin.evaluation.overhead.equation6 import (
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
 from empir_plugin.evaluation.prepare import Float32Logits, exact_float32, prepare, prepare_for_images
-from empir_plugin.models.integer.convert import run_on_integers
+from empir_plugin.models.integer.convert import FLOAT32, run_on_integers
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
 
@@ -191,7 +191,8 @@ def _measure(
     try:
         with exact_float32():
             network, backend = run_on_integers(prepare(model, settings.device))
-        int8 = Execution("int8", unavailable=backend.reason) if backend.reason else Execution(backend.name, network)
+        in_float = backend.name == FLOAT32
+        int8 = Execution("int8", unavailable=backend.reason) if in_float else Execution(backend.name, network)
         return measure_latency(model, baseline, image_shape, settings, others=(int8,))
     except EmpirError:
         raise

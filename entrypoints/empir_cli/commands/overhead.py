@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seconds",
     type=float,
-    default=20.0,
+    default=10.0,
     show_default=True,
     help="Time for each batch size; slow networks get fewer rounds, or none.",
 )
@@ -186,7 +186,8 @@ def _time_table(latency: Latency) -> Any:
 
 
 def _measurement_notes(latency: Latency) -> Iterator[str]:
-    where = f"{latency.device}, threads: {latency.threads}, batch {latency.batch_size}, {latency.repeats} rounds"
+    rounds = f"{latency.repeats} round{'' if latency.repeats == 1 else 's'}"
+    where = f"{latency.device}, threads: {latency.threads}, batch {latency.batch_size}, {rounds}"
     layout = latency.baseline_layout
     yield f"Measured in turn on {where}. Ratios: to full precision in its faster layout, {layout}, in the same round."
     for row in latency.backends:
