@@ -8,8 +8,6 @@ the preparation of the network.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +21,7 @@ import click
 import torch
 from attack_contenders import CPU, PEERS, autoattack_contenders, pgd_contenders
 from attack_timing import Contender, Role, Timed, race
+from machine import machine
 from torch import Tensor, nn
 
 from empir_plugin._files.atomic import write_atomically
@@ -203,20 +202,6 @@ def _line(row: dict[str, Any], width: int) -> str:
     counts = f"{passes['forward'] + passes['gradient']:,}, {passes['gradient']:,}"
     unlike = str(row.get("verdicts_unlike_ours", ""))
     return f"{row['name']:{width}}  {seconds:>24}  {cpu:>7.2f}  {ratio:>24}  {robust:>7}  {unlike:>11}  {counts:>28}"
-
-
-def machine() -> dict[str, Any]:
-    """Description of the machine, as far as Python knows it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def _versions() -> dict[str, str]:

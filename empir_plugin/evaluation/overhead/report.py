@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +24,7 @@ from empir_plugin.evaluation.overhead.equation6 import (
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
 from empir_plugin.evaluation.prepare import Float32Logits, exact_float32, prepare, prepare_for_images
-from empir_plugin.models.integer.convert import run_on_integers
+from empir_plugin.models.integer.convert import FLOAT32, run_on_integers
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
 
 
@@ -74,7 +74,8 @@ class Overhead:
         eq6: Equation 6 with the throughput and the rule that reproduce the paper.
         eq6_alternatives: Equation 6 with other rules, and with published throughputs.
         members: The cost of each member of an ensemble, in order; for any other model, of the model itself.
-        measured: Measured latency; None unless requested.
+        measured: Measured latency at the batch size nearest to 32; None unless requested.
+        measured_by_batch_size: The same at every batch size; the reason where one was left out.
     """
 
     model_sha256: str
@@ -96,6 +97,7 @@ class Overhead:
     eq6_alternatives: tuple[Equation6, ...]
     members: tuple[MemberOverhead, ...]
     measured: Latency | None = None
+    measured_by_batch_size: Mapping[int, Latency | str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As a mapping that JSON can hold.
@@ -148,6 +150,7 @@ def overhead(
     costs, baseline_cost = [count(member, image) for member in members], count(baseline.network, image)
     storage_bytes, baseline_bytes = packed_bytes(model), packed_bytes(baseline.network)
     norms = [quantization_error_norms(member, image) if errors else {} for member in members]
+    measured = _measure(model, baseline.network, tuple(image_shape), latency) if latency else {}
     return Overhead(
         model_sha256=model_fingerprint(model),
         model_identity=IDENTITY,
@@ -167,21 +170,35 @@ def overhead(
         eq6=equation6(costs, baseline_cost),
         eq6_alternatives=alternatives(costs, baseline_cost),
         members=tuple(_member_overhead(cost, by_layer) for cost, by_layer in zip(costs, norms, strict=True)),
-        measured=latency and _measure(model, baseline.network, tuple(image_shape), latency),
+        measured=_nearest(measured, _USUAL_BATCH_SIZE),
+        measured_by_batch_size=measured,
     )
 
 
-def _measure(model: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], settings: LatencySettings) -> Latency:
+_USUAL_BATCH_SIZE = 32
+
+
+def _nearest(measured: Mapping[int, Latency | str], batch_size: int) -> Latency | None:
+    """The latency at the batch size nearest to one; None if there is none at all."""
+    latencies = [latency for latency in measured.values() if isinstance(latency, Latency)]
+    return min(latencies, key=lambda latency: abs(latency.batch_size - batch_size), default=None)
+
+
+def _measure(
+    model: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], settings: LatencySettings
+) -> dict[int, Latency | str]:
     """Measure the latency in float32 and, if there are kernels for the model, in int8."""
     try:
         with exact_float32():
             network, backend = run_on_integers(prepare(model, settings.device))
-        int8 = Execution("int8", unavailable=backend.reason) if backend.reason else Execution(backend.name, network)
+        in_float = backend.name == FLOAT32
+        int8 = Execution("int8", unavailable=backend.reason) if in_float else Execution(backend.name, network)
         return measure_latency(model, baseline, image_shape, settings, others=(int8,))
     except EmpirError:
         raise
     except Exception as error:
-        batch = f"{settings.batch_size} images of {'x'.join(map(str, image_shape))}"
+        sizes = ", ".join(map(str, settings.batch_sizes))
+        batch = f"{sizes} images of {'x'.join(map(str, image_shape))}"
         raise EvaluationError(
             f"the timed passes of {batch} failed with {cause(error)}: pass another batch size, or measure no latency"
         ) from error

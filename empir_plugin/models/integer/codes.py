@@ -29,6 +29,10 @@ class StaysFloat(Exception):  # noqa: N818 - an ordinary outcome, not an error; 
     """Why a layer cannot run on integers."""
 
 
+class Inexact(StaysFloat):
+    """By how much the outputs of a kernel differ from those of exact sums."""
+
+
 class NotANumber(EvaluationError):  # noqa: N818 - what the input is
     """An input of a quantized layer is NaN, which float32 passes on to the logits and no code stands for."""
 

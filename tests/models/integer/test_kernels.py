@@ -18,6 +18,7 @@ from empir_plugin.models.integer.kernels import (
     IntMM,
     Kernel,
     OneDNN,
+    Unfolded,
     convolve_in_a_row,
     output_width,
     pool_codes,
@@ -161,6 +162,24 @@ def test_images_in_a_row_are_convolved_as_they_are_one_by_one(images: int, zero:
         assert torch.equal(convolve_in_a_row(convolve, codes, width, zero, geometry), convolve(codes)), geometry
         compared += 1
     assert compared > 30
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_matrix_products_of_unfolded_images_are_the_convolutions(zero: int, groups: int) -> None:
+    torch.manual_seed(0)
+    codes = torch.randint(0, 16, (3, 4, 7, 6), dtype=torch.uint8)
+    for stride, padding, dilation, size in itertools.product((1, 2), (0, 1), (1, 2), (1, 3)):
+        geometry = Geometry((stride, stride), (padding, padding), (dilation, dilation), groups)
+        weight = torch.randint(-15, 16, (6, 4 // groups, size, size), dtype=torch.int8)
+        op = IntegerOp(weight, zero, torch.rand(6), torch.randn(6), geometry)
+        assert torch.equal(Unfolded().compile(op)(codes), Float32().compile(op)(codes)), geometry
+
+
+def test_a_linear_layer_is_a_matrix_product_as_it_is() -> None:
+    op = IntegerOp(torch.tensor([[1, -2], [3, 4]], dtype=torch.int8), 1, torch.tensor([1.0, 0.5]), None, None)
+    codes = torch.tensor([[2, 3], [1, 1]], dtype=torch.uint8)
+    assert Unfolded().compile(op)(codes).tolist() == [[1 - 4, (3 + 8) / 2], [0, 0]]
 
 
 def test_the_width_of_an_output_is_the_convolutions() -> None:
