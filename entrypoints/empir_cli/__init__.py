@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from empir_cli.commands.audit import audit
+from empir_cli.commands.compare import compare
 from empir_cli.commands.evaluate import evaluate
 from empir_cli.commands.leaderboard import leaderboard
 from empir_cli.commands.list import list_models
@@ -26,5 +27,5 @@ def main() -> None:
     show_log()
 
 
-for _command in (list_models, train, quantize, evaluate, audit, overhead, leaderboard, reproduce):
+for _command in (list_models, train, quantize, evaluate, compare, audit, overhead, leaderboard, reproduce):
     main.add_command(_command)

@@ -242,13 +242,17 @@ def _print_corruptions(result: Record, path: Path) -> None:
 
 def _accuracy_table(result: Record) -> Any:
     """One row for each attack; the number to quote is bold."""
-    rows = table(["attack"], ["accuracy", "seconds"])
-    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", "")
+    from empir_plugin.evaluation.intervals import interval_text
+
+    rows = table(["attack"], ["accuracy", "95 % interval", "seconds"])
+    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", interval_text(result.clean), "")
     for attack in result.attacks:
-        rows.add_row(attack.name, f"{attack.accuracy:.2f} %", f"{attack.seconds:.1f}")
+        interval = interval_text(attack.robust)
+        rows.add_row(attack.name, f"{attack.accuracy:.2f} %", interval, f"{attack.seconds:.1f}")
     averaged = result.protocol.get("headline") == "AVERAGE"
     if averaged:
-        rows.add_row("[bold]average of the attacks", f"[bold]{result.headline_accuracy:.2f} %", "")
+        rows.add_row("[bold]average of the attacks", f"[bold]{result.headline_accuracy:.2f} %", "", "")
     style = "" if averaged else "[bold]"
-    rows.add_row(f"{style}worst case per image", f"{style}{result.worst_case_accuracy:.2f} %", "")
+    interval = interval_text(result.worst_case)
+    rows.add_row(f"{style}worst case per image", f"{style}{result.worst_case_accuracy:.2f} %", interval, "")
     return rows

@@ -13,6 +13,7 @@ from empir_cli.group import CommandError
 from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
 
 if TYPE_CHECKING:
+    from empir_plugin.data.image_set import ImageSet
     from empir_plugin.models.convert.report import ConversionReport
     from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork
 
@@ -125,7 +126,7 @@ def quantize(
     if as_json:
         click.echo((folder / f"{plan.member.name}.json").read_text("utf-8"), nl=False)
     else:
-        _print_report(network, f"{len(test):,} test images of {test.name}")
+        _print_report(network, test)
 
 
 def _plan(
@@ -169,9 +170,11 @@ def _print_conversion(conversion: ConversionReport) -> None:
     console().print(str(conversion), markup=False, soft_wrap=True)
 
 
-def _print_report(network: QuantizedNetwork, images: str) -> None:
-    accuracies, out = network.accuracies, console()
-    rows = table([f"on {images}"], ["accuracy", "points lost"])
+def _print_report(network: QuantizedNetwork, test: ImageSet) -> None:
+    from empir_plugin.evaluation.intervals import wilson_interval
+
+    accuracies, out, n = network.accuracies, console(), len(test)
+    rows = table([f"on {n:,} test images of {test.name}"], ["accuracy", "95 % interval", "points lost"])
     lines = {
         "full precision": accuracies.full_precision,
         "converted": accuracies.converted,
@@ -180,7 +183,8 @@ def _print_report(network: QuantizedNetwork, images: str) -> None:
     for name, share in lines.items():
         if share is not None:
             lost = "" if name == "full precision" else f"{100 * (accuracies.full_precision - share):.2f}"
-            rows.add_row(name, f"{100 * share:.2f} %", lost)
+            low, high = wilson_interval(round(share * n), n)
+            rows.add_row(name, f"{100 * share:.2f} %", f"{100 * low:.1f}-{100 * high:.1f}", lost)
     out.print(rows)
     size, full = network.weights.stat().st_size, network.full_precision_bytes
     out.print(f"{size:,} bytes, {size / full:.1%} of the {full:,} bytes in full precision", markup=False)
