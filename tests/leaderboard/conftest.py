@@ -22,6 +22,13 @@ from empir_plugin.leaderboard.tree import Place, Tree
 
 N = 10_000
 AUTOATTACK = "AutoAttackSuite(version='standard', attacks=(), surrogate=Plain(), batch_size=250, queries=5000)"
+VERSIONS = {"python": "3.11.7", "empir-plugin": "0.1.0", "torch": "2.15.0"}
+RUN = {
+    "seed": 0, "batch_size": 250, "shard_size": 500, "cascade": False, "device": "cpu", "threads": [1], "processes": 1,
+    "finished": "2026-11-21T08:43:43+00:00",
+    "versions": VERSIONS, "code_sha256": "2" * 64,
+}  # fmt: skip
+"""What every record states of its run."""
 THREATS = {"cifar10": "Linf:8/255", "mnist": "Linf:0.3"}
 
 
@@ -55,7 +62,7 @@ def record_of(
         attacks=attacks,
         worst_case=worst,
         worst_case_accuracy=percent(worst),
-        run={"seed": 0, "cascade": False, "versions": {"empir-plugin": "0.1.0", "torch": "2.15.0"}} | more,
+        run=RUN | more,
         protocol={"name": "standard", "description": "", "headline": "WORST_CASE"},
     )
 

@@ -113,7 +113,7 @@ def test_the_footnote_says_why_an_entry_is_unreliable(
 
 def test_a_model_with_a_paper_of_its_own(tree: Tree, tmp_path: Path, make: Any) -> None:
     (tmp_path / "paper.toml").write_text(PAPER)
-    make.record(make.autoattack(), model="my-model", model_={"sha256": "ab"}).write(tmp_path / "aa.json")
+    make.record(make.autoattack(), model="my-model", model_={"sha256": "ab" * 32}).write(tmp_path / "aa.json")
     place = add(tree, "my-model", Files((tmp_path / "aa.json",), paper=tmp_path / "paper.toml"))
     entry = Entry.read(place.entry)
     assert (place.stem, entry.name, entry.reported, entry.footnote) == (
@@ -134,8 +134,8 @@ def test_a_record_of_a_sample_is_kept_in_the_runs_and_makes_no_entry(tree: Tree,
     whole = make.record(make.autoattack())
     attacks = tuple(replace(a, robust=a.robust[:500], accuracy=28.0) for a in whole.attacks)
     small = replace(
-        whole, data={**whole.data, "n": 500, "full_official": False}, clean="1" * 500, clean_accuracy=100.0,
-        attacks=attacks, worst_case=attacks[0].robust, worst_case_accuracy=28.0,
+        whole, data={**whole.data, "n": 500, "sha256": "5" * 64, "full_official": False},
+        clean="1" * 500, clean_accuracy=100.0, attacks=attacks, worst_case=attacks[0].robust, worst_case_accuracy=28.0,
     )  # fmt: skip
     path = tmp_path / "small.json"
     small.write(path)

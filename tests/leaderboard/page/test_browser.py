@@ -112,7 +112,7 @@ def _add_hostile(tree: Tree, folder: Path, make: Any) -> None:
     model = f'model = "hostile"\nstem = "Other2021Hostile"\ndataset = "cifar10"\narchitecture = {json.dumps(hostile)}\n'
     (folder / "paper.toml").write_text(paper + model)
     attack = make.attack(hostile, make.robust(0, 4000))
-    record = make.record(make.autoattack(0, 4500), attack, model="hostile", model_={"sha256": "ab"})
+    record = make.record(make.autoattack(0, 4500), attack, model="hostile", model_={"sha256": "ab" * 32})
     record.write(folder / "hostile.json")
     add(tree, "hostile", Files((folder / "hostile.json",), paper=folder / "paper.toml"))
 
