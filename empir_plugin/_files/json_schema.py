@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
@@ -55,11 +55,11 @@ class JsonSchema:
         )
 
     def _say(self, error: ValidationError) -> Iterator[str]:
-        path = _spell(error.absolute_path)
+        path, wanted, place = _spell(error.absolute_path), cast("Any", error.validator_value), cast("Any", error.schema)
         if error.validator == "required":
-            yield from (f"{_join(path, key)} is missing" for key in error.validator_value if key not in error.instance)
+            yield from (f"{_join(path, key)} is missing" for key in wanted if key not in error.instance)
         elif error.validator == "additionalProperties":
-            known = error.schema["properties"]
+            known = place["properties"]
             yield from (f"{_join(path, key)} is unknown" for key in error.instance if key not in known)
         elif path or error.validator == "type":
             yield f"{path or 'it'} must be {self._description(error)}, got {shorten(error.instance)}"
