@@ -56,13 +56,14 @@ class JsonSchema:
 
     def _say(self, error: ValidationError) -> Iterator[str]:
         path, wanted, place = _spell(error.absolute_path), cast("Any", error.validator_value), cast("Any", error.schema)
+        instance: Any = error.instance
         if error.validator == "required":
-            yield from (f"{_join(path, key)} is missing" for key in wanted if key not in error.instance)
+            yield from (f"{_join(path, key)} is missing" for key in wanted if key not in instance)
         elif error.validator == "additionalProperties":
             known = place["properties"]
-            yield from (f"{_join(path, key)} is unknown" for key in error.instance if key not in known)
+            yield from (f"{_join(path, key)} is unknown" for key in instance if key not in known)
         elif path or error.validator == "type":
-            yield f"{path or 'it'} must be {self._description(error)}, got {shorten(error.instance)}"
+            yield f"{path or 'it'} must be {self._description(error)}, got {shorten(instance)}"
 
     def _description(self, error: ValidationError) -> str:
         """The innermost description on the way to what failed."""
