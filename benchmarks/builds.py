@@ -159,6 +159,6 @@ def autoattack(root: Path, model: str, n_images: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        print(step_in_this_process(*sys.argv[2:]))
+        sys.stdout.write(f"{step_in_this_process(*sys.argv[2:])}\n")
     else:
         main()

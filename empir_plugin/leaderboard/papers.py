@@ -157,7 +157,7 @@ def read_facts(path: Path, model: str) -> Facts:
     """
     try:
         by_model = {facts.model: facts for facts in _parse(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         form = f"{', '.join(_PAPER)}, and a table [[models]] for each model"
         raise InputError(f"{path} describes no paper ({type(error).__name__}: {error}): it must have {form}") from error
     if model not in by_model:

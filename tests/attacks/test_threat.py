@@ -131,6 +131,15 @@ def test_eps_cannot_be_nan() -> None:
         Threat(L2(), math.nan)
 
 
+@pytest.mark.parametrize(
+    "eps", ["1e999", "7" * 5000, "1/" + "7" * 5000, "1e-99999999", "\u0663", "8/255\n"], ids=lambda eps: eps[:12]
+)
+def test_numbers_that_no_float_holds_are_refused_at_once(eps: str) -> None:
+    with pytest.raises(InputError, match="eps") as caught:
+        Threat.parse(f"Linf:{eps}")
+    assert len(str(caught.value)) < 150
+
+
 @pytest.mark.parametrize("text", ["L1:0.5", "linf:8/255"])
 def test_unknown_norm(text: str) -> None:
     with pytest.raises(InputError, match=r"Linf, L2, got '(L1|linf)'"):

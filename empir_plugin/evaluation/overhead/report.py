@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from empir_plugin._files.json_schema import shorten
+from empir_plugin._files.tables import build, read_with, table_of
 from empir_plugin.errors import EmpirError, EvaluationError, InputError, cause
 from empir_plugin.evaluation.identity import IDENTITY, model_fingerprint
 from empir_plugin.evaluation.overhead.count import LayerCost, NetworkCost, baseline_of, count, members_of, packed_bytes
@@ -26,6 +28,13 @@ from empir_plugin.evaluation.overhead.latency import Execution, Latency, Latency
 from empir_plugin.evaluation.prepare import Float32Logits, exact_float32, prepare, prepare_for_images
 from empir_plugin.models.integer.convert import FLOAT32, run_on_integers
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
+
+
+def _read_errors(value: Any, where: str) -> dict[str, ErrorNorms]:
+    return {
+        name: build(ErrorNorms, table_of(row, where), f"{name} in {where}")
+        for name, row in table_of(value, where).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,17 @@ class MemberOverhead:
     macs_quantized_share: float
     weights_quantized_share: float
     layers: tuple[LayerCost, ...]
-    errors: Mapping[str, ErrorNorms]
+    errors: Mapping[str, ErrorNorms] = field(metadata=read_with(_read_errors))
+
+
+def _read_by_batch_size(value: Any, where: str) -> dict[int, Latency | str]:
+    """Latencies, or why there is none, by batch size: JSON has texts as keys."""
+    found: dict[int, Latency | str] = {}
+    for key, latency in table_of(value, where).items():
+        if not key.isdecimal() or len(key) > 9:
+            raise InputError(f"a key of {where} must be a number of images, got {shorten(key)}")
+        found[int(key)] = latency if isinstance(latency, str) else build(Latency, latency, f"{where}[{key}]")
+    return found
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,9 @@ class Overhead:
     eq6_alternatives: tuple[Equation6, ...]
     members: tuple[MemberOverhead, ...]
     measured: Latency | None = None
-    measured_by_batch_size: Mapping[int, Latency | str] = field(default_factory=dict)
+    measured_by_batch_size: Mapping[int, Latency | str] = field(
+        default_factory=dict, metadata=read_with(_read_by_batch_size)
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """As a mapping that JSON can hold.
@@ -159,20 +180,27 @@ def overhead(
         baseline_parameters=baseline_cost.parameters,
         baseline_macs=baseline_cost.macs,
         baseline_storage_bytes=baseline_bytes,
-        parameters=sum(cost.parameters for cost in costs),
-        macs=sum(cost.macs for cost in costs),
-        macs_quantized_share=_share([cost.quantized_macs for cost in costs], [cost.macs for cost in costs]),
-        weights_quantized_share=_share([cost.quantized_weights for cost in costs], [cost.weights for cost in costs]),
         storage_bytes_packed=storage_bytes,
         storage_ratio=storage_bytes / baseline_bytes,
-        bops_ratio=bit_operations(costs, baseline_cost),
-        bops_with_sums_ratio=bit_operations_with_sums(costs, baseline_cost),
-        eq6=equation6(costs, baseline_cost),
-        eq6_alternatives=alternatives(costs, baseline_cost),
-        members=tuple(_member_overhead(cost, by_layer) for cost, by_layer in zip(costs, norms, strict=True)),
+        **derive(costs, baseline_cost),
+        members=tuple(member_overhead(cost, by_layer) for cost, by_layer in zip(costs, norms, strict=True)),
         measured=_nearest(measured, _USUAL_BATCH_SIZE),
         measured_by_batch_size=measured,
     )
+
+
+def derive(costs: Sequence[NetworkCost], baseline: NetworkCost) -> dict[str, Any]:
+    """The fields of :class:`Overhead` that follow from the costs of all members and of the baseline."""
+    return {
+        "parameters": sum(cost.parameters for cost in costs),
+        "macs": sum(cost.macs for cost in costs),
+        "macs_quantized_share": _share([cost.quantized_macs for cost in costs], [cost.macs for cost in costs]),
+        "weights_quantized_share": _share([cost.quantized_weights for cost in costs], [cost.weights for cost in costs]),
+        "bops_ratio": bit_operations(costs, baseline),
+        "bops_with_sums_ratio": bit_operations_with_sums(costs, baseline),
+        "eq6": equation6(costs, baseline),
+        "eq6_alternatives": alternatives(costs, baseline),
+    }
 
 
 _USUAL_BATCH_SIZE = 32
@@ -204,7 +232,8 @@ def _measure(
         ) from error
 
 
-def _member_overhead(cost: NetworkCost, errors: Mapping[str, ErrorNorms]) -> MemberOverhead:
+def member_overhead(cost: NetworkCost, errors: Mapping[str, ErrorNorms]) -> MemberOverhead:
+    """What a report says of one member."""
     quantized = dict.fromkeys(str(layer.precision) for layer in cost.layers if not layer.precision.is_full)
     return MemberOverhead(
         precision=" + ".join(quantized) or "fp",

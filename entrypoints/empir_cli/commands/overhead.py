@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from empir_cli.console import console, table
-from empir_cli.options import CHECKPOINT, DEVICE, EMA
+from empir_cli.options import CHECKPOINT, DEVICE, EMA, MOST_THREADS
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.overhead.latency import Latency
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Images per timed forward pass (repeatable).",
 )
-@click.option("--threads", type=int, help="CPU threads for the timed passes.")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads for the timed passes.")
 @click.option("--repeats", type=int, default=20, show_default=True, help="Number of timed rounds.")
 @click.option(
     "--seconds",
