@@ -319,6 +319,10 @@ _UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    OSError,
     struct.error,
     BadZipFile,
 )

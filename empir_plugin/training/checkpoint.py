@@ -271,7 +271,7 @@ def _optimizer_state(
         is_known = index.isdecimal() and index.isascii() and int(index) < len(weights)
         if not is_known or value.shape not in ((), weights[int(index)].shape):
             raise _DamagedError(path, f"its tensor {'optimizer.' + name!r} is not the optimizer's")
-        state.setdefault(int(index), {})[key] = value
+        state.setdefault(int(index), {})[key] = value.clone()  # the tensors of a file may be its pages in memory
     keys = {frozenset(values) for values in state.values()}
     if len(keys) > 1:
         raise _DamagedError(path, "it lacks a part of the optimizer's state")
