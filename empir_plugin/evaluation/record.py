@@ -137,7 +137,8 @@ class Record:
 
     Args:
         model: ``name``, ``sha256`` and ``identity`` (see :func:`empir_plugin.evaluation.identity.model_fingerprint`;
-            records without ``identity`` have version 1), and whether its ``weights_loaded``.
+            records without ``identity`` have version 1), whether its ``weights_loaded``, and ``checkpoint_sha256`` of
+            the file they were loaded from, if the caller named one.
         data: ``name``, ``split``, ``source``, number of images ``n``, ``sha256``, and whether it is ``full_official``.
         threat: As text, such as ``"Linf:8/255"``.
         clean: One character per image: 1 if the model classifies it correctly.
@@ -405,7 +406,8 @@ def merge_compatible(records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _subject(record: Record) -> tuple[object, ...]:
     run = tuple(record.run.get(key) for key in _SHARED)
-    return record.model, record.data, record.threat, record.clean, record.protocol, run
+    model = {key: value for key, value in record.model.items() if key != "checkpoint_sha256"}  # of the file only
+    return model, record.data, record.threat, record.clean, record.protocol, run
 
 
 def _conflict(one: Record, other: Record) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from empir_plugin._files.names import check_name
 from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.audit.report import AuditReport
@@ -36,7 +37,8 @@ class SourceFile:
         sha256: Of its bytes.
 
     Raises:
-        InputError: If the path leads out of the folder, or the hash is not a SHA-256.
+        InputError: If the path leads out of the folder, a part of it is no plain name (see
+            :func:`~empir_plugin._files.names.check_name`), or the hash is not a SHA-256.
     """
 
     path: str
@@ -46,6 +48,8 @@ class SourceFile:
         parts = PurePosixPath(self.path).parts if isinstance(self.path, str) else ()
         if not parts or ".." in parts or PurePosixPath(self.path).is_absolute() or _FORBIDDEN.search(self.path):
             raise InputError(f"a source is a path below the folder of runs, got {self.path!r}")
+        for part in parts:
+            check_name("a source", part)
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
             raise InputError(f"the SHA-256 of {self.path} must be 64 hexadecimal digits, got {self.sha256!r}")
 

@@ -18,14 +18,15 @@ from torch import nn
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin._entry_points import discover, find, hint
+from empir_plugin._files.names import check_name
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.probe import preserve_modes
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import shift_above_zero_
 from empir_plugin.models.quantize import Precision, Scale
-from empir_plugin.models.weight_files import load_weights
 from empir_plugin.zoo.builders import ModelBuilder
+from empir_plugin.zoo.checkpoints import load_checkpoint, read_tensors_only, refuse_other_sources, without_pickles
 from empir_plugin.zoo.quantized.architectures import Architecture
 from empir_plugin.zoo.quantized.build import Channels, QuantizedCard, curated_networks
 
@@ -85,11 +86,15 @@ def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
         name: Model id.
         family: The model's builders, one for each data set.
 
+    Raises:
+        InputError: If the id is no plain name: see :func:`~empir_plugin._files.names.check_name`.
+
     Example:
         >>> register_family("my-network", (ModelBuilder(lambda num_classes: nn.Flatten(), dataset="cifar10"),))
         >>> load_model("my-network")
         Flatten(start_dim=1, end_dim=-1)
     """
+    check_name("a model", name)
     module = _timm_module()
     by_dataset = {builder.dataset: builder for builder in family}
     for dataset in dict.fromkeys((*by_dataset, *_ROBUSTBENCH_DATASETS)):
@@ -123,8 +128,10 @@ def _timm_module() -> ModuleType:
 def _entrypoint(name: str, builder: ModelBuilder) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, *, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
         # RobustBench always passes `pretrained`; further keywords depend on timm's release.
+        refuse_other_sources(name, kwargs)
         model = _build(name, builder, builder.num_classes if num_classes is None else num_classes)
         _check_takes_attributes(name, model)
+        read_tensors_only(model)
         return model
 
     return create
@@ -216,7 +223,7 @@ def register_quantized(
         **settings: Keywords of the architecture.
 
     Raises:
-        InputError: If the name is taken, or the precision is full.
+        InputError: If the name is taken or not plain, or the precision is full.
 
     Example:
         >>> register_quantized("dorefa-w3a3-resnet26", "resnet26", "w3a3").dataset
@@ -279,7 +286,8 @@ def load_model(
         dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
         threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
         custom_checkpoint: A weight file of the model in place of its own weights: a file of
-            :func:`~empir_plugin.models.weight_files.load_weights`, safetensors or PyTorch's (``.pt``).
+            :func:`~empir_plugin.models.weight_files.load_weights`, safetensors or PyTorch's (``.pt``). Only tensors are
+            read from it; its SHA-256 is logged, and kept in run records.
         ema: Whether to load the moving average of the weights in that file; needed only if it holds both.
         logits: Whether to shift the outputs above zero, for attacks of other libraries; see
             :func:`~empir_plugin.models.ensemble.shift_above_zero_`.
@@ -330,16 +338,6 @@ def _find_registered(name: str, dataset: str | None) -> ModelBuilder | None:
     return next((builder for builder in found if builder.dataset == dataset), found[0] if found else None)
 
 
-def load_checkpoint(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
-    """Load a weight file into a model, strictly, and note on the model that it has weights.
-
-    Raises:
-        WeightsError: See :func:`~empir_plugin.models.weight_files.load_weights`.
-    """
-    load_weights(model, path, ema=ema)
-    setattr(model, "weights_loaded", True)  # noqa: B010 - a module attribute unknown to nn.Module's type
-
-
 def _load_from_robustbench(
     name: str, model_dir: str | Path, dataset: str, threat: str, checkpoint: str | Path, ema: bool | None
 ) -> Any:
@@ -352,9 +350,10 @@ def _load_from_robustbench(
         raise InputError(f"no model {name!r} here or in RobustBench: {advice}")
     tables = {(data.value, each.value): rows for data, by in model_dicts.items() for each, rows in by.items()}
     row = tables.get((dataset, threat), {}).get(name, {})
-    if checkpoint and row.get("gdrive_id") is not None:
-        # RobustBench ignores custom_checkpoint for these, and loads the weights that it downloads.
-        model: nn.Module = row["model"]()
+    with without_pickles():
+        # For models with a gdrive_id, RobustBench ignores custom_checkpoint, and loads the weights that it downloads.
+        is_timm_s = not checkpoint or row.get("gdrive_id") is None
+        model: nn.Module = robustbench_load_model(name, model_dir, dataset, threat) if is_timm_s else row["model"]()
+    if checkpoint:
         load_checkpoint(model, Path(checkpoint), ema=ema)
-        return model.eval()
-    return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))
+    return model.eval()

@@ -20,6 +20,7 @@ from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.quantize import Precision, Scale
+from empir_plugin.zoo.checkpoints import refuse_other_sources, without_pickles
 
 with silence_harmless_warnings():
     import timm
@@ -43,10 +44,11 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
         architecture: A name of timm, such as ``"resnet18"``; RobustBench's ``"WideResNet-28-10"`` (any depth and width
             it can have) and ``"PreActResNet-18"``; torchvision's ``"alexnet"``; or a function.
         num_classes: K.
-        **settings: Keywords of the architecture, such as ``img_size=32`` for a transformer of timm.
+        **settings: Keywords of the architecture, such as ``img_size=32`` for a transformer of timm; none that names a
+            file of weights.
 
     Raises:
-        InputError: If the name is not known.
+        InputError: If the name is not known, or a setting names a file.
 
     Example:
         >>> network("resnet18", num_classes=10).fc.out_features
@@ -54,6 +56,12 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
     """
     if not isinstance(architecture, str):
         return architecture(num_classes=num_classes, **settings)
+    refuse_other_sources(architecture, settings)
+    with without_pickles():
+        return _by_name(architecture, num_classes, settings)
+
+
+def _by_name(architecture: str, num_classes: int, settings: Mapping[str, Any]) -> nn.Module:
     if timm.is_model(architecture):
         return _with_image_size(timm.create_model(architecture, num_classes=num_classes, **settings), settings)
     plain = architecture.lower().replace("-", "_")

@@ -115,6 +115,7 @@ def evaluate(
     --make-corruptions they are made from the clean images; their numbers cannot be compared with the leaderboard's.
     """
     from empir_plugin._files.atomic import check_output_file
+    from empir_plugin._files.names import plain_name
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.corruptions import evaluate_corruptions
@@ -134,7 +135,7 @@ def evaluate(
         gradients=gradients,
     )
     plan, evaluated = parse_protocol(protocol), parse_model(model, checkpoint, trained, rule, member, ema=ema)
-    target = record or Path("runs", f"{evaluated.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
+    target = record or Path("runs", f"{plain_name(evaluated.name)}-{datetime.now():%Y%m%d-%H%M%S}.json")
     check_output_file("--record", target)
     if images is not None:
         check_output_file("--images", images)

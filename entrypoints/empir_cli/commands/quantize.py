@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +141,7 @@ def _plan(
     name: str | None,
     **schedule: Any,
 ) -> QuantizationPlan:
+    from empir_plugin._files.names import plain_name
     from empir_plugin.models.activations import Activations
     from empir_plugin.models.quantize import Precision
     from empir_plugin.training.networks import Extent
@@ -150,7 +150,7 @@ def _plan(
 
     bits = Precision.parse(precision)
     member = MemberRecipe(
-        name or re.sub(r"[^\w.-]+", "-", f"{architecture}-{precision}".lower()),
+        name or plain_name(f"{architecture}-{precision}".lower()),
         epochs=finetune,
         precision=bits,
         activations=Activations.parse(activations),
