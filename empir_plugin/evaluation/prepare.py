@@ -401,12 +401,11 @@ def exact_float32() -> Iterator[None]:
     except RuntimeError:  # They cannot be read once the user's code has set the newer switches to something else.
         allowed = None
     try:
-        if allowed is None:
-            for switch, _ in found:
+        for place in places if allowed is not None else ():
+            place.allow_tf32 = False
+        for switch, _ in found:
+            if allowed is None or switch.fp32_precision == "tf32":  # as what is set for all backends may demand
                 switch.fp32_precision = "ieee"
-        else:
-            for place in places:
-                place.allow_tf32 = False
         yield
     finally:
         for place, value in zip(places, allowed or (), strict=False):
