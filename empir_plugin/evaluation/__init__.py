@@ -9,6 +9,7 @@ from empir_plugin.evaluation.comparison import compare as compare
 from empir_plugin.evaluation.distributed import Team as Team
 from empir_plugin.evaluation.distributed import torchrun_team as torchrun_team
 from empir_plugin.evaluation.evaluator import Settings as Settings
+from empir_plugin.evaluation.progress import Progress as Progress
 from empir_plugin.evaluation.protocols import Protocol as Protocol
 from empir_plugin.evaluation.protocols import parse_protocol as parse_protocol
 from empir_plugin.evaluation.record import AttackRecord as AttackRecord

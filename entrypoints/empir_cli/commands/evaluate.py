@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 @click.option(
     "--shard-size",
     type=int,
-    default=500,
-    show_default=True,
-    help="Images per shard: the most an interrupted run has to repeat, and what AutoAttack attacks at once.",
+    help="Images per shard: the most an interrupted run has to repeat, and what AutoAttack attacks at once.  "
+    "[50 on a CPU, 500 on a GPU]",
 )
 @click.option(
     "--store", type=click.Path(path_type=Path), help="Folder for finished shards; an interrupted run resumes there."
@@ -90,7 +89,7 @@ def evaluate(
     member: str | None,
     device: str,
     seed: int,
-    shard_size: int,
+    shard_size: int | None,
     store: Path | None,
     cascade: bool,
     no_int8: bool,
@@ -155,7 +154,7 @@ def evaluate(
         run = partial(run_evaluation, network, data, budget, attacks, protocol=plan, images=images)
     with torchrun_team() as team, ProgressBar() as progress:
         about = {"name": evaluated.name, "settings": settings, "store": store}
-        result = run(**about, team=team, on_progress=progress.update)
+        result = run(**about, team=team, on_progress=progress.show)
     if team.is_leader:
         result.write(target)
         click.echo(result.to_json(), nl=False) if as_json else _print_report(result, target)
