@@ -132,12 +132,7 @@ def test_attacks_without_a_radius_to_follow_have_no_curve(toys: ModuleType) -> N
 
 def test_progress_names_the_radius(toys: ModuleType) -> None:
     titles: list[str] = []
-    evaluate_curve(
-        toys.Compare(),
-        toys.pairs([2], [0]),
-        Linf(),
-        ("1/255",),
-        FGSM,
-        on_progress=lambda each: titles.append(each.title),
-    )
+    data = toys.pairs([2], [0])
+    report = lambda each: titles.append(each.title)  # noqa: E731
+    evaluate_curve(toys.Compare(), data, Linf(), ("1/255",), FGSM, on_progress=report)
     assert set(titles) == {"eps 1/255: clean", "eps 1/255: FGSM"}

@@ -179,8 +179,8 @@ def evaluate(
         run = partial(run_evaluation, network, data, budget, attacks, protocol=plan)
     with adversarial_images(pictures is not None, store, images) as (folder, file):
         with torchrun_team() as team, ProgressBar() as progress:
-            shared = {"name": evaluated.name, "settings": settings, "store": folder}
-            files = {} if file is None else {"images": file}
+            shared: dict[str, Any] = {"name": evaluated.name, "settings": settings, "store": folder}
+            files: dict[str, Any] = {} if file is None else {"images": file}
             result = run(**shared, **files, team=team, on_progress=progress.show)
         if team.is_leader:
             result.write(target)
