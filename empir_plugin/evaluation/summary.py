@@ -69,7 +69,7 @@ def make_record(
         run=_run_table(evaluator, outcomes, backends, gradients),
         protocol=_protocol_table(protocol),
         flags=(
-            *_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size),
+            *_batch_flag(outcomes[CLEAN], evaluator.settings.images_per_shard),
             *hidden_ensemble_flag(model, evaluator),
             *_undefined_flag(left_out, data),
         ),
@@ -98,7 +98,7 @@ def _run_table(
     return {
         "seed": settings.seed,
         "batch_size": settings.batch_size,
-        "shard_size": settings.shard_size,
+        "shard_size": settings.images_per_shard,
         "cascade": settings.cascade,
         "device": settings.device.type,
         "backend": {
