@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -54,34 +54,6 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return first, write_record(folder / "pgd.json", "PGD", 100)
 
 
-def die_at(call: str, moment: int, after: bool) -> None:
-    """Have this process killed, as from outside, before or after it makes a system call for the n-th time."""
-    made, count = getattr(os, call), iter(range(1, 10_000))
-
-    def killed(*args: Any, **more: Any) -> Any:
-        now = next(count) == moment
-        if now and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = made(*args, **more)
-        if now:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(os, call, killed)
-
-
-def dies(call: str, moment: int, after: bool, work: Callable[[], object]) -> bool:
-    """Whether the work, in a process of its own, was killed; False once it makes fewer such calls."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            die_at(call, moment, after)
-            work()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-
-
 def contents(root: Path) -> dict[str, bytes]:
     files = (path for path in root.rglob("*") if path.is_file() and path.name != LOCK)
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
@@ -112,13 +84,18 @@ def moments(
     ids=["after each replace", "everywhere"],
 )
 def test_a_killed_add_is_visible_as_a_whole_or_not_at_all(
-    calls: tuple[str, ...], sides: tuple[bool, ...], records: tuple[Path, Path], tmp_path: Path, tally: Any
+    calls: tuple[str, ...],
+    sides: tuple[bool, ...],
+    records: tuple[Path, Path],
+    tmp_path: Path,
+    tally: Any,
+    toys: ModuleType,
 ) -> None:
     def survives(call: str, moment: int, after: bool) -> bool | None:
         tree = Tree(tmp_path / f"{call}-{moment}-{after}")
         publish(tree, records[0])
         old = contents(tree.root)
-        if not dies(call, moment, after, lambda: publish(tree, *records)):
+        if not toys.dies(call, moment, after, lambda: publish(tree, *records)):
             return None
         assert check(tree) == []
         assert contents(tree.root) in (old, wanted), "the old entry or the new one, and nothing left behind"
@@ -135,7 +112,9 @@ def test_a_killed_add_is_visible_as_a_whole_or_not_at_all(
 
 
 @needs_fork
-def test_a_killed_submit_is_right_after_a_rerun(records: tuple[Path, Path], tmp_path: Path, tally: Any) -> None:
+def test_a_killed_submit_is_right_after_a_rerun(
+    records: tuple[Path, Path], tmp_path: Path, tally: Any, toys: ModuleType
+) -> None:
     tree = Tree(tmp_path / "tree")
     publish(tree, *records)
     found = find(tree, MODEL)
@@ -144,7 +123,7 @@ def test_a_killed_submit_is_right_after_a_rerun(records: tuple[Path, Path], tmp_
 
     def survives(call: str, moment: int, after: bool) -> bool | None:
         out = tmp_path / f"{call}-{moment}-{after}"
-        if not dies(call, moment, after, lambda: submit(found, out)):
+        if not toys.dies(call, moment, after, lambda: submit(found, out)):
             return None
         submit(found, out)
         return contents(out) == wanted
@@ -175,3 +154,42 @@ def test_files_of_a_running_process_are_not_swept(tmp_path: Path) -> None:
         path.write_text("")
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    "sizes",
+    [(0, 300, 3_000), pytest.param(tuple(range(0, 60_000, 1_500)), marks=pytest.mark.slow)],
+    ids=["few", "many"],
+)
+def test_a_full_disk_leaves_the_tree_as_it_was(
+    sizes: tuple[int, ...], records: tuple[Path, Path], tmp_path: Path, tally: Any, toys: ModuleType
+) -> None:
+    tree = Tree(tmp_path / "tree")
+    publish(tree, records[0])
+    old, good, reasons = contents(tree.root), 0, []
+    for size in sizes:
+        reason = toys.with_full_disk(size, lambda: publish(tree, *records))
+        reasons.append(reason)
+        settled = not reason or contents(tree.root) == old
+        good += check(tree) == [] and settled and "\n" not in reason
+        if not reason:
+            break
+    assert any("File too large" in reason for reason in reasons)
+    publish(tree, *records)
+    assert check(tree) == []
+    tally("leaderboard add: full disk", len(reasons), good)
+
+
+@needs_fork
+def test_a_full_disk_ends_a_submit_in_one_sentence(
+    records: tuple[Path, Path], tmp_path: Path, tally: Any, toys: ModuleType
+) -> None:
+    tree = Tree(tmp_path / "tree")
+    publish(tree, *records)
+    found, reasons = find(tree, MODEL), []
+    for size in (0, 600, 1_000):
+        reasons.append(toys.with_full_disk(size, lambda: submit(found, tmp_path / "out")))
+        assert list(tmp_path.rglob("*.partial")) == []
+    assert all("the submission cannot be written" in reason for reason in reasons), reasons
+    tally("leaderboard submit: full disk", len(reasons), sum("\n" not in reason for reason in reasons))
