@@ -22,7 +22,7 @@ from empir_plugin.evaluation.protocols import Headline, Protocol
 from empir_plugin.evaluation.record import CUSTOM, AttackRecord, PartRecord, Record, percent, worst_case
 from empir_plugin.evaluation.shards import CLEAN
 from empir_plugin.models.integer.convert import FLOAT32
-from empir_plugin.zoo.checkpoints import checkpoint_sha256
+from empir_plugin.models.weight_files import checkpoint_sha256
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
