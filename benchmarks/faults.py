@@ -74,26 +74,35 @@ class Counter:
         return {"total": vars(total), "skipped_tests": self.skipped, "kinds": kinds}
 
 
-def count_faults(arguments: Iterable[str]) -> dict[str, Any]:
+def count_faults(arguments: Iterable[str], *, slow: bool = True) -> dict[str, Any]:
     """Run tests and count their cases.
 
     Args:
         arguments: Of pytest.
+        slow: Whether to run the slow tests, too.
     """
     counter = Counter()
     # The package is imported already, so pytest cannot rewrite the asserts of its plugin: nothing that matters here.
-    options = ("-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider", "-m", "slow or not slow")
+    options = (
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "slow or not slow" if slow else "not slow",
+    )
     pytest.main(["-q", *options, *arguments], plugins=[counter])
-    return counter.table()
+    return {"slow_tests": slow, **counter.table()}
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write the counts to (JSON).")
+@click.option("--slow/--fast", default=True, show_default=True, help="Run the slow tests, too: about half an hour.")
 @click.argument("tests", nargs=-1)
-def main(out: Path, tests: tuple[str, ...]) -> None:
+def main(out: Path, slow: bool, tests: tuple[str, ...]) -> None:
     """Run TESTS, by default all of tests/faults, and write how many cases survived; exit with 1 if one did not."""
     about = {"versions": {**versions(), "code_sha256": code_sha256()}, "finished": now()}
-    table = {**count_faults(tests or [str(TESTS)]), **about}
+    table = {**count_faults(tests or [str(TESTS)], slow=slow), **about}
     write_atomically(out, (json.dumps(table, indent=1) + "\n").encode())
     total = table["total"]
     click.echo(f"{total['survived']:,} of {total['tried']:,} cases survived")
