@@ -59,6 +59,15 @@ def agreement_table() -> str:
     return markdown_table(head, lines, "llr")
 
 
+def faults_table() -> str:
+    """``benchmarks/faults.py``: how many cases of each kind were tried, and survived."""
+    table = read_times("faults")
+    rows = [(kind, f"{count['tried']:,}", f"{count['survived']:,}") for kind, count in table["kinds"].items()]
+    total = table["total"]
+    rows.append(("all", f"**{total['tried']:,}**", f"**{total['survived']:,}**"))
+    return markdown_table(("kind", "tried", "survived"), rows, "lr")
+
+
 def machine_line(record: str) -> str:
     """A link to a record of times, with the machine, the settings and the date."""
     table = read_times(record)

@@ -73,6 +73,7 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
             "integer": benchmark_tables.integer_times_table,
             "integer record": partial(benchmark_tables.machine_line, "integer"),
             "agreement": benchmark_tables.agreement_table,
+            "faults": benchmark_tables.faults_table,
         },
         "docs/models.md": {"models": accuracy_tables.models_table},
         "docs/quantize.md": {"quantized": accuracy_tables.quantized_table},
