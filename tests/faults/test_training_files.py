@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -38,6 +37,8 @@ from empir_plugin.training.networks import load_trained_member
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe
 from empir_plugin.training.schedules import MemberRecipe
+
+resource = pytest.importorskip("resource", reason="quotas of file sizes are those of POSIX")
 
 IDENTITY = json.dumps({"architecture": "toy", "seed": 3}, sort_keys=True)
 Run = tuple[nn.Module, nn.Module, torch.optim.Optimizer]
