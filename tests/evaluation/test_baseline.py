@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from empir_plugin.suite.session import session_report
 RUN = {
     "seed": 0, "batch_size": 250, "shard_size": 500, "cascade": False, "device": "cpu", "threads": [1],
     "backend": {"verdicts": "float32", "queries": "float32", "gradients": "float32", "reason": ""},
-    "batch_dependent": 0, "processes": 1, "finished": "2026-11-21T08:43:43+00:00", "versions": {"python": "3.11.7"},
+    "batch_dependent": 0, "processes": 1, "finished": "2026-11-21T08:43:43+00:00",
+    "versions": {"python": "3.11.7", "torch": "2.15.0"},
     "code_sha256": "c" * 64,
 }  # fmt: skip
 DATA = {"name": "toy", "split": "test", "source": "folder", "n": 4, "sha256": "b" * 64, "full_official": False}
@@ -42,7 +43,7 @@ def test_a_run_record_and_a_sessions_report_are_read(tmp_path: Path) -> None:
     ONE.write(tmp_path / "record.json")
     assert read_records(tmp_path / "record.json") == (ONE,)
     table = {"outcome": "passed", "order": 0}
-    report = session_report([{**table, "record": asdict(each)} for each in (ONE, OTHER)], 0)
+    report = session_report([{**table, "record": json.loads(each.to_json())} for each in (ONE, OTHER)], 0)
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert read_records(tmp_path / "report.json") == (ONE, OTHER)
 

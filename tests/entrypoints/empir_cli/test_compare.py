@@ -15,7 +15,8 @@ from empir_plugin.evaluation.record import AttackRecord, Record
 RUN = {
     "seed": 0, "batch_size": 250, "shard_size": 500, "cascade": False, "device": "cpu", "threads": [1],
     "backend": {"verdicts": "float32", "queries": "float32", "gradients": "float32", "reason": ""},
-    "batch_dependent": 0, "processes": 1, "finished": "2026-11-21T08:43:43+00:00", "versions": {"python": "3.11.7"},
+    "batch_dependent": 0, "processes": 1, "finished": "2026-11-21T08:43:43+00:00",
+    "versions": {"python": "3.11.7", "torch": "2.15.0"},
     "code_sha256": "c" * 64,
 }  # fmt: skip
 DATA = {"name": "toy", "split": "test", "source": "folder", "n": 4, "sha256": "b" * 64, "full_official": False}
