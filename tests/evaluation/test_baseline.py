@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,16 @@ from empir_plugin.evaluation.baseline import Baseline, pair_records, read_record
 from empir_plugin.evaluation.record import AttackRecord, Record, percent, worst_case
 from empir_plugin.suite.session import session_report
 
+RUN = {
+    "seed": 0, "batch_size": 250, "shard_size": 500, "cascade": False, "device": "cpu", "threads": [1],
+    "backend": {"verdicts": "float32", "queries": "float32", "gradients": "float32", "reason": ""},
+    "batch_dependent": 0, "processes": 1, "finished": "2026-11-21T08:43:43+00:00",
+    "versions": {"python": "3.11.7", "torch": "2.15.0"},
+    "code_sha256": "c" * 64,
+}  # fmt: skip
+DATA = {"name": "toy", "split": "test", "source": "folder", "n": 4, "sha256": "b" * 64, "full_official": False}
+PROTOCOL = {"name": "default", "description": "", "headline": "WORST_CASE"}
+
 
 def record(model: str, **attacks: str) -> Record:
     rows = tuple(
@@ -20,9 +30,10 @@ def record(model: str, **attacks: str) -> Record:
         for name, robust in attacks.items()
     )
     worst = worst_case("1111", rows)
-    about = {"model": {"name": model}, "data": {"name": "toy", "n": 4, "sha256": "ab"}, "threat": "Linf:8/255"}
+    identity = {"name": model, "sha256": "a" * 64, "identity": 2, "weights_loaded": True}
+    about = {"model": identity, "data": DATA, "threat": "Linf:8/255", "run": RUN, "protocol": PROTOCOL}
     accuracies = {"clean": "1111", "clean_accuracy": 100.0, "worst_case": worst, "worst_case_accuracy": percent(worst)}
-    return Record(attacks=rows, run={}, **about, **accuracies)
+    return Record(attacks=rows, **about, **accuracies)
 
 
 ONE, OTHER = record("one", PGD="1110"), record("other", PGD="1111")
@@ -32,7 +43,7 @@ def test_a_run_record_and_a_sessions_report_are_read(tmp_path: Path) -> None:
     ONE.write(tmp_path / "record.json")
     assert read_records(tmp_path / "record.json") == (ONE,)
     table = {"outcome": "passed", "order": 0}
-    report = session_report([{**table, "record": asdict(each)} for each in (ONE, OTHER)], 0)
+    report = session_report([{**table, "record": json.loads(each.to_json())} for each in (ONE, OTHER)], 0)
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert read_records(tmp_path / "report.json") == (ONE, OTHER)
 

@@ -34,26 +34,35 @@ class Bar:
 
 
 def bars(row: PublishedEntry) -> Iterator[Bar]:
-    """The bars of an entry: clean accuracy, every attack of every record, and the worst case over all of them."""
+    """The bars of an entry: clean accuracy, every attack of every record, and the worst case over all of them.
+
+    An attack with the same result in several records is shown once, and so are the parts of a suite.
+    """
     yield Bar("No corruption" if row.under_corruptions else "No attack", float(row.entry.clean_acc), "clean")
     if row.under_corruptions:
         means = mean_accuracies(row.findings.records[0]).items()
         yield from (Bar(name.replace("_", " "), mean, "attack") for name, mean in means)
         yield Bar(f"Mean over {count_text(row.measured.attacks, 'corruption')}", row.lowest, "worst")
         return
+    shown: dict[str, AttackRecord] = {}
     for file in row.records:
         for index, attack in enumerate(file.record.attacks):
-            yield from _attack_bars(attack, cascaded=index > 0 and bool(file.record.run.get("cascade")))
+            earlier = shown.setdefault(attack.name, attack)
+            if earlier is not attack and earlier.robust == attack.robust:
+                continue  # Another record has the same result.
+            cascaded = index > 0 and bool(file.record.run.get("cascade"))
+            yield from _attack_bars(attack, cascaded=cascaded, with_parts=earlier is attack)
     yield Bar(f"Worst case over {count_text(row.measured.attacks, 'attack')}", row.lowest, "worst")
 
 
-def _attack_bars(attack: AttackRecord, *, cascaded: bool) -> Iterator[Bar]:
+def _attack_bars(attack: AttackRecord, *, cascaded: bool, with_parts: bool) -> Iterator[Bar]:
     counts = attack.in_worst_case
     kind, note = ("attack", "") if counts else ("excluded", f"{threat_text(attack.threat)}; not counted")
     if cascaded:
         note = "; ".join(filter(None, (note, "accuracy after all attacks so far")))
     yield Bar(attack.name, attack.accuracy, kind, note, attack.flags)
-    yield from (Bar(f"after {part.name}", part.accuracy, "part") for part in attack.parts if part.name != "clean")
+    if with_parts:
+        yield from (Bar(f"after {part.name}", part.accuracy, "part") for part in attack.parts if part.name != "clean")
 
 
 _STEPS = 1, 2, 5, 10

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from empir_plugin.evaluation.corruptions import mean_accuracies
+from empir_plugin.evaluation.intervals import wilson_interval
 from empir_plugin.leaderboard.entry import unescape_html
 from empir_plugin.leaderboard.page.entries import STORAGE, TIME, PublishedEntry, number_at
 from empir_plugin.leaderboard.page.text import NOT_MEASURED, TIMES, ratio_text, threat_text
@@ -37,15 +38,15 @@ class Column:
 COLUMNS = (
     Column("rank", "Rank", "", False, "By worst case, highest first, as RobustBench ranks."),
     Column("model", "Model", "", False, "Name on the leaderboard, and architecture."),
-    Column("clean", "Clean", "%", True, "Accuracy on the clean test set."),
-    Column("autoattack", "AutoAttack", "%", True, "Accuracy under standard AutoAttack."),
     Column(
         "worst",
         "Worst case",
         "%",
         True,
-        "Share of images classified correctly under every attack (worst case per image).",
+        "Share of images classified correctly under every attack (worst case per image), and its 95 % interval.",
     ),
+    Column("clean", "Clean", "%", True, "Accuracy on the clean test set."),
+    Column("autoattack", "AutoAttack", "%", True, "Accuracy under standard AutoAttack."),
     Column("claim", "Paper's claim", "%", True, "Robust accuracy in the paper, under the paper's own threat."),
     Column("audit", "Masking audit", "", False, "Whether the audit found signs of gradient masking."),
     Column("storage", "Storage", TIMES, False, "Size of the weight file, relative to one full-precision network."),
@@ -65,8 +66,8 @@ def columns_of(board: Board) -> tuple[Column, ...]:
 
     Example:
         >>> from empir_plugin.leaderboard.tree import board_of
-        >>> [column.label for column in columns_of(board_of("cifar10", "corruptions"))][3:5]
-        ['Corruptions', 'Worst corruption']
+        >>> [column.label for column in columns_of(board_of("cifar10", "corruptions"))][2:5]
+        ['Worst corruption', 'Clean', 'Corruptions']
     """
     return COLUMNS if board.threat else tuple(_UNDER_CORRUPTIONS.get(column.key, column) for column in COLUMNS)
 
@@ -113,9 +114,9 @@ def cells(rank: int, row: PublishedEntry) -> Iterator[Cell]:
     values: tuple[tuple[str, float | str | None, str, str], ...] = (
         (str(rank), rank, "", ""),
         (row.place.stem, row.place.stem.lower(), unescape_html(entry.architecture), ""),
+        _worst(row),
         (entry.clean_acc, float(entry.clean_acc), "", ""),
         (entry.board_acc, float(entry.board_acc), "", "unreliable" if entry.unreliable else ""),
-        _worst(row),
         (claim, float(claim) if where else None, where, ""),
         (verdict.text, None if verdict.kind == "unknown" else verdict.kind, verdict.note, ""),
         (ratio_text(storage), storage, "", ""),
@@ -127,7 +128,9 @@ def cells(rank: int, row: PublishedEntry) -> Iterator[Cell]:
 
 def _worst(row: PublishedEntry) -> tuple[str, float, str, str]:
     if not row.under_corruptions:
-        return row.entry.lowest_acc, row.lowest, "", ""
+        n = len(row.findings.records[0].clean)
+        low, high = (100 * end for end in wilson_interval(round(row.lowest * n / 100), n))
+        return row.entry.lowest_acc, row.lowest, f"{low:.2f}-{high:.2f}", ""
     means = mean_accuracies(row.findings.records[0])
     name = min(means, key=means.__getitem__)
     return f"{means[name]:.2f}", means[name], name.replace("_", " "), ""

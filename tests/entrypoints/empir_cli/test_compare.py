@@ -12,6 +12,16 @@ from click.testing import CliRunner, Result
 from empir_cli import main
 from empir_plugin.evaluation.record import AttackRecord, Record
 
+RUN = {
+    "seed": 0, "batch_size": 250, "shard_size": 500, "cascade": False, "device": "cpu", "threads": [1],
+    "backend": {"verdicts": "float32", "queries": "float32", "gradients": "float32", "reason": ""},
+    "batch_dependent": 0, "processes": 1, "finished": "2026-11-21T08:43:43+00:00",
+    "versions": {"python": "3.11.7", "torch": "2.15.0"},
+    "code_sha256": "c" * 64,
+}  # fmt: skip
+DATA = {"name": "toy", "split": "test", "source": "folder", "n": 4, "sha256": "b" * 64, "full_official": False}
+PROTOCOL = {"name": "default", "description": "", "headline": "WORST_CASE"}
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["compare", *map(str, arguments)])
@@ -20,13 +30,15 @@ def run(*arguments: object) -> Result:
 @pytest.fixture
 def records(tmp_path: Path) -> tuple[Path, Path]:
     attack = AttackRecord("PGD-100 mean_probability", settings="", robust="1110", accuracy=75.0, seconds=1.0)
-    data = {"name": "toy", "source": "made", "n": 4, "sha256": "ab"}
-    about = {"model": {"name": "one"}, "data": data, "threat": "Linf:8/255", "run": {}}
+    identity = {"name": "one", "sha256": "a" * 64, "identity": 2, "weights_loaded": True}
+    about = {"model": identity, "data": DATA, "threat": "Linf:8/255", "run": RUN, "protocol": PROTOCOL}
     one = Record(
         clean="1111", clean_accuracy=100.0, attacks=(attack,), worst_case="1110", worst_case_accuracy=75.0, **about
     )
     broken = replace(attack, robust="0001", accuracy=25.0)
-    other = replace(one, model={"name": "other"}, attacks=(broken,), worst_case="0001", worst_case_accuracy=25.0)
+    other = replace(
+        one, model={**identity, "name": "other"}, attacks=(broken,), worst_case="0001", worst_case_accuracy=25.0
+    )
     for record in (one, other):
         record.write(tmp_path / f"{record.model['name']}.json")
     return tmp_path / "one.json", tmp_path / "other.json"
@@ -59,7 +71,7 @@ def test_json_has_every_image(records: tuple[Path, Path]) -> None:
 
 def test_records_of_other_images_and_other_files_are_one_sentence(records: tuple[Path, Path], tmp_path: Path) -> None:
     record = Record.read(records[1])
-    replace(record, data={**record.data, "sha256": "cd"}).write(records[1])
+    replace(record, data={**record.data, "sha256": "d" * 64}).write(records[1])
     assert "evaluate both on the same images" in run(*records).output
     missing = run(records[0], tmp_path / "nothing.json")
     assert missing.exit_code == 2

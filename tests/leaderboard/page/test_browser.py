@@ -315,6 +315,20 @@ def test_the_page_does_not_scroll_sideways(width: int, browser: Browser) -> None
     assert content == inside
 
 
+def test_nothing_is_cut_off_on_a_phone_and_the_worst_case_comes_first(browser: Browser) -> None:
+    browser.resize(390)
+    browser.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    script = "return [...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+    assert set(browser.run(script)) == {0}
+    script = """
+    const row = document.querySelector('.ranking tbody tr');
+    return [...row.cells].map(c => [c.getBoundingClientRect().top, c.className.split(' ')[0]])
+    """
+    tops = sorted(browser.run(script))
+    assert tops[0][1] == "model"
+    assert "worst" in (tops[1][1], tops[2][1])
+
+
 def test_the_whole_table_fits_a_common_screen(browser: Browser) -> None:
     browser.resize(1280)
     script = "const box = document.querySelector('.scroll'); return box.scrollWidth - box.clientWidth"
