@@ -12,9 +12,10 @@ from torch import nn
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import model_fingerprint, now, settings_fingerprint
+from empir_plugin.evaluation.named_attacks import named_attacks
 from empir_plugin.evaluation.record import Record, merge_compatible, merge_records, parse_record
 from empir_plugin.evaluation.run import evaluate
-from empir_plugin.suite.case import Case, named_attacks
+from empir_plugin.suite.case import Case
 
 
 @dataclass

@@ -14,11 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import WeightsError
-
-REPORT = JsonKind("a training report", WeightsError)
-"""The report of a finished training run, written next to the weights."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import nn
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin._entry_points import discover, find, hint
-from empir_plugin.errors import InputError
+from empir_plugin.errors import InputError, WeightsError, cause
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.probe import preserve_modes
 from empir_plugin.models.convert.select import INNER, Layers
@@ -28,6 +28,7 @@ from empir_plugin.models.weight_files import load_weights
 from empir_plugin.zoo.builders import ModelBuilder
 from empir_plugin.zoo.quantized.architectures import Architecture
 from empir_plugin.zoo.quantized.build import Channels, QuantizedCard, curated_networks
+from empir_plugin.zoo.spec import ModelOptions, find_unnamed
 
 with silence_harmless_warnings():
     import timm.models
@@ -274,7 +275,8 @@ def load_model(
 
     Args:
         model_name: A discovered id such as ``"empir-cifar"``, a quantized network such as ``"dorefa-w4a4-resnet18"``,
-            or any name RobustBench knows.
+            or any name RobustBench knows; also ``package.module:callable``, an architecture (``"ResNet-18"``) with
+            ``custom_checkpoint``, or a path of what ``empir train`` or ``empir quantize`` wrote.
         model_dir: Where RobustBench keeps the weights it downloads; unused by discovered models.
         dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
         threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
@@ -300,9 +302,10 @@ def load_model(
         raise InputError(f"ema={ema} chooses among the weights in a file: pass custom_checkpoint (--checkpoint), too")
     builder = find_builder(model_name, dataset)
     if builder is None:
-        model = _load_from_robustbench(
-            model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint, ema
-        )
+        checkpoint = Path(custom_checkpoint) if custom_checkpoint else None
+        unnamed = find_unnamed(model_name, ModelOptions(checkpoint, ema, dataset or ""))
+        where = model_name, model_dir, dataset or "cifar10", threat_model
+        model = unnamed.load() if unnamed else _load_from_robustbench(*where, custom_checkpoint, ema)
     else:
         if dataset not in (None, builder.dataset) or threat_model not in builder.threats:
             _explanation(model_name, builder, str(dataset), threat_model)()
@@ -351,10 +354,30 @@ def _load_from_robustbench(
         advice = hint(name, [*builders(), *curated_networks(), *known], f"this package has {', '.join(builders())}")
         raise InputError(f"no model {name!r} here or in RobustBench: {advice}")
     tables = {(data.value, each.value): rows for data, by in model_dicts.items() for each, rows in by.items()}
+    _check_in_robustbench(name, dataset, threat, tables)
     row = tables.get((dataset, threat), {}).get(name, {})
     if checkpoint and row.get("gdrive_id") is not None:
         # RobustBench ignores custom_checkpoint for these, and loads the weights that it downloads.
         model: nn.Module = row["model"]()
         load_checkpoint(model, Path(checkpoint), ema=ema)
         return model.eval()
-    return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))
+    try:
+        return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))
+    except Exception as error:  # RobustBench's download may fail in any way, and so does reading what is not there
+        file = Path(model_dir, dataset, threat.replace("_3d", ""), f"{name}.pt")
+        if file.is_file():
+            raise
+        raise WeightsError(
+            f"the weights of {name} are not in {file}, and RobustBench could not download them ({cause(error)}): put "
+            "the file there, or pass it as --checkpoint"
+        ) from error
+
+
+def _check_in_robustbench(
+    name: str, dataset: str, threat: str, tables: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> None:
+    """Refuse a data set or threat model for which RobustBench has no model of that id."""
+    has = [where for where, rows in tables.items() if name in rows]
+    if (dataset, threat.replace("_3d", "")) not in has:
+        known = " or ".join(f"{data}, {norm}" for data, norm in has)
+        raise InputError(f"RobustBench has {name} for {known}, got {dataset}, {threat}: pass --dataset and --threat")

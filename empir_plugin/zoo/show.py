@@ -10,6 +10,7 @@ from empir_plugin._entry_points import find
 from empir_plugin.zoo.builders import ModelBuilder, count_parameters
 from empir_plugin.zoo.card import ModelCard, cards
 from empir_plugin.zoo.quantized.build import FAMILIES, PRECISIONS, curated_networks
+from empir_plugin.zoo.quantized.robustbench import zoo_datasets
 from empir_plugin.zoo.registry import find_builder
 
 _DEFAULT_THREAT = "Linf:8/255"
@@ -17,14 +18,14 @@ _THREATS: Mapping[str, str] = MappingProxyType({"mnist": "Linf:0.3", "imagenet":
 
 
 def dataset_of(model: str) -> str:
-    """The data set a named model classifies; RobustBench's default, CIFAR-10, for models of RobustBench.
+    """The data set a named model classifies; of several that RobustBench has a model for, the first.
 
     Example:
-        >>> dataset_of("empir-mnist"), dataset_of("Standard")
-        ('mnist', 'cifar10')
+        >>> dataset_of("empir-mnist"), dataset_of("Standard"), dataset_of("Standard_R50")
+        ('mnist', 'cifar10', 'imagenet')
     """
     builder = find_builder(model)
-    return "cifar10" if builder is None else builder.dataset
+    return next(iter(zoo_datasets(model)), "cifar10") if builder is None else builder.dataset
 
 
 def default_threat(model: str, dataset: str | None = None) -> str:
@@ -40,7 +41,7 @@ def default_threat(model: str, dataset: str | None = None) -> str:
         >>> default_threat("EMPIR_mnist"), default_threat("Standard_R50", "imagenet")
         ('Linf:0.3', 'Linf:4/255')
     """
-    card = find(cards(), model)
+    card = find(cards(), model) if model else None
     return _THREATS.get(dataset or dataset_of(model), _DEFAULT_THREAT) if card is None else card.threat
 
 

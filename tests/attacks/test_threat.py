@@ -131,9 +131,14 @@ def test_eps_cannot_be_nan() -> None:
         Threat(L2(), math.nan)
 
 
-@pytest.mark.parametrize("text", ["L1:0.5", "linf:8/255"])
+def test_a_norm_in_any_case_is_written_in_one() -> None:
+    texts = "LINF:8/255", "linf:8/255", "l2:0.5"
+    assert [str(Threat.parse(text)) for text in texts] == ["Linf:8/255", "Linf:8/255", "L2:0.5"]
+
+
+@pytest.mark.parametrize("text", ["L1:0.5", "l-inf:8/255"])
 def test_unknown_norm(text: str) -> None:
-    with pytest.raises(InputError, match=r"Linf, L2, got '(L1|linf)'"):
+    with pytest.raises(InputError, match=r"Linf, L2, got '(L1|l-inf)'"):
         Threat.parse(text)
 
 

@@ -164,24 +164,23 @@ class _Family:
     cifar: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     mean: Channels = _IMAGENET_MEAN
     std: Channels = _IMAGENET_STD
+    for_cifar: str = ""
+    """Another architecture for the small images of CIFAR: RobustBench's, whose first convolution keeps their size."""
 
     def card(self, precision: Precision, dataset: str) -> QuantizedCard:
-        name, classes = f"dorefa-{precision}-{self.architecture}", self.classes[dataset]
-        of = (name, self.architecture, precision, dataset, classes, THREATS)
-        return (
-            QuantizedCard(*of, settings=self.cifar)
-            if dataset in _CIFAR
-            else QuantizedCard(*of, mean=self.mean, std=self.std)
-        )
+        name, about = f"dorefa-{precision}-{self.architecture}", (precision, dataset, self.classes[dataset], THREATS)
+        if dataset in _CIFAR:
+            return QuantizedCard(name, self.for_cifar or self.architecture, *about, settings=self.cifar)
+        return QuantizedCard(name, self.architecture, *about, mean=self.mean, std=self.std)
 
 
 _VIT: Mapping[str, Any] = MappingProxyType(
     {"cifar": {"img_size": 32, "patch_size": 4}, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 )
 FAMILIES = (
-    _Family("resnet18"),
-    _Family("resnet34"),
-    _Family("resnet50"),
+    _Family("resnet18", for_cifar="ResNet-18"),
+    _Family("resnet34", for_cifar="ResNet-34"),
+    _Family("resnet50", for_cifar="ResNet-50"),
     _Family("wide_resnet_16_4", classes=_CIFAR),
     _Family("wide_resnet_28_10", classes=_CIFAR),
     _Family("preact_resnet18", classes=_CIFAR),

@@ -172,10 +172,10 @@ def test_a_model_without_weights_is_rejected() -> None:
 
 
 def test_a_bug_still_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> str:
+    def broken(*args: str) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("empir_plugin.zoo.show.default_threat", broken)
+    monkeypatch.setattr("empir_plugin.zoo.find.default_threat", broken)
     assert isinstance(_run("evaluate", "empir-cifar").exception, ZeroDivisionError)
 
 
@@ -213,7 +213,7 @@ class Writes(nn.Module):
 def test_a_failing_model_is_one_sentence_without_traceback(
     model: nn.Module, sentence: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("empir_plugin.zoo.registry.load_model", lambda *args, **kwargs: model)
+    monkeypatch.setattr("empir_plugin.zoo.find.load_model", lambda *args, **kwargs: model)
     monkeypatch.chdir(tmp_path)
     result = _run(command, "cifarconv-fp")
     text = " ".join(result.output.split())
