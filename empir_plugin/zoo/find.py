@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
 
+from empir_plugin._entry_points import find
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.zoo.card import RULES
+from empir_plugin.zoo.card import RULES, cards
+from empir_plugin.zoo.definition import CLASSES, NetworkDefinition, NetworkReport
 from empir_plugin.zoo.quantized.build import normalize_images_
 from empir_plugin.zoo.registry import find_builder, load_model
 from empir_plugin.zoo.show import dataset_of, default_threat
-from empir_plugin.zoo.spec import ModelOptions, find_unnamed
+from empir_plugin.zoo.spec import DefinedModel, ModelOptions, find_unnamed
 
 
 class ModelSource(Protocol):
@@ -148,7 +152,8 @@ def find_model(text: str, options: ModelOptions | None = None) -> ModelSource:
         WeightsError: If a report is missing or damaged.
 
     Example:
-        >>> from pathlib import Path
+        >>> from importlib.resources import files
+    from pathlib import Path
         >>> source = find_model("empir-mnist")
         >>> source.dataset, source.threat_text
         ('mnist', 'Linf:0.3')
@@ -181,6 +186,54 @@ def find_ensemble(members: Sequence[str], rule: str = "", options: ModelOptions 
     options = replace(options or ModelOptions(), rule="")
     options.refuse("an ensemble of members", "checkpoint")
     return CombinedModel(tuple(find_model(member, options) for member in members), rule or "max_vote")
+
+
+def find_full_precision(text: str, options: ModelOptions | None = None) -> DefinedModel:
+    """The network in full precision that a text names, to quantize it.
+
+    Args:
+        text: As for :func:`find_model`. A named model of this package and a report have weights of their own; all
+            others need a checkpoint.
+        options: What else is said about the network.
+
+    Raises:
+        InputError: If there is no checkpoint, or the model is quantized already or an ensemble.
+        WeightsError: If a report is missing or damaged.
+
+    Example:
+        >>> source = find_full_precision("cifarconv-fp")
+        >>> source.definition.architecture, source.checkpoint.name
+        ('cifarconv', 'cifarconv-fp.safetensors')
+    """
+    options = options or ModelOptions()
+    source = _defined(text, options)
+    if not source.definition.precision.is_full:
+        raise InputError(f"{text} is quantized already ({source.definition.precision}): start from full precision")
+    _ = source.weights  # raises if there are none
+    return source
+
+
+def _defined(text: str, options: ModelOptions) -> DefinedModel:
+    if (card := find(cards(), text)) is not None:
+        if len(card.networks) != 1:
+            raise InputError(f"{text} is an ensemble: name one of its networks, such as {card.networks[0].name}")
+        options.refuse(f"the model {text}, which is complete,", "settings", "mean", "rule")
+        own = card.networks[0]
+        definition = NetworkDefinition(own.architecture, card.dataset, card.num_classes, precision=own.precision)
+        weights = Path(str(files("empir_plugin.zoo") / "weights" / own.weights)) if own.weights else None
+        return DefinedModel(definition, options.checkpoint or weights, options.ema)
+    if find_builder(text) is not None:
+        raise InputError(f"{text} is built by another package or quantized already: name its architecture")
+    found = find_unnamed(text, options)
+    if isinstance(found, DefinedModel):
+        return found
+    if found is None:
+        dataset = options.dataset or dataset_of(text)
+        definition = NetworkDefinition(text, dataset, CLASSES[dataset], settings=options.settings)
+        return DefinedModel(replace(definition, mean=options.mean, std=options.std), options.checkpoint, options.ema)
+    if not isinstance(found.report, NetworkReport):
+        raise InputError(f"{text} is an ensemble: pass the report of one of its members")
+    return DefinedModel(found.report.definition, found.report.weights)
 
 
 def threat_of(source: ModelSource) -> Threat:

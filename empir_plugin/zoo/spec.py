@@ -96,6 +96,17 @@ class DefinedModel:
         return self.definition.dataset
 
     @property
+    def weights(self) -> Path:
+        """The file of its weights.
+
+        Raises:
+            InputError: If there is none.
+        """
+        if self.checkpoint is None:
+            raise InputError(f"{self.definition.architecture} comes without weights: pass --checkpoint")
+        return self.checkpoint
+
+    @property
     def threat_text(self) -> str:
         """Empty, as it has no threat of its own."""
         return ""
