@@ -162,6 +162,7 @@ def _plan(
     **schedule: Any,
 ) -> QuantizationPlan:
     from empir_plugin.models.activations import Activations
+    from empir_plugin.models.convert.select import INNER
     from empir_plugin.models.quantize import Precision
     from empir_plugin.training.networks import Extent
     from empir_plugin.training.quantization import QuantizationPlan
@@ -178,7 +179,7 @@ def _plan(
         shift=_SHIFT if augment else 0,
         **schedule,
     )
-    kinds: tuple[str, ...] | str = layers[0] if layers in (("inner",), ("all",)) else layers or "inner"
+    kinds = {(): INNER, ("inner",): INNER, ("all",): "all"}.get(layers, layers)
     network = source.definition
     how = {"settings": network.settings, "mean": network.mean, "std": network.std}
     return QuantizationPlan(network.architecture, member, Extent(kinds, allow_unsupported), **how)
