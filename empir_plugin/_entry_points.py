@@ -31,7 +31,8 @@ def discover(
         ['gcd']
     """
     found: dict[str, T] = {}
-    for point in sorted(points, key=_ours_first):
+    names = _DistributionNames()
+    for point in sorted(points, key=names.ours_first):
         value, problem = (None, "the name is taken") if point.name in found else _load(point, accept, wanted)
         if value is None:
             message = f"{kind} {point.name!r} of {_distribution(point)} is ignored: {problem}"
@@ -41,8 +42,17 @@ def discover(
     return MappingProxyType(found)
 
 
-def _ours_first(point: EntryPoint) -> tuple[bool, str]:
-    return _distribution(point) != "empir-plugin", _distribution(point)
+class _DistributionNames:
+    """The names of distributions, each read once: reading one parses the distribution's metadata."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+
+    def ours_first(self, point: EntryPoint) -> tuple[bool, str]:
+        """A key to sort entry points by."""
+        name = self._names.setdefault(id(point.dist), "") or _distribution(point)
+        self._names[id(point.dist)] = name
+        return name != "empir-plugin", name
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -37,8 +37,6 @@ GROUP = "robustbench.models"
 """Entry-point group: the name is the model id, the value a :class:`~empir_plugin.zoo.builders.ModelBuilder`."""
 
 _TIMM_MODULE = "empir_plugin.zoo._timm_entrypoints"
-_ROBUSTBENCH_DATASETS = ("cifar10", "cifar100", "imagenet")
-_ROBUSTBENCH_THREATS = ("Linf", "L2", "corruptions")
 
 
 @cache
@@ -79,9 +77,6 @@ def register() -> None:
 def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
     """Register a name with timm, once for each data set and threat model it is meant for.
 
-    The name is registered for RobustBench's other data sets and threat models, too: there, it raises an error that says
-    which ones to use.
-
     Args:
         name: Model id.
         family: The model's builders, one for each data set.
@@ -92,22 +87,19 @@ def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
         Flatten(start_dim=1, end_dim=-1)
     """
     module = _timm_module()
-    by_dataset = {builder.dataset: builder for builder in family}
-    for dataset in dict.fromkeys((*by_dataset, *_ROBUSTBENCH_DATASETS)):
-        builder = by_dataset.get(dataset, family[0])
-        for threat in dict.fromkeys((*builder.threats, *_ROBUSTBENCH_THREATS)):
-            _register_one(module, name, builder, dataset, threat)
+    for builder in family:
+        for threat in builder.threats:
+            _register_one(module, name, builder, threat)
 
 
-def _register_one(module: ModuleType, name: str, builder: ModelBuilder, dataset: str, threat: str) -> None:
-    key = timm_name(name, dataset, threat)
+def _register_one(module: ModuleType, name: str, builder: ModelBuilder, threat: str) -> None:
+    key = timm_name(name, builder.dataset, threat)
     if timm.models.is_model(key):
         return
-    fits = dataset == builder.dataset and threat in builder.threats
-    function = _entrypoint(name, builder) if fits else _explanation(name, builder, dataset, threat)
+    function = _entrypoint(name, builder)
     function.__name__ = function.__qualname__ = key
     function.__module__ = module.__name__
-    vars(function).update({"builder": builder} if fits else {})
+    vars(function)["builder"] = builder
     setattr(module, key, function)
     timm.models.register_model(function)
 
@@ -171,15 +163,13 @@ def _check_takes_attributes(name: str, model: Any) -> None:
     del model._model_args
 
 
-def _explanation(name: str, builder: ModelBuilder, dataset: str, threat: str) -> Callable[..., nn.Module]:
-    def explain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if dataset not in ("None", builder.dataset):
-            advice = f"pass dataset={builder.dataset!r}, or use empir_plugin.load_model, which knows it"
-            raise InputError(f"{name} is a model for {builder.dataset}, got dataset={dataset!r}: {advice}")
+def _refuse_other_use(name: str, builder: ModelBuilder, dataset: str | None, threat: str) -> None:
+    """Refuse a data set or a threat model that a model is not meant for."""
+    if dataset not in (None, builder.dataset):
+        raise InputError(f"{name} is a model for {builder.dataset}, got dataset={dataset!r}: leave it out")
+    if threat not in builder.threats:
         known = " or ".join(repr(text) for text in builder.threats)
         raise InputError(f"{name} is registered for {known}, got threat_model={threat!r}: pass one of these")
-
-    return explain
 
 
 def register_quantized(
@@ -307,8 +297,7 @@ def load_model(
         where = model_name, model_dir, dataset or "cifar10", threat_model
         model = unnamed.load() if unnamed else _load_from_robustbench(*where, custom_checkpoint, ema)
     else:
-        if dataset not in (None, builder.dataset) or threat_model not in builder.threats:
-            _explanation(model_name, builder, str(dataset), threat_model)()
+        _refuse_other_use(model_name, builder, dataset, threat_model)
         model = _build(model_name, builder, builder.num_classes)
         if custom_checkpoint:
             load_checkpoint(model, Path(custom_checkpoint), ema=ema)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from empir_cli.group import CommandError
+from empir_cli.names import check_name
 from empir_cli.options import CHECKPOINT, EMA
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def model_arguments(command: _F) -> _F:
         std: str | None,
         **others: Any,
     ) -> Any:
+        for text in (*members, *([model] if model else [])):
+            check_name(text)
         options = {
             "checkpoint": checkpoint,
             "ema": ema,

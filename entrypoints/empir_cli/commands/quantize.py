@@ -19,6 +19,7 @@ from empir_cli.model_options import (
     parse_channels,
     parse_settings,
 )
+from empir_cli.names import check_name
 from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, THREADS, set_threads
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def quantize(
     normalization. A checkpoint is written after every epoch: an interrupted run resumes from the last one, with the
     same result. Accuracies are measured on the test images.
     """
+    check_name(model)
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.training.quantization import quantize_checkpoint
