@@ -6,7 +6,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from attack_timing import Contender, Make, Role
+from attack_timing import Contender, Counter, Make, Role
 from torch import Tensor, nn
 
 from empir_plugin._compat import contiguous_gradient, isolate_autoattack_state
@@ -14,10 +14,13 @@ from empir_plugin.attacks.autoattack import AutoAttackSuite
 from empir_plugin.attacks.gradient import pgd
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.evaluation.prepare import prepare
+from empir_plugin.models.integer.convert import BF16, FLOAT32, run_on_integers
 
 PEERS = ("torchattacks", "foolbox", "cleverhans", "pyautoattack")
 CPU = torch.device("cpu")
 STEPS = 40
+COMPARED = 16
+"""Images on which an evaluation compares the network on integers with float32."""
 
 
 def copy_as_written(model: nn.Module) -> nn.Module:
@@ -29,7 +32,10 @@ def copy_as_written(model: nn.Module) -> nn.Module:
 def pgd_contenders(model: nn.Module, threat: Threat, seed: int) -> list[Contender]:
     """PGD with 40 steps of eps / 4: ours, and three libraries and 40 bare passes on each form of the network."""
     plain, ready = copy_as_written(model), prepare(model, CPU)
-    found = [Contender("empir_plugin", Role.OURS, plain, _our_pgd(threat, seed))]
+    found = [
+        Contender("empir_plugin", Role.OURS, plain, _our_pgd(threat, seed, FLOAT32)),
+        Contender("empir_plugin, bf16 gradients", Role.OURS_BF16, plain, _our_pgd(threat, seed, BF16)),
+    ]
     for network, role, where in ((plain, Role.PLAIN_PEER, "as written"), (ready, Role.PREPARED_PEER, "prepared")):
         makes = {
             "torchattacks": _pgd_of_torchattacks(threat.eps, seed),
@@ -46,7 +52,8 @@ def autoattack_contenders(model: nn.Module, threat: Threat, seed: int) -> list[C
     plain, ready = copy_as_written(model), _ContiguousGradient(prepare(model, CPU))
     make = _pyautoattack(threat, seed)
     return [
-        Contender("empir_plugin", Role.OURS, plain, _our_autoattack(threat, seed)),
+        Contender("empir_plugin", Role.OURS, plain, _our_autoattack(threat, seed, FLOAT32)),
+        Contender("empir_plugin, bf16 gradients", Role.OURS_BF16, plain, _our_autoattack(threat, seed, BF16)),
         Contender("pyautoattack, as written", Role.PLAIN_PEER, plain, make),
         Contender("pyautoattack, prepared", Role.PREPARED_PEER, ready, make),
     ]
@@ -64,9 +71,15 @@ class _ContiguousGradient(nn.Module):
         return self.network(contiguous_gradient(x)).clone()
 
 
-def _our_pgd(threat: Threat, seed: int) -> Make:
-    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return pgd(STEPS, step_size=threat.eps / 4)(prepare(network, CPU), x, y, threat, seed=seed)
+def evaluated(network: Counter, x: Tensor, gradients: str) -> Counter:
+    """A network as an evaluation prepares it: on integer kernels, compared with float32 on the first images."""
+    images = x[:COMPARED].contiguous(memory_format=torch.channels_last)
+    return network.around(run_on_integers(prepare(network.network, CPU), images, gradients=gradients)[0])
+
+
+def _our_pgd(threat: Threat, seed: int, gradients: str) -> Make:
+    def make(network: Counter, x: Tensor, y: Tensor) -> Tensor:
+        return pgd(STEPS, step_size=threat.eps / 4)(evaluated(network, x, gradients), x, y, threat, seed=seed)
 
     return make
 
@@ -74,7 +87,7 @@ def _our_pgd(threat: Threat, seed: int) -> Make:
 def _pgd_of_torchattacks(eps: float, seed: int) -> Make:
     import torchattacks
 
-    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def make(network: Counter, x: Tensor, y: Tensor) -> Tensor:
         torch.manual_seed(seed)
         return torchattacks.PGD(network, eps=eps, alpha=eps / 4, steps=STEPS, random_start=True)(x, y)
 
@@ -85,7 +98,7 @@ def _pgd_of_foolbox(eps: float, seed: int) -> Make:
     from foolbox.attacks import LinfPGD
     from foolbox.models.pytorch import PyTorchModel
 
-    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def make(network: Counter, x: Tensor, y: Tensor) -> Tensor:
         torch.manual_seed(seed)
         attack = LinfPGD(abs_stepsize=eps / 4, steps=STEPS, random_start=True)
         return attack(PyTorchModel(network, bounds=(0, 1), device=CPU), x, y, epsilons=eps)[1]
@@ -96,14 +109,14 @@ def _pgd_of_foolbox(eps: float, seed: int) -> Make:
 def _pgd_of_cleverhans(eps: float, seed: int) -> Make:
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
-    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def make(network: Counter, x: Tensor, y: Tensor) -> Tensor:
         torch.manual_seed(seed)
         return projected_gradient_descent(network, x, eps, eps / 4, STEPS, float("inf"), clip_min=0, clip_max=1, y=y)
 
     return make
 
 
-def _bare_passes(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _bare_passes(network: Counter, x: Tensor, y: Tensor) -> Tensor:
     """Only the forward and backward passes of an attack, one per step."""
     for _ in range(STEPS):
         images = x.detach().requires_grad_(True)
@@ -111,9 +124,9 @@ def _bare_passes(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return x
 
 
-def _our_autoattack(threat: Threat, seed: int) -> Make:
-    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return AutoAttackSuite()(prepare(network, CPU), x, y, threat, seed=seed)
+def _our_autoattack(threat: Threat, seed: int, gradients: str) -> Make:
+    def make(network: Counter, x: Tensor, y: Tensor) -> Tensor:
+        return AutoAttackSuite()(evaluated(network, x, gradients), x, y, threat, seed=seed)
 
     return make
 
@@ -121,7 +134,7 @@ def _our_autoattack(threat: Threat, seed: int) -> Make:
 def _pyautoattack(threat: Threat, seed: int) -> Make:
     from pyautoattack import AutoAttack
 
-    def make(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def make(network: Counter, x: Tensor, y: Tensor) -> Tensor:
         with isolate_autoattack_state():
             attack = AutoAttack(network, norm="Linf", eps=threat.eps, seed=seed, version="standard")
             found = attack.run_standard_evaluation(x, y, batch_size=250)

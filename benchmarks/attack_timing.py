@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from empir_plugin.models.layers import input_of_call
-
-Make = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Make = Callable[["Counter", Tensor, Tensor], Tensor]
 """An attack: from network, images ``(N, C, H, W)`` and labels ``(N,)`` to adversarial images."""
 
 
@@ -23,6 +19,7 @@ class Role(Enum):
     """How a contender is compared."""
 
     OURS = "ours"
+    OURS_BF16 = "ours with bf16 gradients"
     PLAIN_PEER = "peer on the network as written"
     PREPARED_PEER = "peer on our prepared network"
     BARE = "bare passes"
@@ -86,24 +83,29 @@ class Timed:
         return min(ratios), max(ratios)
 
 
-@contextmanager
-def count_passes(network: nn.Module) -> Iterator[Tally]:
-    """Count the images that pass through a network, and through copies made of it inside the context."""
-    tally = Tally()
+class Counter(nn.Module):
+    """A network that counts the images passed through it; a hook would keep it from running on integers as a whole.
 
-    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
-        images = input_of_call(args, kwargs)
-        if torch.is_grad_enabled() and images.requires_grad:
-            tally.gradient += len(images)
+    Args:
+        network: The network.
+        tally: Where to count.
+    """
+
+    def __init__(self, network: nn.Module, tally: Tally) -> None:
+        super().__init__()
+        self.network, self.tally = network, tally
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images ``(N, C, H, W)``."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.tally.gradient += len(x)
         else:
-            tally.forward += len(images)
+            self.tally.forward += len(x)
+        return self.network(x)
 
-    # Deep copies share a hook that is a function, so their passes are counted here, too.
-    handle = network.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        yield tally
-    finally:
-        handle.remove()
+    def around(self, network: nn.Module) -> Counter:
+        """Another form of the network, counted together with this one."""
+        return Counter(network, self.tally).eval()
 
 
 def race(
@@ -149,10 +151,10 @@ class _Run:
 
 def _run(contender: Contender, x: Tensor, y: Tensor, clock: Callable[[], float]) -> _Run:
     x, y = x.clone(), y.clone()
-    with count_passes(contender.network) as tally:
-        start, cpu_start = clock(), time.process_time()
-        images = contender.make(contender.network, x, y)
-        run = _Run(clock() - start, time.process_time() - cpu_start, images.detach(), tally)
+    network = Counter(contender.network, Tally()).eval()
+    start, cpu_start = clock(), time.process_time()
+    images = contender.make(network, x, y)
+    run = _Run(clock() - start, time.process_time() - cpu_start, images.detach(), network.tally)
     contender.network.zero_grad(set_to_none=True)
     return run
 

@@ -15,8 +15,6 @@ onnxruntime``); its own quantization would round to other levels than DoReFa's.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -29,6 +27,7 @@ from typing import Any
 import click
 import torch
 from integer_cases import CASES, LAYOUTS, Target
+from machine import machine
 
 from empir_plugin._files.atomic import write_atomically
 from empir_plugin.evaluation.identity import code_sha256, now, versions
@@ -126,21 +125,6 @@ def _notes(case: dict[str, Any]) -> Iterator[str]:
         logits = f"{found['max_logit_difference']:.2g} (median {found['median_logit_difference']:.2g})"
         decisions = f"{found['differing_decisions']} of {found['images']} decisions differ"
         yield f"w4a4 {name}, beside float32: logits within {logits}, {decisions}"
-
-
-def machine() -> dict[str, Any]:
-    """Description of the machine, as far as Python knows it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return {
-        "processor": named.get("model name", platform.processor()),
-        "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "vnni": any("vnni" in flag for flag in named.get("flags", "").split()),
-        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-    }
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 import torch
-from integer import machine
 from integer_forms import FLOAT32, FORMS, Form, exact_sums, threads
+from machine import machine
 from torch import Tensor, fx, nn
 
 import empir_plugin

@@ -38,8 +38,8 @@ class Target:
     ratio: float
 
 
-MEMBER = Target("w4a4 on integers", 0.45)
-ENSEMBLE = Target("fp + w4a4 + w2a2 on integers", 2.0)
+MEMBER = Target("w4a4 on integers", 0.12)
+ENSEMBLE = Target("fp + w4a4 + w2a2 on integers", 1.25)
 STACK = Target("w4a8 on integers", 0.45)
 DEPTH = 4
 """Convolutions of the stack."""
@@ -99,7 +99,9 @@ def _stack(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str,
 def _network(batch_size: int, width: int, measure: Measure) -> dict[str, dict[str, Any]]:
     """ResNet-18: the member, and the ensemble of three."""
     full, four, two = (prepare(resnet18(text, width), CPU) for text in ("fp", "w4a4", "w2a2"))
-    ensemble = Ensemble([four, two, full]).eval()
+    # Float convolutions of this network are faster on contiguous memory; only integer kernels need channels last.
+    contiguous: nn.Module = full.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    ensemble = Ensemble([four, two, contiguous]).eval()
     x = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     runs = {name: _pass(full, x, layout) for name, layout in LAYOUTS.items()}
     on_integers = {MEMBER.row: to_integer(four), ENSEMBLE.row: to_integer(ensemble)}

@@ -18,7 +18,7 @@ import click
 import torch
 from attack_contenders import CPU
 from attack_timing import Contender, Make, Role, Timed, race
-from attacks import machine
+from machine import machine
 from torch import Tensor, nn
 
 from empir_plugin._files.atomic import write_atomically

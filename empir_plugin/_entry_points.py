@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+from empir_plugin._files.names import check_name
+from empir_plugin.errors import InputError
 
 T = TypeVar("T")
 
@@ -17,7 +20,8 @@ def discover(
 ) -> Mapping[str, T]:
     """Load entry points, this package's first.
 
-    A broken entry point, or a second one of the same name, is skipped with a warning that names its distribution.
+    A broken entry point, one whose name is not plain, or a second one of the same name, is skipped with a warning that
+    names its distribution.
 
     Args:
         points: The entry points of one group.
@@ -33,7 +37,9 @@ def discover(
     found: dict[str, T] = {}
     names = _DistributionNames()
     for point in sorted(points, key=names.ours_first):
-        value, problem = (None, "the name is taken") if point.name in found else _load(point, accept, wanted)
+        problem, value = _problem_of_name(kind, point.name, found), None
+        if not problem:
+            value, problem = _load(point, accept, wanted)
         if value is None:
             message = f"{kind} {point.name!r} of {_distribution(point)} is ignored: {problem}"
             warnings.warn(message, stacklevel=3)
@@ -53,6 +59,17 @@ class _DistributionNames:
         name = self._names.setdefault(id(point.dist), "") or _distribution(point)
         self._names[id(point.dist)] = name
         return name != "empir-plugin", name
+
+
+def _problem_of_name(kind: str, name: str, found: Collection[str]) -> str:
+    """What is wrong with a name; empty if nothing is."""
+    if name in found:
+        return "the name is taken"
+    try:
+        check_name(f"a {kind}", name)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _distribution(point: EntryPoint) -> str:

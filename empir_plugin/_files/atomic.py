@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,12 +73,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it replaces ``path`` when the block succeeds and is removed when it fails.
 
+    There is an empty file already. The finished one has the permissions that the umask gives to a new file, whatever
+    the writer set.
+
     Raises:
-        OSError: If the content cannot be flushed to disk or moved into place.
+        OSError: If the file cannot be created, flushed to disk or moved into place.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    mode = _create(partial)
     try:
         yield partial
+        os.chmod(partial, mode)  # safetensors writes a file that only its owner may read
         _to_disk(partial, os.O_RDWR)
         os.replace(partial, path)
     except BaseException:
@@ -86,6 +92,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     with contextlib.suppress(OSError):  # Windows cannot open folders.
         _to_disk(path.parent, os.O_RDONLY)
+
+
+def _create(path: Path) -> int:
+    """Create an empty file and return its permissions; a link or a file in its place is removed, not followed."""
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
 
 
 def _to_disk(path: Path, mode: int) -> None:

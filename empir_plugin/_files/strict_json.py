@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from empir_plugin.errors import EmpirError
 
 _T = TypeVar("_T")
 _LONGEST = 20
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class JsonKind:
             return parse(self._current(value))
         except EmpirError as error:
             raise self.error(f"{path} is not {self.name}: {error}{self._end}") from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise self.error(f"{path} is not {self.name} ({type(error).__name__}: {error}){self._end}") from error
 
     @property
@@ -116,17 +118,20 @@ class JsonKind:
         if not isinstance(value, Mapping):
             raise self.error(f"it must hold a JSON object, got a {type(value).__name__}")
         found: Any = value.get("schema")
-        while found in self.upgrades:
+        while type(found) is int and found in self.upgrades:
             value = self.upgrades[found](value)
             found = value.get("schema")
-        if found != self.schema:
+        if type(found) is not int or found != self.schema:
             got = "no schema" if found is None else f"schema {found!r}"
             raise self.error(f"it has {got}, this release reads {', '.join(map(str, (*self.upgrades, self.schema)))}")
         return value
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
+    value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unique)
+    if _SURROGATE.search(text):  # A pair of them is a letter; alone, one cannot be written in any encoding.
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _refuse(text: str) -> NoReturn:
@@ -138,6 +143,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:_LONGEST]} is not a finite number")
     return number
+
+
+def _whole(text: str) -> int:
+    # A whole number beyond the largest float is read as infinity elsewhere, and fails in arithmetic here.
+    _finite(text)
+    return int(text)
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

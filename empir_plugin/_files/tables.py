@@ -18,17 +18,61 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from empir_plugin.errors import InputError
 
 if sys.version_info >= (3, 11):
-    from tomllib import TOMLDecodeError as TOMLDecodeError
-    from tomllib import loads as loads
+    import tomllib
 else:
-    from tomli import TOMLDecodeError as TOMLDecodeError  # pyright: ignore[reportMissingImports]
-    from tomli import loads as loads  # pyright: ignore[reportMissingImports]
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
+TOMLDecodeError = tomllib.TOMLDecodeError
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
 
 _READER = "read"
+_DEPTH = 16
+"""Tables and lists inside one another; those of this package have 4."""
+
+
+def loads(text: str) -> dict[str, Any]:
+    """The table of a TOML text.
+
+    Raises:
+        TOMLDecodeError: If the text is not TOML, is nested deeper than 16 levels, or has a number of thousands of
+            digits.
+
+    Example:
+        >>> loads("epochs = 3")
+        {'epochs': 3}
+    """
+    try:
+        table = tomllib.loads(text)
+    except RecursionError as error:
+        raise TOMLDecodeError("it is nested too deep") from error
+    except TOMLDecodeError:
+        raise
+    except ValueError as error:  # Python reads no integer of more than a few thousand digits.
+        raise TOMLDecodeError(str(error)) from error
+    if is_nested_deeper(table, _DEPTH):
+        raise TOMLDecodeError(f"it is nested deeper than {_DEPTH} levels")
+    return table
+
+
+def is_nested_deeper(value: object, levels: int) -> bool:
+    """Whether tables and lists lie in one another at more levels than that; found without recursion.
+
+    Example:
+        >>> is_nested_deeper({"a": [1]}, 2), is_nested_deeper({"a": [[1]]}, 2)
+        (False, True)
+    """
+    level: list[Any] = [value]
+    for _ in range(levels):
+        level = [item for each in level for item in _inner(each)]
+        if not any(isinstance(each, (dict, list)) for each in level):
+            return False
+    return True
+
+
+def _inner(value: Any) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def build(target: Callable[..., T], table: Mapping[str, Any], where: str, **given: Any) -> T:

@@ -183,7 +183,7 @@ class Threat:
         """
         norm, colon, eps = text.partition(":")
         if not colon:
-            raise InputError(f"a threat is written 'Linf:8/255' or 'L2:0.5', got {text!r}")
+            raise InputError(f"a threat is written 'Linf:8/255' or 'L2:0.5', got {text[:_LONGEST]!r}")
         return cls(parse_norm(norm), _parse_eps(eps), eps)
 
     def __str__(self) -> str:
@@ -203,13 +203,22 @@ def check_threat(threat: object) -> None:
         raise InputError(f"threat must be a Threat, got {threat!r}: write Threat.parse('Linf:8/255')")
 
 
-_EPS = re.compile(r"\d+(?:\.\d+)?(?:[eE]-?\d+)?|\d+/[1-9]\d*|inf")
+_DIGITS = "[0-9]{1,40}"
+_EPS = re.compile(rf"{_DIGITS}(?:\.{_DIGITS})?(?:[eE]-?[0-9]{{1,3}})?|{_DIGITS}/[1-9][0-9]{{0,39}}|inf")
+"""At most 40 digits: a fraction is computed exactly, and that of 1e-99999999 would fill the memory."""
 
 
 def _parse_eps(text: str) -> float:
     if not _EPS.fullmatch(text):
-        raise InputError(f"eps is written as a fraction or a decimal number, 8/255 or 0.3, got {text!r}")
-    return float("inf") if text == "inf" else float(Fraction(text))
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        raise InputError(f"eps is written as a fraction or a decimal number, 8/255 or 0.3, got {shown!r}")
+    try:
+        return float("inf") if text == "inf" else float(Fraction(text))
+    except OverflowError as error:
+        raise InputError(f"eps must be a number that float64 holds, got {text}: write such as 8/255") from error
+
+
+_LONGEST = 40
 
 
 def _shortest_text(eps: float) -> str:

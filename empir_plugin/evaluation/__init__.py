@@ -4,6 +4,8 @@ from empir_plugin.data.image_set import ImageSet as ImageSet
 from empir_plugin.data.image_set import check_images as check_images
 from empir_plugin.data.image_set import load_images as load_images
 from empir_plugin.evaluation.attack_spec import AttackSpec as AttackSpec
+from empir_plugin.evaluation.comparison import Comparison as Comparison
+from empir_plugin.evaluation.comparison import compare as compare
 from empir_plugin.evaluation.distributed import Team as Team
 from empir_plugin.evaluation.distributed import torchrun_team as torchrun_team
 from empir_plugin.evaluation.evaluator import Settings as Settings

@@ -2,23 +2,28 @@
 
 A record is a JSON object in UTF-8 with the fields of :class:`Record`. Verdicts are texts with one character per image,
 ``1`` or ``0``, in the order of the data set. Accuracies are computed from the verdicts, in percent to two decimals; a
-record whose numbers do not follow from its verdicts is refused. Numbers are finite, and no key occurs twice. ``schema``
-is raised when the format changes; older schemas are still read.
+record whose numbers do not follow from its verdicts is refused. Numbers are finite, and no key occurs twice. The keys
+of a file, with their types and ranges, are in ``record.schema.json``. ``schema`` is raised when the format changes;
+older schemas are still read.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from empir_plugin._files.json_schema import JsonSchema
 from empir_plugin._files.strict_json import JsonKind
-from empir_plugin.errors import EvaluationError
+from empir_plugin.attacks.threat import Threat
+from empir_plugin.data.image_set import OFFICIAL, OFFICIAL_FINGERPRINTS
+from empir_plugin.errors import EvaluationError, InputError
 
 SCHEMA = 2
 CUSTOM = "custom"
@@ -132,7 +137,8 @@ class Record:
 
     Args:
         model: ``name``, ``sha256`` and ``identity`` (see :func:`empir_plugin.evaluation.identity.model_fingerprint`;
-            records without ``identity`` have version 1), and whether its ``weights_loaded``.
+            records without ``identity`` have version 1), whether its ``weights_loaded``, and ``checkpoint_sha256`` of
+            the file they were loaded from, if the caller named one.
         data: ``name``, ``split``, ``source``, number of images ``n``, ``sha256``, and whether it is ``full_official``.
         threat: As text, such as ``"Linf:8/255"``.
         clean: One character per image: 1 if the model classifies it correctly.
@@ -218,20 +224,65 @@ class Record:
         """The record of a JSON object of the current schema.
 
         Raises:
-            EvaluationError: If the record contradicts itself.
-            KeyError: If the attacks, or fields of one, are missing.
-            TypeError: If other fields are missing, or unknown.
+            EvaluationError: If a key is missing, unknown or not what the schema says, or the record contradicts itself;
+                the message names the keys.
         """
-        attacks, flags = tuple(map(_parse_attack, table["attacks"])), table.get("flags", [])
-        if not (isinstance(flags, list | tuple) and all(isinstance(flag, str) for flag in flags)):
-            raise EvaluationError(f"flags must be a list of texts, got {flags!r}")
-        return cls(**{**table, "attacks": attacks, "flags": tuple(flags)})
+        if wrong := list(_FORMAT.problems(table)):
+            more = f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""
+            raise EvaluationError("; ".join(wrong[:_SHOWN]) + more)
+        attacks, flags = tuple(map(_parse_attack, table["attacks"])), tuple(table.get("flags", ()))
+        record = cls(**{**table, "attacks": attacks, "flags": flags})
+        for sentence in _contradictions(record):
+            raise EvaluationError(sentence)
+        return record
+
+
+_FORMAT = JsonSchema("empir_plugin.evaluation", "record.schema.json")
+_SHOWN = 3
 
 
 def _parse_attack(row: Mapping[str, Any]) -> AttackRecord:
-    parts = tuple(PartRecord(**part) for part in row.get("parts", ()))
-    explicit = {"kind": row["kind"], "version": row["version"]}  # The defaults are for attacks made in Python only.
-    return AttackRecord(**{**row, **explicit, "flags": tuple(map(str, row["flags"])), "parts": parts})
+    parts = tuple(PartRecord(**part) for part in row["parts"])
+    return AttackRecord(**{**row, "flags": tuple(row["flags"]), "parts": parts})
+
+
+def _contradictions(record: Record) -> Iterator[str]:
+    """What cannot be true in a record that an evaluation wrote, beyond the numbers that every record checks."""
+    data, budget = record.data, _budget(record.threat)
+    official = OFFICIAL_FINGERPRINTS.get((data["name"], data["split"]))
+    if official is None and data["full_official"] and data["source"] != OFFICIAL:
+        yield f"data.full_official says that the images are a full official set, data.source {data['source']!r}"
+    if official is not None and data["full_official"] is not (data["sha256"] == official):
+        is_not = "" if data["full_official"] else "not "
+        yield f"data.full_official says that the images are {is_not}the full {data['name']}, data.sha256 the opposite"
+    if (unstable := record.run.get("batch_dependent", 0)) > data["n"]:
+        yield f"run.batch_dependent counts {unstable} of {data['n']} images"
+    names = [attack.name for attack in record.attacks]
+    yield from (f"two attacks are named {name}" for name in dict.fromkeys(names) if names.count(name) > 1)
+    for attack in record.attacks:
+        own = _budget(attack.threat or record.threat)
+        counts = own == budget or (own.norm == budget.norm and own.eps <= budget.eps)
+        if attack.in_worst_case and not counts:
+            yield f"{attack.name} is in the worst case under {record.threat}, and was checked against {attack.threat}"
+        yield from _growing_parts(attack)
+
+
+def _growing_parts(attack: AttackRecord) -> Iterator[str]:
+    """Parts run one after the other, each on what the parts before it left."""
+    for before, after in pairwise(attack.parts):
+        if intersect((before.robust, after.robust)) != after.robust:
+            yield f"in {attack.name}, {after.name} finds images robust that {before.name} broke before it"
+
+
+def _budget(threat: str) -> Threat:
+    """A threat as text; corruptions, which have none, as a budget without a bound."""
+    try:
+        return Threat.parse("L2:inf" if threat == _CORRUPTIONS else threat)
+    except InputError as error:
+        raise EvaluationError(f"{threat!r} is no threat: {error}") from error
+
+
+_CORRUPTIONS = "corruptions"
 
 
 def _check_verdicts(name: str, verdicts: str, accuracy: float) -> None:
@@ -282,8 +333,8 @@ def parse_record(table: Mapping[str, Any]) -> Record:
     """
     try:
         return Record.from_table(table)
-    except (KeyError, TypeError) as error:
-        raise EvaluationError(f"this is not a run record ({type(error).__name__}: {error})") from error
+    except EvaluationError as error:
+        raise EvaluationError(f"this is not a run record: {error}") from error
 
 
 def worst_case(clean: str, attacks: Iterable[AttackRecord]) -> str:
@@ -355,7 +406,8 @@ def merge_compatible(records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _subject(record: Record) -> tuple[object, ...]:
     run = tuple(record.run.get(key) for key in _SHARED)
-    return record.model, record.data, record.threat, record.clean, record.protocol, run
+    model = {key: value for key, value in record.model.items() if key != "checkpoint_sha256"}  # of the file only
+    return model, record.data, record.threat, record.clean, record.protocol, run
 
 
 def _conflict(one: Record, other: Record) -> bool:

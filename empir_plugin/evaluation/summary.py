@@ -22,6 +22,7 @@ from empir_plugin.evaluation.protocols import Headline, Protocol
 from empir_plugin.evaluation.record import CUSTOM, AttackRecord, PartRecord, Record, percent, worst_case
 from empir_plugin.evaluation.shards import CLEAN
 from empir_plugin.models.integer.convert import FLOAT32
+from empir_plugin.zoo.checkpoints import checkpoint_sha256
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -57,7 +58,7 @@ def make_record(
     worst = worst_case(clean, attacks)
     loaded = bool(getattr(model, "weights_loaded", True))
     return Record(
-        model={**model_table(model, name), "weights_loaded": loaded},
+        model={**model_table(model, name), "weights_loaded": loaded, **_checkpoint(model)},
         data={**data_table(data), "full_official": data.is_full_official},
         threat=str(threat),
         clean=clean,
@@ -74,6 +75,12 @@ def make_record(
             *chance_flag(clean, data.num_classes),
         ),
     )
+
+
+def _checkpoint(model: nn.Module) -> dict[str, str]:
+    """The SHA-256 of the file that the model's weights were loaded from, if one was named."""
+    digest = checkpoint_sha256(model)
+    return {} if digest is None else {"checkpoint_sha256": digest}
 
 
 def _protocol_table(protocol: Protocol | None) -> dict[str, object]:

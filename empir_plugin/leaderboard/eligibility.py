@@ -19,6 +19,9 @@ from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.audit.report import AuditReport
 from empir_plugin.evaluation.corruptions import KIND, THREAT, mean_accuracies
 from empir_plugin.evaluation.identity import IDENTITY, ModelIdentity, model_fingerprint
+from empir_plugin.evaluation.overhead.report import IMAGE_SHAPES, Overhead
+from empir_plugin.evaluation.overhead.report import overhead as count_overhead
+from empir_plugin.evaluation.overhead.verify import compare_counts, parse_overhead
 from empir_plugin.evaluation.record import AttackRecord, Record, common_worst_case, percent
 from empir_plugin.leaderboard.tree import Board, Tree
 from empir_plugin.zoo.builders import build_model
@@ -271,15 +274,17 @@ def _require_same_audit_subject(model: str, record: Record, board: Board, audit:
 
 
 def require_same_overhead_subject(overhead: Any, record: Record) -> Mapping[str, Any]:
-    """Check that an overhead was measured on the model of a record.
+    """Check that an overhead is a report, that its numbers are right, and that it is of the model of a record.
+
+    Its numbers are computed again from the layers it lists and, for a model that this package ships, from the model.
 
     Args:
         overhead: What an overhead file holds.
         record: Of the entry.
 
     Raises:
-        EvaluationError: If it is of other weights, or does not say of which.
-        InputError: If it is not a table.
+        EvaluationError: If it is of other weights or images, does not say of which, or has a number that is wrong.
+        InputError: If it is not a table, or a key is missing, unknown or of the wrong type.
     """
     if not isinstance(overhead, Mapping) or not overhead:
         raise InputError(f"overhead must be a JSON object with keys, got a {type(overhead).__name__}: measure it first")
@@ -289,7 +294,28 @@ def require_same_overhead_subject(overhead: Any, record: Record) -> Mapping[str,
     model = str(record.model.get("name"))
     if not is_same_model(model, _identity(record), identity):
         raise EvaluationError(f"the overhead is of other weights than the records: measure {model} {_AGAIN}")
+    report = parse_overhead(overhead)
+    expected = IMAGE_SHAPES.get(str(record.data.get("name")), report.image_shape)
+    if report.image_shape != expected:
+        got, size = ("x".join(map(str, shape)) for shape in (report.image_shape, expected))
+        raise EvaluationError(
+            f"the overhead is of images of {got}, the records are of images of {size}: measure it there"
+        )
+    if (counted := shipped_overhead(model, report.image_shape)) is not None:
+        compare_counts(report, counted)
     return overhead
+
+
+@cache
+def shipped_overhead(model: str, image_shape: tuple[int, ...]) -> Overhead | None:
+    """What is counted on the model that this package ships under a name; None if it ships no weights.
+
+    Args:
+        model: Name for ``load_model``.
+        image_shape: ``(C, H, W)``.
+    """
+    card = cards().get(model)
+    return count_overhead(build_model(card), image_shape) if card is not None and card.has_weights else None
 
 
 def find_missing_records(tree: Tree, model: str, board: Board, sources: Collection[str]) -> Iterator[str]:

@@ -11,20 +11,14 @@ Files of others take more liberties: see :mod:`empir_plugin.leaderboard.foreign`
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-from jsonschema.validators import extend
-
+from empir_plugin._files.json_schema import JsonSchema, shorten
 from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import InputError
 
@@ -81,20 +75,12 @@ def _first_unclosed_tag(footnote: str) -> str:
     return f"<{opened[-1]}>" if opened else ""
 
 
-_LONGEST = 60
+_SCHEMA = JsonSchema("empir_plugin.leaderboard", "schema.json")
 
 
-@cache
 def schema() -> Mapping[str, Any]:
     """The JSON schema (draft 2020-12) of an entry."""
-    return json.loads(files("empir_plugin.leaderboard").joinpath("schema.json").read_text(encoding="utf-8"))
-
-
-@cache
-def _validator() -> Any:
-    # JSON schema accepts 3.0 as an integer; RobustBench's entries have 3.
-    strict = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    return extend(Draft202012Validator, type_checker=strict)(schema())
+    return _SCHEMA.table
 
 
 def problems(table: object) -> tuple[str, ...]:
@@ -108,27 +94,11 @@ def problems(table: object) -> tuple[str, ...]:
     """
     if not isinstance(table, Mapping):
         return (f"an entry is a JSON object, got a {type(table).__name__}",)
-    return tuple(_against_the_schema(table)) or tuple(contradictions(table))
-
-
-def _against_the_schema(table: Mapping[str, Any]) -> Iterator[str]:
-    required = [*schema()["required"], *schema()["then" if _is_of_corruptions(table) else "else"]["required"]]
-    yield from (f"{key} is missing" for key in required if key not in table)
-    yield from dict.fromkeys(_sentence(error) for error in _validator().iter_errors(table) if error.absolute_path)
+    return tuple(_SCHEMA.problems(table)) or tuple(contradictions(table))
 
 
 def _is_of_corruptions(table: Mapping[str, Any]) -> bool:
     return table.get("corruptions_acc") is not None
-
-
-def _sentence(error: ValidationError) -> str:
-    key = str(error.absolute_path[0])
-    return f"{key} must be {schema()['properties'][key]['description']}, got {_short(error.instance)}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def contradictions(table: Mapping[str, Any]) -> Iterator[str]:
@@ -143,7 +113,7 @@ def contradictions(table: Mapping[str, Any]) -> Iterator[str]:
         others = (key for key in _ATTACKED if table.get(key) is not None)
         yield from (f"{key} belongs on another board than corruptions_acc: leave it out" for key in others)
     if bad := footnote_problem(str(table.get("footnote") or "")):
-        yield f"footnote has markup that is not allowed: {_short(bad)}"
+        yield f"footnote has markup that is not allowed: {shorten(bad)}"
     if not is_finite(table):
         yield "a number is NaN or infinite: JSON has only finite ones"
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from empir_plugin._files.names import check_name
 from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.evaluation.audit.report import AuditReport
@@ -23,6 +24,7 @@ OVERHEAD = JsonKind("an overhead", InputError)
 """Overhead files, as ``empir overhead --json`` writes them."""
 
 _SOURCES = JsonKind("the sources of an entry", InputError)
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,7 +37,8 @@ class SourceFile:
         sha256: Of its bytes.
 
     Raises:
-        InputError: If the path leads out of the folder, or the hash is not a SHA-256.
+        InputError: If the path leads out of the folder, a part of it is no plain name (see
+            :func:`~empir_plugin._files.names.check_name`), or the hash is not a SHA-256.
     """
 
     path: str
@@ -43,8 +46,10 @@ class SourceFile:
 
     def __post_init__(self) -> None:
         parts = PurePosixPath(self.path).parts if isinstance(self.path, str) else ()
-        if not parts or ".." in parts or PurePosixPath(self.path).is_absolute() or "\\" in self.path:
+        if not parts or ".." in parts or PurePosixPath(self.path).is_absolute() or _FORBIDDEN.search(self.path):
             raise InputError(f"a source is a path below the folder of runs, got {self.path!r}")
+        for part in parts:
+            check_name("a source", part)
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
             raise InputError(f"the SHA-256 of {self.path} must be 64 hexadecimal digits, got {self.sha256!r}")
 
@@ -110,6 +115,8 @@ class Evidence:
     paper: SourceFile | None = None
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.model, str) and self.model):
+            raise InputError(f"model must be the name of a model, got {self.model!r}")
         if not self.records:
             raise InputError("an entry needs one run record at least, got none")
 
@@ -128,7 +135,7 @@ class Evidence:
         try:
             single = {key: SourceFile(**table[key]) for key in ("audit", "overhead", "paper") if key in table}
             return cls(**{**table, **single, "records": tuple(SourceFile(**row) for row in table["records"])})
-        except (KeyError, TypeError, InputError) as error:
+        except (KeyError, TypeError, AttributeError, InputError) as error:
             raise InputError(f"{path} does not name the sources of an entry ({error}): add the entry anew") from error
 
     def findings(self, runs: Path) -> Findings:

@@ -12,12 +12,13 @@ from types import MappingProxyType
 from typing import Any
 
 from empir_plugin._files import tables
+from empir_plugin._files.names import check_name
 from empir_plugin._files.tables import build, check_keys, tables_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
 from empir_plugin.leaderboard.entry import escape_html
 
-_STEM = re.compile(r"[A-Z][A-Za-z-]*(?:19|20)\d\d[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*")
+_STEM = re.compile(r"[A-Z][A-Za-z-]*(?:19|20)[0-9]{2}[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*")
 _PERCENT = re.compile(r"\d+(?:\.\d+)?")
 _PAPER = "title", "link", "authors", "venue"
 
@@ -60,7 +61,7 @@ class Facts:
         claims: Robust accuracies that the paper reports for this model.
 
     Raises:
-        InputError: If the stem is none that RobustBench would use.
+        InputError: If the model's name is not plain, or the stem is none that RobustBench would use.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Facts:
     claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
+        check_name("a model", self.model)
         require_stem(self.stem)
 
     def fields(self) -> dict[str, Any]:
@@ -104,9 +106,10 @@ def require_stem(stem: str) -> None:
     Example:
         >>> require_stem("Sen2020EMPIR_w2a2")
     """
-    if not _STEM.fullmatch(stem):
+    if not isinstance(stem, str) or not _STEM.fullmatch(stem):
         form = "<Name><Year><FirstWordOfTitle>, and _<variant> if need be, as in Sen2020EMPIR_fp"
         raise InputError(f"the stem of an entry must be {form}, got {stem!r}: rename it")
+    check_name("an entry", stem)
 
 
 @cache
@@ -157,7 +160,7 @@ def read_facts(path: Path, model: str) -> Facts:
     """
     try:
         by_model = {facts.model: facts for facts in _parse(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         form = f"{', '.join(_PAPER)}, and a table [[models]] for each model"
         raise InputError(f"{path} describes no paper ({type(error).__name__}: {error}): it must have {form}") from error
     if model not in by_model:

@@ -7,28 +7,33 @@ the packed tensors, and the layers that do not quantize their input to [0, 1].
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from empir_plugin._files.tensor_files import (
+    parse_json,
+    read_metadata,
+    read_tensors,
+    read_weights,
+    require_file,
+    save_tensors,
+    sha256,
+)
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.activations import InputQuantizer, SignActivationQuantizer, SignedActivationQuantizer
 from empir_plugin.models.layers import QuantizedLayer, describe_kind, is_special, quantized_layers
 from empir_plugin.models.quantize import FULL_BITS, ActivationQuantizer, WeightQuantizer
-from empir_plugin.models.weight_quantizers import AnyWeightQuantizer
+from empir_plugin.models.weight_quantizers import AnyWeightQuantizer, UniformWeightQuantizer
 
 _HEADER = "empir_packed"
 _INPUTS = "empir_inputs"
+_VARIANCE = "running_var"
 LEARNED = "activation_bound"
 """Last part of the name of a learned range, which a full-precision checkpoint does not have."""
 
@@ -51,7 +56,7 @@ def unpack(stream: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """Unpack codes of a shape from a bit stream of :func:`pack`.
 
     Raises:
-        WeightsError: If the stream has the wrong length for these codes.
+        WeightsError: If the stream has the wrong length for these codes, or a bit behind the last of them is set.
 
     Example:
         >>> unpack(torch.tensor([57], dtype=torch.uint8), 2, (2, 2))
@@ -61,7 +66,13 @@ def unpack(stream: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     count = math.prod(shape)
     if len(stream) != -(-count * bits // 8):
         raise WeightsError(f"{count} weights of {bits} bits take {-(-count * bits // 8)} bytes, found {len(stream)}")
-    ones = ((stream.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: count * bits]
+    ones, padding = (
+        ((stream.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1)
+        .flatten()
+        .split([count * bits, 8 * len(stream) - count * bits])
+    )
+    if bool(padding.any()):
+        raise WeightsError(f"the bits behind {count} weights of {bits} bits must be 0: the stream is damaged")
     weighted = ones.view(-1, bits) << torch.arange(bits, dtype=torch.uint8)
     return weighted.sum(1, dtype=torch.uint8).view(shape)
 
@@ -85,16 +96,12 @@ def save_packed(model: nn.Module, path: Path) -> str:
     for key, value in model.state_dict().items():
         layer = packed.get(key)
         tensors |= {key: value} if layer is None else _pack_layer(key, layer)
-    partial = path.with_suffix(".partial")
     metadata = {_HEADER: json.dumps(_description(packed), sort_keys=True)} | _inputs_metadata(model)
     try:
-        save_file(_in_memory_of_their_own(tensors), partial, metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        save_tensors(path, _in_memory_of_their_own(tensors), metadata)
+    except OSError as error:
+        reason = error.strerror or error
+        raise WeightsError(f"{path} cannot be written ({reason}): free some space, or choose another folder") from error
     return sha256(path)
 
 
@@ -108,8 +115,7 @@ def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = N
         WeightsError: If the file is missing, damaged, not of this format, or made for another model; the model is then
             left unchanged.
     """
-    if not path.is_file():
-        raise WeightsError(f"no weight file at {path}")
+    require_file(path)
     if expected_sha256 is not None and sha256(path) != expected_sha256:
         raise WeightsError(f"{path} is damaged or not the published file: its SHA-256 differs from the model card's")
     tensors, described, inputs = _read(path)
@@ -132,8 +138,7 @@ def is_packed(path: Path) -> bool:
     Raises:
         WeightsError: If the file is missing or not a safetensors file.
     """
-    if not path.is_file():
-        raise WeightsError(f"no weight file at {path}")
+    require_file(path)
     return _HEADER in _metadata(path)
 
 
@@ -145,11 +150,6 @@ def packed_names(path: Path) -> tuple[str, ...]:
     """
     described = _read(path)[1]
     return tuple(described) if isinstance(described, Mapping) else ()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _packable(model: nn.Module) -> dict[str, QuantizedLayer]:
@@ -266,25 +266,19 @@ def _belongs_to_packed(key: str, layers: Mapping[str, QuantizedLayer]) -> bool:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
+    return read_weights(path, read_metadata)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], object, object]:
     """Tensors, and the header's descriptions of the packed tensors and of the inputs."""
-    metadata = _metadata(path)
+    tensors, metadata = read_weights(path, read_tensors)
     if _HEADER not in metadata:
         raise WeightsError(f"{path} holds plain weights, not packed ones: load it with load_state_dict")
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     try:
-        return tensors, json.loads(metadata[_HEADER]), json.loads(metadata.get(_INPUTS, "{}"))
+        return tensors, parse_json(metadata[_HEADER]), parse_json(metadata.get(_INPUTS, "{}"))
     except ValueError as error:
         raise WeightsError(
-            f"{path} is damaged: its description of packed tensors is not JSON, so get it again"
+            f"{path} is damaged: its description of packed tensors is not JSON ({error}), so get it again"
         ) from error
 
 
@@ -295,10 +289,12 @@ def _check_packed(
         raise WeightsError(f"{path} was made for another architecture or precision: it packs {described}")
     for key, layer in layers.items():
         codes, scale = tensors.get(key), tensors.get(f"{key}.scale")
-        if codes is None or scale is None or codes.dtype != torch.uint8 or codes.dim() != 1:
+        if codes is None or scale is None or (codes.dtype, scale.dtype) != (torch.uint8, torch.float32):
             raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
-        if scale.shape != layer.weight_quantizer.factor(layer.weight).shape:
+        if codes.dim() != 1 or scale.shape != layer.weight_quantizer.factor(layer.weight).shape:
             raise WeightsError(f"{path} is damaged: {key!r} is not a stream of codes with a scale")
+        if not bool(((scale >= 0) & scale.isfinite()).all()):
+            raise WeightsError(f"{path} is damaged: the scale of {key!r} is negative or not finite: get it again")
         if _is_unscaled(layer.weight_quantizer) and bool(scale != 1):
             cure = "build the network with the scale its weights were trained with, such as 'max'"
             raise WeightsError(f"{path} scales {key!r} by {scale.item():.4g}, got a layer of scale 'none': {cure}")
@@ -311,6 +307,8 @@ def _is_unscaled(rule: AnyWeightQuantizer) -> bool:
 
 def _decode(quantizer: AnyWeightQuantizer, tensors: Mapping[str, Tensor], key: str, layer: QuantizedLayer) -> Tensor:
     codes = unpack(tensors[key], quantizer.bits, tuple(layer.weight.shape))
+    if isinstance(quantizer, UniformWeightQuantizer) and bool((codes > 2 * quantizer.steps).any()):
+        raise WeightsError(f"{key!r} is damaged: a code is above {2 * quantizer.steps}, the last of {quantizer}")
     return quantizer.decode(codes, tensors[f"{key}.scale"])
 
 
@@ -353,9 +351,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path | st
     weights that the model shares under several names, one name is enough.
 
     Raises:
-        WeightsError: If a name, a shape or the kind of numbers differs; the model is then left unchanged.
+        WeightsError: If a name, a shape or the kind of numbers differs, a number is not finite in the model's type, or
+            a variance is negative; the model is then left unchanged.
     """
     check_types(model, state, str(path))
+    _check_values(model, state, path)
     _check_shared(model, state, path)
     state = {**_shared_weights(model, state), **state}
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -403,6 +403,17 @@ def _is_of_kind(found: Tensor, own: Tensor) -> bool:
         return own.is_complex() and found.is_complex()
     # An average over training keeps counts, such as those of batches, as floats.
     return not found.is_floating_point() or bool((found == found.float().round()).all())
+
+
+def _check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
+    for key, own in model.state_dict().items():
+        found = state.get(key)
+        if not isinstance(own, Tensor) or not isinstance(found, Tensor) or is_special(found):
+            continue
+        if not bool(found.to(own.dtype).isfinite().all()):
+            raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite: use another checkpoint")
+        if key.rpartition(".")[2] == _VARIANCE and bool((found < 0).any()):
+            raise WeightsError(f"{path} is damaged: {key!r} has a negative variance: use another checkpoint")
 
 
 def _shared_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

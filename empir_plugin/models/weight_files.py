@@ -11,18 +11,19 @@ import logging
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tarfile import is_tarfile
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from empir_plugin._files.tensor_files import read_tensors, read_weights
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.layers import describe_kind, is_special
 from empir_plugin.models.packing import LEARNED, check_types, is_packed, load_packed, load_strictly
@@ -68,14 +69,14 @@ def load_weights(model: nn.Module, path: Path, *, ema: bool | None = None) -> No
         if ema:
             raise WeightsError(f"{path} holds packed weights and no moving average: leave out ema (--ema)")
         return load_packed(model, path)
-    content = _read_torch(path) if _is_torch(path) else _read_safetensors(path)
+    content = _read_torch(path) if _is_torch(path) else read_weights(path, read_tensors)[0]
     own = dict(model.state_dict())
     parts = [part for each in _state_dicts(content) for part in _fitting_parts(each, own)]
     if not parts:
         return _load_closest(model, content, path)
     chosen = _select_part(parts, _averages(content, parts), ema, path)
     check_types(model, chosen.state, str(path))
-    _check_values(chosen.state, path)
+    _check_plain(chosen.state, path)
     load_strictly(model, chosen.state, path)
     if chosen.where or chosen.prefix:
         _LOG.info("%s: loaded %s", path, chosen)
@@ -283,12 +284,10 @@ def _variants(part: _Part) -> Iterator[_Part]:
         yield from _variants(inner[0])
 
 
-def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
+def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
     for key, value in state.items():
         if is_special(value):
             raise WeightsError(f"{path} holds {key!r} as {describe_kind(value)}: save it as a plain tensor")
-        if not bool(value.isfinite().all()):
-            raise WeightsError(f"{path} is damaged: {key!r} has values that are not finite: use another checkpoint")
 
 
 def holds_codes(path: Path) -> bool:
@@ -300,21 +299,16 @@ def holds_codes(path: Path) -> bool:
     return not _is_torch(path) and is_packed(path)
 
 
-def _is_torch(path: Path) -> bool:
-    if not path.is_file():
-        raise WeightsError(f"no weight file at {path}")
+def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        start = file.read(9)
+        return file.read(9)
+
+
+def _is_torch(path: Path) -> bool:
+    start = read_weights(path, _start)
     if start[8:] == b"{":  # the header of a safetensors file, behind the eight bytes of its length
         return False
-    return start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix.lower() in _PICKLES
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
+    return start.startswith((_ZIP, b"\x80")) or path.suffix.lower() in _PICKLES
 
 
 _UNREADABLE = (
@@ -325,6 +319,10 @@ _UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    OSError,
     struct.error,
     BadZipFile,
 )
@@ -347,9 +345,13 @@ class Unread:
 
 def _read_torch(path: Path) -> Any:
     try:
+        if is_tarfile(path):  # before torch 2.6, unpacked to disk
+            raise WeightsError(f"{path} is a tar archive, of torch before 0.4: save its state dict anew")
         if _is_torchscript(path):  # before torch 2.6, `weights_only` does not keep torch.load from running it
             raise WeightsError(f"{path} is a TorchScript program, which would be executed: save a state dict")
-        with _ignore_objects(path), path.open("rb") as file:  # by its path, torch would judge it by its name
+        with _ignore_objects(path), path.open("rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # The open file, as torch would judge a path by its name.
             content = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         if not _has_code(error):
@@ -366,10 +368,15 @@ def _read_torch(path: Path) -> Any:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not is_zipfile(path):
-        return False
-    with ZipFile(path) as archive:
-        return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+    # Read by torch's own reader as well: a crafted archive may show other files to Python's.
+    names = set(torch._C.PyTorchFileReader(str(path)).get_all_records()) if _start(path)[:4] == _ZIP else set()
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            names |= {name.rpartition("/")[2] for name in archive.namelist()}
+    return "constants.pkl" in names
+
+
+_ZIP = b"PK\x03\x04"
 
 
 def _has_code(error: Exception) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from empir_plugin.attacks.threat import Threat, parse_norm
 from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
+from empir_plugin.evaluation.comparison import ranges
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.named_attacks import NamedAttack, attack_specs, name_of
@@ -24,9 +25,6 @@ from empir_plugin.evaluation.protocols import Protocol, parse_protocol
 from empir_plugin.evaluation.record import Record
 from empir_plugin.zoo.find import ModelSource, find_model, threat_of
 from empir_plugin.zoo.spec import ModelOptions
-
-_SHOWN = 12
-"""Ranges of image numbers shown in a line; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -115,24 +113,6 @@ def _table(record: Record) -> Iterator[str]:
 
 def _broken(clean: str, robust: str) -> list[int]:
     return [i for i, (before, after) in enumerate(zip(clean, robust, strict=True)) if before == "1" and after == "0"]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, consecutive ones as a range.
-
-    Example:
-        >>> ranges([0, 1, 2, 7]), ranges([])
-        ('0-2, 7', 'none')
-    """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    shown = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs[:_SHOWN])
-    rest = sum(high - low + 1 for low, high in runs[_SHOWN:])
-    return f"{shown}, and {rest} more" if rest else shown or "none"
 
 
 _QUICK = 100

@@ -25,7 +25,7 @@ from empir_plugin.errors import EvaluationError
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.weight_quantizers import clip_latent_
 from empir_plugin.training.batch import TrainingBatch
-from empir_plugin.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from empir_plugin.training.checkpoint import TrainingState, has_checkpoint, load_checkpoint, save_checkpoint
 from empir_plugin.training.objectives import Objective, clean
 from empir_plugin.training.schedules import Compute, Schedule, settings_of
 
@@ -101,13 +101,14 @@ def fit(
         model: The network or ensemble, trained in place.
         task: Schedule, objective and weight average.
         data: Training images in uint8; each batch is scaled to [0, 1].
-        checkpoint: Checkpoint file, written after every epoch.
+        checkpoint: Checkpoint file, written after every epoch; the one of the epoch before is kept beside it.
         device: Device to train on; the CPU by default.
         resume: Whether to resume from ``checkpoint`` if it exists; otherwise it is overwritten.
         on_step: Called after every step.
 
     Raises:
-        WeightsError: If the checkpoint is damaged or belongs to another run.
+        WeightsError: If the checkpoint is damaged and there is none before it, belongs to another run, or cannot be
+            written.
         EvaluationError: If a loss or a weight is no longer finite; the checkpoint of the previous epoch is kept.
     """
     device = device or torch.device("cpu")
@@ -117,13 +118,13 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     run = _TrainingRun(model, average, optimizer, task, data, device, on_step)
     state = TrainingState(0, _identity(model, task, data))
-    if resume and checkpoint.is_file():
+    if resume and has_checkpoint(checkpoint):
         state = load_checkpoint(checkpoint, state.identity, model, average.model, optimizer)
     with compute_in(model, settings.compute):
         while state.epoch < settings.epochs:
-            history = (*state.history, run.train_epoch(state.epoch))
-            state = TrainingState(state.epoch + 1, state.identity, history)
-            save_checkpoint(checkpoint, state, model, average.model, optimizer)
+            earlier, history = state, (*state.history, run.train_epoch(state.epoch))
+            state = TrainingState(earlier.epoch + 1, earlier.identity, history)
+            save_checkpoint(checkpoint, state, model, average.model, optimizer, keep=bool(earlier.epoch))
     return TrainedNetwork(model.eval(), average.model.eval(), tuple(dict(line) for line in state.history))
 
 

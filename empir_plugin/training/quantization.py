@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from empir_plugin._files.tensor_files import sha256
 from empir_plugin.data.image_set import BUNDLED, ImageSet
 from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.identity import describe
@@ -19,8 +20,8 @@ from empir_plugin.evaluation.overhead.count import packed_bytes
 from empir_plugin.evaluation.prepare import prepare_for_images
 from empir_plugin.models.convert.probe import preserve_modes, run
 from empir_plugin.models.convert.report import ConversionReport
-from empir_plugin.models.packing import save_packed, sha256
-from empir_plugin.training.checkpoint import identity_of
+from empir_plugin.models.packing import save_packed
+from empir_plugin.training.checkpoint import checkpoint_file, facts_of, has_checkpoint, make_folder
 from empir_plugin.training.loop import Step, Task, fit
 from empir_plugin.training.networks import (
     Extent,
@@ -50,7 +51,7 @@ class QuantizationPlan:
         std: Standard deviation of each channel.
 
     Raises:
-        InputError: If the precision is full, the name is not a plain file name, or the member refers to another one.
+        InputError: If the precision is full, or the member refers to another one.
     """
 
     architecture: str
@@ -63,8 +64,6 @@ class QuantizationPlan:
     def __post_init__(self) -> None:
         if self.member.precision.is_full:
             raise InputError("precision 'fp' leaves every layer as it is: pass one such as 'w4a4'")
-        if Path(self.member.name).name != self.member.name:
-            raise InputError(f"the name must be a file name without a folder, got {self.member.name!r}")
         if self.member.start or isinstance(self.member.objective, DistilledFrom):
             raise InputError(
                 f"member {self.member.name!r} must not refer to another member: leave out start and distillation"
@@ -152,7 +151,7 @@ class QuantizationFiles:
     @property
     def checkpoint(self) -> Path:
         """The checkpoint of the fine-tuning."""
-        return self.out / f"{self.plan.member.name}.checkpoint.safetensors"
+        return checkpoint_file(self.out, self.plan.member.name)
 
     @property
     def report(self) -> Path:
@@ -174,7 +173,7 @@ class QuantizationFiles:
         Raises:
             WeightsError: If they cannot be written.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         digest = save_packed(model, self.weights)
         report = {
             **json.loads(self.inputs),
@@ -197,20 +196,20 @@ class QuantizationFiles:
                 raise WeightsError(f"{self.report} belongs to another checkpoint or other settings: {_CURE}")
         elif self.weights.exists() and not self._has_own_checkpoint():
             raise WeightsError(f"{self.weights} exists without a report of how it was made: {_CURE}")
-        elif self.checkpoint.exists() and not self.plan.member.epochs:
+        elif has_checkpoint(self.checkpoint) and not self.plan.member.epochs:
             raise WeightsError(f"{self.checkpoint} belongs to a fine-tuning, but epochs are 0 now: {_CURE}")
 
     def _has_own_checkpoint(self) -> bool:
         """Whether there is a checkpoint of this run, which was then interrupted before it wrote its report."""
-        if not self.checkpoint.is_file():
+        if not has_checkpoint(self.checkpoint):
             return False
-        return json.loads(identity_of(self.checkpoint) or "{}").get("made_from") == self.inputs
+        return facts_of(self.checkpoint).get("made_from") == self.inputs
 
     def _is_own_report(self) -> bool:
         try:
-            report = json.loads(self.report.read_text("utf-8"))
-        except ValueError as error:
-            raise WeightsError(f"{self.report} is damaged ({error}): {_CURE}") from error
+            report = REPORT.load(self.report)
+        except WeightsError as error:
+            raise WeightsError(f"{error}: {_CURE}") from error
         return isinstance(report, dict) and json.loads(self.inputs).items() <= report.items()
 
 
@@ -306,7 +305,7 @@ def _fine_tune(
     if not member.epochs:
         return model.eval(), ()
     task = Task(member, files.plan.objective, (member.ema,), {"made_from": files.inputs})
-    files.out.mkdir(parents=True, exist_ok=True)
+    make_folder(files.out)
     trained = fit(model, task, training, files.checkpoint, device=device, resume=files.resume, on_step=on_step)
     return select_weights(trained, task.decays, None, None).model, trained.history
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from empir_plugin._files import tables
+from empir_plugin._files.names import check_name
 from empir_plugin._files.tables import build, check_keys, table_of, tables_of
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import InputError
+from empir_plugin.training.checkpoint import STEMS
 from empir_plugin.training.objectives import DistilledFrom
 from empir_plugin.training.schedules import FinishRecipe, JointRecipe, MemberRecipe
 
@@ -52,7 +54,8 @@ class Recipe:
         finish: Schedule of training them together once more after ``joint``; None if they are not.
 
     Raises:
-        InputError: If two members share a name, a member refers to one that is not trained before it, no member is in
+        InputError: If a name is not plain (see :func:`~empir_plugin._files.names.check_name`), two files would have the
+            same name, a member refers to one that is not trained before it, no member is in
             the ensemble, a member would not be trained at all, or there is ``finish`` without ``joint``.
 
     Example:
@@ -85,12 +88,10 @@ class Recipe:
     finish: FinishRecipe | None = None
 
     def __post_init__(self) -> None:
+        check_name("a recipe", self.name)
+        self._check_files()
         earlier: set[str] = set()
         for member in self.members:
-            if member.name in earlier or member.name == self.name:
-                raise InputError(
-                    f"the name {member.name!r} is used twice in this recipe: rename one, files are named by it"
-                )
             for key, other in _references(member).items():
                 if other not in earlier:
                     raise InputError(f"{key} of member {member.name!r} must name an earlier member, got {other!r}")
@@ -106,6 +107,20 @@ class Recipe:
         for table, stage in self.stages.items():
             if isinstance(stage.objective, DistilledFrom) and stage.objective.teacher not in earlier:
                 raise InputError(f"teacher of [{table}] must name a member, got {stage.objective.teacher!r}")
+
+    def _check_files(self) -> None:
+        """Check that no two files of a run have the same name, not even where case makes no difference."""
+        taken = {self.name.lower()}
+        for member in self.members:
+            if member.name.lower() in taken:
+                raise InputError(
+                    f"the name {member.name!r} is used twice in this recipe: rename one, files are named by it"
+                )
+            taken.add(member.name.lower())
+        for run in (*self.members, *self.stages.values()):
+            for suffix in STEMS:
+                if (stem := f"{run.run}{suffix}".lower()) in taken:
+                    raise InputError(f"the name {stem!r} is that of a checkpoint of this recipe: rename the member")
 
     @property
     def stages(self) -> dict[str, JointRecipe]:
@@ -146,12 +161,14 @@ class Recipe:
         Raises:
             InputError: If there is no such file, or it is no recipe.
         """
-        if not path.is_file():
-            raise InputError(f"no recipe file at {path}")
         try:
+            if not path.is_file():
+                raise InputError(f"no recipe file at {path}")
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"a recipe must be TOML in UTF-8, {path} is not: {error}") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
         return cls.parse(text)
 
 

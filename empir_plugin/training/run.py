@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from empir_plugin._files.tensor_files import save_tensors
 from empir_plugin.data.image_set import ImageSet
-from empir_plugin.errors import InputError
+from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import quantized_layers
 from empir_plugin.models.packing import save_packed
+from empir_plugin.training.checkpoint import checkpoint_file, make_folder
 from empir_plugin.training.loop import Step, Task, TrainedNetwork, fit, parts_of
 from empir_plugin.training.networks import full_precision_definition, initial_network, load_trained_member
 from empir_plugin.training.objectives import DistilledFrom, Objective
@@ -87,13 +87,14 @@ def train_recipe(
 
     Raises:
         InputError: If the architecture is unknown, the data set is another one, or there is no ``[finish]`` to run.
-        WeightsError: If a checkpoint in ``out`` or a file in ``finish_from`` is damaged or belongs to another run.
+        WeightsError: If a checkpoint in ``out`` or a file in ``finish_from`` is damaged or belongs to another run, or a
+            file cannot be written.
         EvaluationError: If a loss is no longer finite.
     """
     _check(recipe, data)
     if finish_from and not recipe.finish:
         raise InputError(f"recipe {recipe.name} has no [finish] to run from {finish_from}: leave finish_from out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     trainer = RecipeTrainer(recipe, *_split(data, recipe.holdout), out, device, resume, on_step)
     folder = out / "joint" if recipe.finish else out
     members, published = ({}, {}) if finish_from else _train(trainer, folder)
@@ -233,7 +234,7 @@ class RecipeTrainer:
         return all(other.start != member.name for other in self.recipe.members)
 
     def _fit(self, model: nn.Module, task: Task) -> TrainedNetwork:
-        checkpoint = self.out / f"{task.schedule.run}.checkpoint.safetensors"
+        checkpoint = checkpoint_file(self.out, task.schedule.run)
         return fit(model, task, self.training, checkpoint, device=self.device, resume=self.resume, on_step=self.on_step)
 
     def _select(self, trained: TrainedNetwork, task: Task, *, final: bool) -> WeightSelection:
@@ -294,7 +295,7 @@ def _publish(trainer: RecipeTrainer, state: MemberState, out: Path) -> TrainedMe
     """Write a member's packed weights and its report, which says how its network is built."""
     member = state.recipe
     weights = out / f"{member.name}.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     digest = save_packed(state.model, weights)
     report = {
         "recipe": report_settings(member),
@@ -324,6 +325,7 @@ def _write_ensemble_report(recipe: Recipe, out: Path) -> None:
 
 
 def _save_state_dict(model: nn.Module, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, partial)
-    os.replace(partial, path)
+    try:
+        save_tensors(path, {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()})
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written ({error.strerror or error}): free some space") from error

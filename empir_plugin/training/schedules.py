@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from empir_plugin._files.names import check_name
 from empir_plugin._files.tables import build, build_kind, read_with, table_of
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import describe
@@ -88,7 +89,7 @@ class Schedule:
     """Schedule of one training run, of a network or an ensemble; ``seed`` determines all its randomness.
 
     Args:
-        name: Name of what is trained.
+        name: Name of what is trained, and of its files: see :func:`~empir_plugin._files.names.check_name`.
         seed: Seed of the initial weights, the order of the images, their augmentation, and the objective's randomness.
         epochs: Passes over the training set.
         batch_size: Images per step; the last, incomplete batch of an epoch is dropped.
@@ -122,6 +123,7 @@ class Schedule:
     compute: Compute = field(default="float32", kw_only=True)
 
     def __post_init__(self) -> None:
+        check_name("a member or a recipe", self.name)
         for key in ("batch_size", "learning_rate"):
             if not getattr(self, key) > 0:
                 raise InputError(f"{key} of {self._who} must be positive, got {getattr(self, key)!r}")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from empir_plugin._files import tables
+from empir_plugin._files.names import check_name
 from empir_plugin._files.tables import build, check_keys, tables_of
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
@@ -43,7 +44,7 @@ class NetworkCard:
         parameters: Number of parameters, which lists show without building the network.
 
     Raises:
-        InputError: If an architecture that is not converted has settings of a conversion.
+        InputError: If a name is not plain, or an architecture that is not converted has settings of a conversion.
     """
 
     name: str
@@ -57,6 +58,9 @@ class NetworkCard:
     parameters: int = 0
 
     def __post_init__(self) -> None:
+        check_name("a network", self.name)
+        if self.weights:
+            check_name("a weight file", self.weights)
         if not self.is_converted and (self.activations, self.layers) != (Activations.UNSIGNED, INNER):
             raise InputError(
                 f"{self.name} is not converted, but defined with quantized layers: leave out activations and layers"
@@ -99,6 +103,7 @@ class ModelCard:
     help: str = ""
 
     def __post_init__(self) -> None:
+        check_name("a model", self.name)
         if self.rule not in RULES:
             raise InputError(f"rule of {self.name} must be one of {', '.join(RULES)}, got {self.rule!r}")
 

@@ -6,7 +6,8 @@ RobustBench's own ``load_model`` looks models up in timm's registry.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import signature
@@ -18,14 +19,15 @@ from torch import nn
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin._entry_points import discover, find, hint
+from empir_plugin._files.names import check_name
 from empir_plugin.errors import InputError, WeightsError, cause
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.probe import preserve_modes
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import shift_above_zero_
 from empir_plugin.models.quantize import Precision, Scale
-from empir_plugin.models.weight_files import load_weights
 from empir_plugin.zoo.builders import ModelBuilder
+from empir_plugin.zoo.checkpoints import load_checkpoint, read_tensors_only, refuse_other_sources, without_pickles
 from empir_plugin.zoo.quantized.architectures import Architecture
 from empir_plugin.zoo.quantized.build import Channels, QuantizedCard, curated_networks
 from empir_plugin.zoo.spec import ModelOptions, find_unnamed
@@ -81,11 +83,15 @@ def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
         name: Model id.
         family: The model's builders, one for each data set.
 
+    Raises:
+        InputError: If the id is no plain name: see :func:`~empir_plugin._files.names.check_name`.
+
     Example:
         >>> register_family("my-network", (ModelBuilder(lambda num_classes: nn.Flatten(), dataset="cifar10"),))
         >>> load_model("my-network")
         Flatten(start_dim=1, end_dim=-1)
     """
+    check_name("a model", name)
     module = _timm_module()
     for builder in family:
         for threat in builder.threats:
@@ -116,8 +122,10 @@ def _timm_module() -> ModuleType:
 def _entrypoint(name: str, builder: ModelBuilder) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, *, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
         # RobustBench always passes `pretrained`; further keywords depend on timm's release.
+        refuse_other_sources(name, kwargs)
         model = _build(name, builder, builder.num_classes if num_classes is None else num_classes)
         _check_takes_attributes(name, model)
+        read_tensors_only(model)
         return model
 
     return create
@@ -207,7 +215,7 @@ def register_quantized(
         **settings: Keywords of the architecture.
 
     Raises:
-        InputError: If the name is taken, or the precision is full.
+        InputError: If the name is taken or not plain, or the precision is full.
 
     Example:
         >>> register_quantized("dorefa-w3a3-resnet26", "resnet26", "w3a3").dataset
@@ -271,7 +279,8 @@ def load_model(
         dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
         threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
         custom_checkpoint: A weight file of the model in place of its own weights: a file of
-            :func:`~empir_plugin.models.weight_files.load_weights`, safetensors or PyTorch's (``.pt``).
+            :func:`~empir_plugin.models.weight_files.load_weights`, safetensors or PyTorch's (``.pt``). Only tensors are
+            read from it; its SHA-256 is logged, and kept in run records.
         ema: Whether to load the moving average of the weights in that file; needed only if it holds both.
         logits: Whether to shift the outputs above zero, for attacks of other libraries; see
             :func:`~empir_plugin.models.ensemble.shift_above_zero_`.
@@ -322,16 +331,6 @@ def _find_registered(name: str, dataset: str | None) -> ModelBuilder | None:
     return next((builder for builder in found if builder.dataset == dataset), found[0] if found else None)
 
 
-def load_checkpoint(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
-    """Load a weight file into a model, strictly, and note on the model that it has weights.
-
-    Raises:
-        WeightsError: See :func:`~empir_plugin.models.weight_files.load_weights`.
-    """
-    load_weights(model, path, ema=ema)
-    setattr(model, "weights_loaded", True)  # noqa: B010 - a module attribute unknown to nn.Module's type
-
-
 def _load_from_robustbench(
     name: str, model_dir: str | Path, dataset: str, threat: str, checkpoint: str | Path, ema: bool | None
 ) -> Any:
@@ -345,15 +344,25 @@ def _load_from_robustbench(
     tables = {(data.value, each.value): rows for data, by in model_dicts.items() for each, rows in by.items()}
     _check_in_robustbench(name, dataset, threat, tables)
     row = tables.get((dataset, threat), {}).get(name, {})
-    if checkpoint and row.get("gdrive_id") is not None:
-        # RobustBench ignores custom_checkpoint for these, and loads the weights that it downloads.
-        model: nn.Module = row["model"]()
+    with without_pickles():
+        # For models with a gdrive_id, RobustBench ignores custom_checkpoint, and loads the weights that it downloads.
+        is_timm_s = not checkpoint or row.get("gdrive_id") is None
+        if is_timm_s:
+            with _explain_download(name, Path(model_dir, dataset, threat.replace("_3d", ""), f"{name}.pt")):
+                model: nn.Module = robustbench_load_model(name, model_dir, dataset, threat)
+        else:
+            model = row["model"]()
+    if checkpoint:
         load_checkpoint(model, Path(checkpoint), ema=ema)
-        return model.eval()
+    return model.eval()
+
+
+@contextmanager
+def _explain_download(name: str, file: Path) -> Iterator[None]:
+    """One sentence in place of whatever RobustBench's download raises, and reading what is not there then."""
     try:
-        return robustbench_load_model(name, model_dir, dataset, threat, str(checkpoint))
-    except Exception as error:  # RobustBench's download may fail in any way, and so does reading what is not there
-        file = Path(model_dir, dataset, threat.replace("_3d", ""), f"{name}.pt")
+        yield
+    except Exception as error:
         if file.is_file():
             raise
         raise WeightsError(

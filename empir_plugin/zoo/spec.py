@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.weight_files import holds_codes, load_weights
+from empir_plugin.models.weight_files import holds_codes
 from empir_plugin.zoo.card import RULES
+from empir_plugin.zoo.checkpoints import load_checkpoint
 from empir_plugin.zoo.definition import CLASSES, EnsembleReport, NetworkDefinition, NetworkReport, read_report
 from empir_plugin.zoo.quantized.architectures import is_architecture, is_reference
 from empir_plugin.zoo.quantized.build import Channels
@@ -131,8 +132,7 @@ class DefinedModel:
             )
         model = self.definition.full_precision()
         if self.checkpoint is not None:
-            load_weights(model, self.checkpoint, ema=self.ema)
-            setattr(model, "weights_loaded", True)  # noqa: B010 - a module attribute unknown to nn.Module's type
+            load_checkpoint(model, self.checkpoint, ema=self.ema)
         return model.eval()
 
     def _load_packed(self, path: Path) -> nn.Module:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import click
 
+from empir_cli.border import RootGroup, debug_option
 from empir_cli.commands.audit import audit
+from empir_cli.commands.compare import compare
 from empir_cli.commands.evaluate import evaluate
 from empir_cli.commands.leaderboard import leaderboard
 from empir_cli.commands.list import list_models
@@ -16,15 +18,15 @@ from empir_cli.commands.quantize import quantize
 from empir_cli.commands.reproduce import reproduce
 from empir_cli.commands.train import train
 from empir_cli.console import show_log
-from empir_cli.group import CommandGroup
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="empir-plugin")
+@debug_option
 def main() -> None:
     """EMPIR ensembles and DoReFa-quantized networks in RobustBench, attacked honestly."""
     show_log()
 
 
-for _command in (list_models, train, quantize, evaluate, audit, overhead, leaderboard, reproduce):
+for _command in (list_models, train, quantize, evaluate, compare, audit, overhead, leaderboard, reproduce):
     main.add_command(_command)

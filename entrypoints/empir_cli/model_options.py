@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,13 +161,3 @@ def parse_channels(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(Fraction(number.strip())) for number in text.split(","))
     except (ValueError, ZeroDivisionError) as error:
         raise CommandError(f"{option} is written as numbers with commas, 0.49,0.48,0.45, got {text!r}") from error
-
-
-def file_name(model: str) -> str:
-    """The name of a model as part of the name of a file.
-
-    Example:
-        >>> file_name("mine.nets:resnet (full)"), file_name("empir-cifar")
-        ('mine.nets-resnet-full', 'empir-cifar')
-    """
-    return re.sub(r"[^\w.+-]+", "-", model).strip("-")

@@ -22,8 +22,12 @@ EMA = click.option(
 )
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random in the attacks.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+MOST_THREADS = 1024
+"""More threads than any processor has cores; of 5,000 the system may refuse one, and end the process."""
 THREADS = click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads; their number may change the last bits of results."
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    help="CPU threads; their number may change the last bits of results.",
 )
 
 

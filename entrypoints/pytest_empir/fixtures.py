@@ -12,39 +12,45 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_empir.marker import NAME, is_marked, option_case, settings_of
-from pytest_empir.options import as_arguments, option_settings, output_path
+from pytest_empir.options import as_arguments, baseline_arguments, option_path, option_settings
 from pytest_empir.workers import is_worker, limit_threads
 
 if TYPE_CHECKING:
     from torch import nn
 
     from empir_plugin.data.image_set import ImageSet
+    from empir_plugin.evaluation.baseline import Baseline
     from empir_plugin.evaluation.record import Record
     from empir_plugin.suite.case import Case
     from empir_plugin.suite.session import EvaluationSession
 
-CASE, RECORD, NOT_EVALUATED = "rb_case", "rb_record", "rb_not_evaluated"
+CASE, RECORD, NOT_EVALUATED, CHANGES = "rb_case", "rb_record", "rb_not_evaluated", "rb_changes"
 """Names of the properties that carry a test's results to the process that reports."""
 
 _VERDICT: pytest.StashKey[str] = pytest.StashKey()
 _SESSION: pytest.StashKey[EvaluationSession] = pytest.StashKey()
+_BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Load every model and data set of the options once, so that mistakes show before any attack runs.
+    """Load every model and data set of the options, and the baseline, so that mistakes show before any attack runs.
 
     Raises:
-        pytest.UsageError: If a model, attack, threat or data set does not exist.
+        pytest.UsageError: If a model, attack, threat, data set or baseline does not exist.
     """
     config = session.config
-    if is_worker(config) or config.option.collectonly or not config.getoption("rb_model"):
+    asked = config.getoption("rb_model") or config.getoption("rb_compare")
+    if is_worker(config) or config.option.collectonly or not asked:
         return
     from empir_plugin.errors import EmpirError
     from empir_plugin.suite.case import Case
 
     settings = option_settings(config)
     try:
+        _baseline(config)
+        if not config.getoption("rb_model"):
+            return
         for model in dict.fromkeys(settings["model"]):
             case = Case(**{**settings, "model": model, "attack": tuple(settings.get("attack", ()))})
             _evaluation_session(config).check(case)
@@ -59,6 +65,17 @@ def _evaluation_session(config: pytest.Config) -> EvaluationSession:
     return config.stash.setdefault(_SESSION, EvaluationSession())
 
 
+def _baseline(config: pytest.Config) -> Baseline | None:
+    """What the records of this session are compared with; None without ``--rb-compare``."""
+    if _BASELINE not in config.stash:
+        from empir_plugin.evaluation.baseline import Baseline, read_records
+
+        path = option_path(config, "compare")
+        drop = config.getoption("rb_compare_fail")
+        config.stash[_BASELINE] = None if path is None else Baseline(path, read_records(path), drop)
+    return config.stash[_BASELINE]
+
+
 @pytest.fixture
 def rb_case(request: pytest.FixtureRequest) -> Case:
     """What this test evaluates: an ``empir_plugin.suite.case.Case`` from its parameter, its marker and the options."""
@@ -68,11 +85,12 @@ def rb_case(request: pytest.FixtureRequest) -> Case:
 
         case = Case(
             **settings_of(request),
-            store=output_path(request.config, "state"),
-            adv_out=output_path(request.config, "adv_out"),
+            store=option_path(request.config, "state"),
+            adv_out=option_path(request.config, "adv_out"),
         )
     items = request.session.items
-    about = {"test": request.node.nodeid, "order": items.index(request.node), **case.describe()}
+    place = {"test": request.node.nodeid, "order": items.index(request.node)}
+    about = {**place, **case.describe(), "compare_fail": request.config.getoption("rb_compare_fail")}
     request.node.user_properties.append((CASE, json.dumps(about)))
     return case
 
@@ -97,10 +115,22 @@ def rb_record(request: pytest.FixtureRequest, rb_case: Case, rb_model: nn.Module
     with _errors_as_failures():
         record = _evaluation_session(request.config).record(rb_case, rb_model, rb_data)
         text = record.to_json()
-        shortfalls = rb_case.thresholds.explain(record)
+        shortfalls = "\n\n".join(
+            filter(None, (rb_case.thresholds.explain(record), *_compare(request, _baseline(request.config), record)))
+        )
     request.node.user_properties.append((RECORD, text))
     request.node.stash[_VERDICT] = f"{shortfalls}\n\nreproduce: {_command(request)}" if shortfalls else ""
     return record
+
+
+def _compare(request: pytest.FixtureRequest, baseline: Baseline | None, record: Record) -> tuple[str, ...]:
+    """The accuracies that fell too far below the baseline's; the comparison goes to the process that reports."""
+    if baseline is None:
+        return ()
+    comparison = baseline.compare(record)
+    if comparison is not None:
+        request.node.user_properties.append((CHANGES, json.dumps(comparison.to_table())))
+    return baseline.shortfalls(record, comparison)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -148,4 +178,4 @@ def _command(request: pytest.FixtureRequest) -> str:
     settings = {**option_settings(request.config), "model": None, **chosen}
     in_suite = Path(request.node.path).parent.parts[-2:] == ("empir_plugin", "suite")
     target = ["--pyargs", "empir_plugin.suite"] if in_suite else [request.node.nodeid]
-    return shlex.join(["pytest", *target, *as_arguments(settings)])
+    return shlex.join(["pytest", *target, *as_arguments(settings), *baseline_arguments(request.config)])

@@ -59,12 +59,24 @@ _OUTPUTS = (
     _Option("state", "Folder for finished shards; an interrupted run resumes there.", "DIR", Path),
     _Option("adv_out", "Folder for adversarial images (safetensors); needs --rb-state.", "DIR", Path),
 )
+_BASELINE = (
+    _Option("compare", "Compare with this baseline, of --rb-save, --rb-json or empir evaluate.", "FILE", Path),
+    _Option(
+        "compare_fail",
+        "With --rb-compare: fail if clean or robust accuracy fell by more than this.",
+        "POINTS",
+        float,
+    ),
+    _Option("save", "Write the report of the session to this file if every test passed: a baseline.", "FILE", Path),
+)
+_FILES = ("json", "save")
+"""Options that name a file to write."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options ``--rb-...`` and the ini settings ``rb_...``."""
     group = parser.getgroup("robustness", "robustness under attack (empir-plugin)")
-    for option in (*_OPTIONS, *_OUTPUTS):
+    for option in (*_OPTIONS, *_OUTPUTS, *_BASELINE):
         option.add_to(group)
     parser.addini("rb_models", "Models to evaluate if --rb-model is not given.", type="linelist")
     parser.addini("rb_attacks", "Attacks to run if --rb-attack is not given.", type="linelist")
@@ -92,10 +104,17 @@ def _ini_data(config: pytest.Config) -> Path | None:
     return folder / text if text else None
 
 
-def output_path(config: pytest.Config, name: str) -> Path | None:
-    """The path of an output option, relative to the folder pytest was started in; None if it is not given."""
+def option_path(config: pytest.Config, name: str) -> Path | None:
+    """The path in an option, relative to the folder pytest was started in; None if it is not given."""
     path = config.getoption(f"rb_{name}")
     return None if path is None else config.invocation_params.dir / path
+
+
+def baseline_arguments(config: pytest.Config) -> list[str]:
+    """The options that compare with a baseline, as command-line arguments."""
+    given = {name: config.getoption(f"rb_{name}") for name in ("compare", "compare_fail")}
+    flags = {option.setting: option.flag for option in _BASELINE}
+    return [text for name, value in given.items() if value is not None for text in (flags[name], _as_text(value))]
 
 
 def as_arguments(settings: dict[str, Any]) -> list[str]:
@@ -121,12 +140,14 @@ def check_outputs(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: If one cannot, or images are requested without a store.
     """
-    paths = {name: output_path(config, name) for name in ("json", "state", "adv_out")}
+    paths = {name: option_path(config, name) for name in (*_FILES, "state", "adv_out")}
     given = {name: path for name, path in paths.items() if path is not None}
     if given:
         _check_paths(given)
     if "adv_out" in given and "state" not in given:
         raise pytest.UsageError("--rb-adv-out collects images from the store: pass --rb-state, too")
+    if config.getoption("rb_compare_fail") is not None and config.getoption("rb_compare") is None:
+        raise pytest.UsageError("--rb-compare-fail needs a baseline: pass --rb-compare FILE, too")
 
 
 def _check_paths(given: dict[str, Path]) -> None:
@@ -135,7 +156,7 @@ def _check_paths(given: dict[str, Path]) -> None:
 
     try:
         for name, path in given.items():
-            check = check_output_file if name == "json" else check_output_folder
+            check = check_output_file if name in _FILES else check_output_folder
             check(f"--rb-{name.replace('_', '-')}", path)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error

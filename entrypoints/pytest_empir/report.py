@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_empir.fixtures import CASE, NOT_EVALUATED, RECORD
-from pytest_empir.options import output_path
+from pytest_empir.fixtures import CASE, CHANGES, NOT_EVALUATED, RECORD
+from pytest_empir.options import option_path
 
 _WORSE = ("passed", "xfailed", "skipped", "failed", "error")
 
@@ -38,6 +38,7 @@ class SessionResults:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._rows: dict[str, dict[str, Any]] = {}
+        self._comparisons: dict[str, dict[str, Any]] = {}
         self._notes: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -52,31 +53,42 @@ class SessionResults:
         row |= case
         if RECORD in properties and "record" not in row:
             row["record"] = json.loads(str(properties[RECORD]))
+        if CHANGES in properties:
+            self._comparisons[case["test"]] = json.loads(str(properties[CHANGES]))
         row["outcome"] = max(row["outcome"], _outcome(report), key=_WORSE.index)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report, even if the session failed or was interrupted."""
-        path, rows = output_path(self._config, "json"), self._rows_in_order()
-        if path is None:
-            return
-        if not any("record" in row for row in rows):
-            self._notes.append(f"no report: nothing was evaluated, {path} is unchanged")
-            return
-        from empir_plugin.suite.session import session_report
+        report, baseline, rows = option_path(self._config, "json"), self._baseline(exitstatus), self._rows_in_order()
+        for what, path in (("report", report), ("baseline", baseline)):
+            if path is None:
+                continue
+            if not any("record" in row for row in rows):
+                self._notes.append(f"no {what}: nothing was evaluated, {path} is unchanged")
+                continue
+            from empir_plugin.suite.session import session_report
 
-        self._write(path, session_report(rows, int(exitstatus)), session)
+            self._write(what, path, session_report(rows, int(exitstatus)), session)
 
-    def _write(self, path: Path, report: dict[str, Any], session: pytest.Session) -> None:
+    def _baseline(self, exitstatus: int) -> Path | None:
+        """The file of ``--rb-save``; None without one, and if a test failed: a failure must not become a baseline."""
+        path = option_path(self._config, "save")
+        if path is not None and exitstatus:
+            self._notes.append(f"no baseline: not every test passed, {path} is unchanged")
+            return None
+        return path
+
+    def _write(self, what: str, path: Path, report: dict[str, Any], session: pytest.Session) -> None:
         from empir_plugin._files.atomic import write_atomically
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, self._to_json(report, session).encode())
         except OSError as error:
-            self._fail(session, f"no report: {path} cannot be written ({error.strerror or error})")
+            self._fail(session, f"no {what}: {path} cannot be written ({error.strerror or error})")
         else:
-            self._notes.append(f"report: {path}")
+            self._notes.append(f"{what}: {path}")
 
     def _to_json(self, report: dict[str, Any], session: pytest.Session) -> str:
         changed = copy.deepcopy(report)
@@ -96,7 +108,8 @@ class SessionResults:
         rows = self._rows_in_order()
         if rows or self._notes:
             terminalreporter.section("robustness")
-            for line in (*_table_lines(rows), *self._notes):
+            compared = [self._comparisons[row["test"]] for row in rows if row["test"] in self._comparisons]
+            for line in (*_table_lines(rows), *_comparison_lines(compared), *self._notes):
                 terminalreporter.write_line(line)
 
     def _rows_in_order(self) -> list[dict[str, Any]]:
@@ -110,8 +123,10 @@ def _outcome(report: pytest.TestReport) -> str:
     return "error" if report.failed and report.when != "call" else report.outcome
 
 
-_HEAD = ("model", "threat", "images", "attack", "clean", "robust", "seconds", "verdict")
+_HEAD = ("model", "threat", "images", "attack", "clean", "robust", "95 % interval", "seconds", "verdict")
+_COMPARED = ("model", "threat", "attack", "baseline", "now", "points", "only baseline", "only now", "p")
 _TEXTS = frozenset({"model", "threat", "attack", "verdict"})
+_LIMITS = ("min_robust", "min_clean", "compare_fail")
 _VERDICTS = {"failed": "FAILED", "error": "ERROR"}
 
 
@@ -123,13 +138,7 @@ def _table_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """
     if not rows:
         return
-    table = [_HEAD, *_drop_repetitions([line for row in rows for line in _case_lines(row)])]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        cells = zip(_HEAD, line, widths, strict=True)
-        yield "  ".join(
-            cell.ljust(width) if name in _TEXTS else cell.rjust(width) for name, cell, width in cells
-        ).rstrip()
+    yield from _aligned([_HEAD, *_drop_repetitions([line for row in rows for line in _case_lines(row)])])
     yield from dict.fromkeys(
         f"{row['record']['model']['name']}: {flag}" for row in rows for flag in row.get("record", {}).get("flags", ())
     )
@@ -141,21 +150,47 @@ def _table_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
 
 
+def _comparison_lines(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The comparisons with the baseline, one line for each attack, each line once; then what else differs."""
+    lines = [line for comparison in comparisons for line in _changes(comparison)]
+    if lines:
+        yield from ("", *_aligned([_COMPARED, *dict.fromkeys(lines)]))
+    yield from dict.fromkeys(f"baseline: {note}" for comparison in comparisons for note in comparison["notes"])
+
+
+def _changes(comparison: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for change in comparison["changes"]:
+        accuracies = _percent(change["before"]), _percent(change["after"]), f"{change['difference']:+.2f}"
+        counts = str(len(change["lost"])), str(len(change["gained"])), f"{change['p_value']:.2g}"
+        yield comparison["candidate"]["model"]["name"], comparison["threat"], change["name"], *accuracies, *counts
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """The lines of a table whose first line is its heading: texts to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        cells = zip(table[0], line, widths, strict=True)
+        yield "  ".join(
+            cell.ljust(width) if name in _TEXTS else cell.rjust(width) for name, cell, width in cells
+        ).rstrip()
+
+
 def _case_lines(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     verdict = _verdict(row)
     if "record" not in row:
-        yield row["model"] or row["test"], "", "", row["label"], "", "", "", verdict
+        yield row["model"] or row["test"], "", "", row["label"], "", "", "", "", verdict
         return
     record = row["record"]
     head = record["model"]["name"], record["threat"], f"{record['data']['n']:,}"
     attacks, clean = record["attacks"], _percent(record["clean_accuracy"])
     for attack in attacks:
         own = verdict if len(attacks) == 1 else ""
-        yield *head, attack["name"], clean, _percent(attack["accuracy"]), f"{attack['seconds']:.1f}", own
+        robust = _percent(attack["accuracy"]), _interval(attack["robust"])
+        yield *head, attack["name"], clean, *robust, f"{attack['seconds']:.1f}", own
     if len(attacks) != 1:
-        worst = _percent(record["worst_case_accuracy"])
+        worst = _percent(record["worst_case_accuracy"]), _interval(record["worst_case"])
         seconds = sum(attack["seconds"] for attack in attacks)
-        yield *head, f"worst case of {row['label']}", clean, worst, f"{seconds:.1f}", verdict
+        yield *head, f"worst case of {row['label']}", clean, *worst, f"{seconds:.1f}", verdict
 
 
 def _drop_repetitions(table: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
@@ -168,10 +203,16 @@ def _drop_repetitions(table: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, .
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    if row["outcome"] == "passed" and row["min_robust"] is None and row["min_clean"] is None:
+    if row["outcome"] == "passed" and all(row[limit] is None for limit in _LIMITS):
         return "no threshold"
     return _VERDICTS.get(row["outcome"], row["outcome"])
 
 
 def _percent(accuracy: float) -> str:
     return f"{accuracy:.2f} %"
+
+
+def _interval(verdicts: str) -> str:
+    from empir_plugin.evaluation.intervals import interval_text
+
+    return interval_text(verdicts)

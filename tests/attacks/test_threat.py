@@ -136,6 +136,15 @@ def test_a_norm_in_any_case_is_written_in_one() -> None:
     assert [str(Threat.parse(text)) for text in texts] == ["Linf:8/255", "Linf:8/255", "L2:0.5"]
 
 
+@pytest.mark.parametrize(
+    "eps", ["1e999", "7" * 5000, "1/" + "7" * 5000, "1e-99999999", "\u0663", "8/255\n"], ids=lambda eps: eps[:12]
+)
+def test_numbers_that_no_float_holds_are_refused_at_once(eps: str) -> None:
+    with pytest.raises(InputError, match="eps") as caught:
+        Threat.parse(f"Linf:{eps}")
+    assert len(str(caught.value)) < 150
+
+
 @pytest.mark.parametrize("text", ["L1:0.5", "l-inf:8/255"])
 def test_unknown_norm(text: str) -> None:
     with pytest.raises(InputError, match=r"Linf, L2, got '(L1|l-inf)'"):

@@ -117,19 +117,17 @@ def test_a_clock_is_read_around_the_attack_alone(
     assert {each.seconds for each in timed} == {(5, 5)}
 
 
-def test_passes_are_counted_with_and_without_gradient_and_through_copies(
+def test_passes_are_counted_with_and_without_gradient_and_in_every_form(
     timing: ModuleType, contenders: ModuleType, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    with timing.count_passes(model) as tally, torch.no_grad():
-        model(x)
-        contenders.prepare(model, contenders.CPU)(x[:5])
-    assert (tally.forward, tally.gradient) == (17, 0)
-    with timing.count_passes(model) as tally:
-        contenders._bare_passes(model, x, y)
-    assert (tally.forward, tally.gradient) == (0, 12 * 40)
-    model(x)
-    assert tally.gradient == 12 * 40, "only inside"
+    network = timing.Counter(model, timing.Tally())
+    with torch.no_grad():
+        network(x)
+        network.around(contenders.prepare(model, contenders.CPU))(x[:5])
+    assert (network.tally.forward, network.tally.gradient) == (17, 0)
+    contenders._bare_passes(network, x, y)
+    assert (network.tally.forward, network.tally.gradient) == (17, 12 * 40)
 
 
 def test_as_written_quantizes_at_every_pass(contenders: ModuleType, model: nn.Module, batch: Any) -> None:
@@ -146,7 +144,7 @@ def test_pgd_cases(name: str, script: ModuleType, model: nn.Module, batch: tuple
     case = script.CASES[name]
     found = script.measure(case, model, *batch, 1, 0)
     rows = {row["name"]: row for row in found["contenders"]}
-    assert len(rows) == 9
+    assert len(rows) == 10
     left = {row["robust_accuracy"] for row in rows.values() if "robust_accuracy" in row}
     ours = rows["empir_plugin"]["image_passes"]
     if case.own_labels:
@@ -164,11 +162,11 @@ def test_pgd_cases(name: str, script: ModuleType, model: nn.Module, batch: tuple
 
 @pytest.mark.usefixtures("peers")
 def test_every_library_s_pgd_keeps_the_budget_and_fools(
-    contenders: ModuleType, model: nn.Module, batch: tuple[Tensor, Tensor]
+    contenders: ModuleType, timing: ModuleType, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     threat = Threat.parse("Linf:0.3")
     for each in contenders.pgd_contenders(model, threat, 0):
-        adv = each.make(each.network, *batch).detach()
+        adv = each.make(timing.Counter(each.network, timing.Tally()).eval(), *batch).detach()
         bare = each.name.startswith("40 bare")
         assert torch.equal(adv, batch[0]) is bare
         assert float((adv - batch[0]).abs().max()) <= threat.eps + 1e-6
@@ -182,7 +180,8 @@ def test_autoattack_gives_pyautoattack_s_verdicts(
 ) -> None:
     case = replace(script.CASES["autoattack"], threat=Threat.parse("Linf:0.1"))
     found = script.measure(case, model, *batch, 1, 0)
-    ours, plain, ready = found["contenders"]
+    ours, rounded, plain, ready = found["contenders"]
+    assert rounded["role"] == "ours with bf16 gradients"
     assert ours["robust_accuracy"] == ready["robust_accuracy"] == plain["robust_accuracy"]
     assert ready["verdicts_unlike_ours"] == plain["verdicts_unlike_ours"] == 0
     assert ours["image_passes"]["gradient"] <= ready["image_passes"]["gradient"]
@@ -199,7 +198,7 @@ def test_the_script_writes_what_it_prints(
     result = CliRunner().invoke(script.main, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "b.json").read_text())
-    assert report["settings"] == {"model": "empir-cifar", "threads": threads, "repeats": 2, "seed": 0}
+    assert report["settings"] == {"model": "empir-cifar", "threads": threads, "repeats": 2, "clock": "wall", "seed": 0}
     assert {"torch", "torchattacks", "foolbox", "cleverhans", "pyautoattack"} <= report["versions"].keys()
     assert report["machine"]["cores"] > 0
     rows = report["cases"]["pgd"]["contenders"]

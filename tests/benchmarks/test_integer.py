@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from empir_plugin.evaluation.processor import processor
 from empir_plugin.models.integer.kernels import OneDNN
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import QuantConv2d
@@ -58,7 +59,8 @@ def test_the_script_writes_what_it_prints(script: ModuleType, tmp_path: Path, na
     output = run(script, "--case", name, "--out", str(target)).output
     record = json.loads(target.read_text())
     assert list(record) == ["machine", "versions", "settings", "cases", "finished"]
-    assert set(record["machine"]) >= {"processor", "cores", "load_average", "system", "instructions", "vnni"}
+    assert set(record["machine"]) == {"processor", "instructions", "cores", "load_average", "system"}
+    assert record["machine"]["instructions"] == processor().instructions
     assert record["settings"]["batch_size"] == 2
     expected = {"convs": ["conv-8", "conv-16", "conv-32", "conv-64"], "network": ["network"]}
     assert list(record["cases"]) == expected[name]

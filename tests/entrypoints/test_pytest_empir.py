@@ -235,6 +235,68 @@ def test_the_reproduction_command_reproduces(toys: pytest.Pytester) -> None:
     again.stdout.fnmatch_lines(["robust accuracy 37.50 % is below*"])
 
 
+FGSM = ("--rb-model", "toy", "--rb-attack", "fgsm")
+
+
+def test_a_session_is_compared_with_a_saved_one(toys: pytest.Pytester) -> None:
+    _suite(toys, *FGSM, "--rb-save", "base.json").assert_outcomes(passed=1)
+    compare = ("--rb-compare", "base.json", "--rb-compare-fail", "1")
+    equal = _suite(toys, *FGSM, *compare)
+    equal.assert_outcomes(passed=1)
+    equal.stdout.fnmatch_lines(["toy *fgsm *passed", "toy *Linf:8/255 *fgsm *37.50 % *37.50 % *+0.00 *0 *0 *1"])
+    base = json.loads((toys.path / "base.json").read_text())
+    (record,) = base["records"]
+    record.update(clean="11111111", clean_accuracy=100.0, worst_case="00011110", worst_case_accuracy=50.0)
+    record["attacks"][0].update(robust="00011110", accuracy=50.0)
+    (toys.path / "base.json").write_text(json.dumps(base))
+    worse = _suite(toys, *FGSM, *compare)
+    worse.assert_outcomes(failed=1)
+    worse.stdout.fnmatch_lines(
+        [
+            "clean accuracy fell by 12.50 points, from 100.00 % to 87.50 %*",
+            "robust accuracy fell by 12.50 points, from 50.00 % to 37.50 %*",
+            "reproduce: pytest *--rb-compare base.json --rb-compare-fail 1",
+            "toy *Linf:8/255 *fgsm *50.00 % *37.50 % *-12.50 *1 *0 *1",
+        ]
+    )
+    assert _suite(toys, *FGSM, "--rb-compare", "base.json", "--rb-compare-fail", "12.5").ret == 0
+    assert _suite(toys, *FGSM, "--rb-compare", "base.json").ret == 0, "without a limit nothing fails"
+
+
+def test_what_the_baseline_does_not_cover_fails(toys: pytest.Pytester) -> None:
+    _suite(toys, *FGSM, "--rb-save", "base.json")
+    result = _suite(
+        toys, "--rb-model", "toy", "--rb-attack", "bim", "--rb-compare", "base.json", "--rb-compare-fail", "1"
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*base.json has no result of bim for toy under Linf:8/255*--rb-save"])
+
+
+def test_a_failed_session_does_not_become_the_baseline(toys: pytest.Pytester) -> None:
+    result = _suite(toys, *FGSM, "--rb-min-robust", "40", "--rb-save", "base.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["no baseline: not every test passed*"])
+    assert not (toys.path / "base.json").exists()
+    assert (toys.path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--rb-compare-fail", "1"), "pass --rb-compare FILE"),
+        (("--rb-compare", "nothing.json"), "nothing.json cannot be read"),
+        (("--rb-save", "data"), "--rb-save must be a file"),
+    ],
+    ids=["no file", "missing", "folder"],
+)
+def test_a_baseline_that_cannot_be_is_one_sentence(
+    toys: pytest.Pytester, arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = _suite(toys, *FGSM, *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert sentence in result.stderr.str()
+
+
 def test_a_protocol_is_one_case_and_is_recorded(toys: pytest.Pytester) -> None:
     _suite(toys, "--rb-model", "toy", "--rb-protocol", "paper", "--rb-n-examples", "3").assert_outcomes(passed=1)
     (record,) = _report(toys)["records"]

@@ -17,11 +17,18 @@ from empir_plugin.evaluation.corruptions import KIND, THREAT
 from empir_plugin.evaluation.identity import IDENTITY
 from empir_plugin.evaluation.record import AttackRecord, Record, percent, worst_case
 from empir_plugin.leaderboard.add import Files, add
-from empir_plugin.leaderboard.eligibility import shipped_fingerprint
+from empir_plugin.leaderboard.eligibility import shipped_fingerprint, shipped_overhead
 from empir_plugin.leaderboard.tree import Place, Tree
 
 N = 10_000
 AUTOATTACK = "AutoAttackSuite(version='standard', attacks=(), surrogate=Plain(), batch_size=250, queries=5000)"
+VERSIONS = {"python": "3.11.7", "empir-plugin": "0.1.0", "torch": "2.15.0"}
+RUN = {
+    "seed": 0, "batch_size": 250, "shard_size": 500, "cascade": False, "device": "cpu", "threads": [1], "processes": 1,
+    "finished": "2026-11-21T08:43:43+00:00",
+    "versions": VERSIONS, "code_sha256": "2" * 64,
+}  # fmt: skip
+"""What every record states of its run."""
 THREATS = {"cifar10": "Linf:8/255", "mnist": "Linf:0.3"}
 
 
@@ -55,7 +62,7 @@ def record_of(
         attacks=attacks,
         worst_case=worst,
         worst_case_accuracy=percent(worst),
-        run={"seed": 0, "cascade": False, "versions": {"empir-plugin": "0.1.0", "torch": "2.15.0"}} | more,
+        run=RUN | more,
         protocol={"name": "standard", "description": "", "headline": "WORST_CASE"},
     )
 
@@ -86,6 +93,17 @@ def audit_of(record: Record, *, masked: bool = False, **more: Any) -> AuditRepor
     return replace(report, **more)
 
 
+SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
+
+
+def overhead_of(record: Record, model: str = "") -> dict[str, Any]:
+    """What is counted on the model of a record, or on another one, under the record's hash."""
+    report = shipped_overhead(model or record.model["name"], SHAPES[record.data["name"]])
+    assert report is not None
+    identity = {"model_sha256": record.model["sha256"], "model_identity": record.model["identity"]}
+    return json.loads(json.dumps(report.to_dict() | identity))
+
+
 @dataclass(frozen=True)
 class Make:
     """The functions above, for tests: ``tests`` is not a package, so they cannot import them."""
@@ -96,6 +114,7 @@ class Make:
     record: Callable[..., Record] = record_of
     audit: Callable[..., AuditReport] = audit_of
     corruptions: Callable[..., Record] = corruptions_of
+    overhead: Callable[..., dict[str, Any]] = overhead_of
 
 
 @pytest.fixture(scope="session")
@@ -122,9 +141,7 @@ def files(tmp_path: Path, standard: Record, adaptive: Record) -> Files:
     standard.write(folder / "aa.json")
     adaptive.write(folder / "adaptive.json")
     audit_of(standard).write(folder / "audit.json")
-    identity = {"model_sha256": standard.model["sha256"], "model_identity": IDENTITY}
-    costs = {**identity, "storage_ratio": 1.77, "eq6": {"storage": 0.1875}}
-    (folder / "overhead.json").write_text(json.dumps(costs))
+    (folder / "overhead.json").write_text(json.dumps(overhead_of(standard)))
     return Files((folder / "aa.json", folder / "adaptive.json"), folder / "audit.json", folder / "overhead.json")
 
 

@@ -118,7 +118,7 @@ DAMAGED: dict[str, tuple[Callable[[Place, Tree], None], str]] = {
     "footnote dropped": (set_keys(footnote=...), "footnote is left out, its sources make it"),
     "authors": (set_keys(authors="Somebody Else"), 'authors is "Somebody Else", its sources make it'),
     "NaN": (replace_text("1.77", "NaN"), "NaN is not"),
-    "infinite": (replace_text("1.77", "1e999"), "1e999 is not"),
+    "infinite": (replace_text("1.77", "1e9999"), "is not a finite number"),
     "overhead altered": (replace_text("1.77", "1.07"), "overhead is"),
     "overhead dropped": (set_keys(overhead=...), "overhead is left out"),
     "data set": (set_keys(dataset="mnist"), "its dataset is mnist, its folder is that of cifar10"),

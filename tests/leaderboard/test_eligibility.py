@@ -182,13 +182,13 @@ def test_an_audit_of_another_subject_is_refused(
 
 def test_an_overhead_is_of_the_same_weights(make: Any) -> None:
     record = make.record(model="alexnet-fp", model_={"sha256": "ab"})
-    overhead = {"model_sha256": "ab", "model_identity": 2, "storage_ratio": 1.5}
+    overhead = make.overhead(record, "empir-cifar")
     assert require_same_overhead_subject(overhead, record) == overhead
     for change in ({"model_sha256": "cd"}, {"model_identity": 1}, {"model_identity": "2"}, {"model_identity": [2]}):
         with pytest.raises(EvaluationError, match=r"other weights.*measure alexnet-fp"):
             require_same_overhead_subject({**overhead, **change}, record)
     with pytest.raises(EvaluationError, match=r"model_sha256.*measure it"):
-        require_same_overhead_subject({"storage_ratio": 1.5}, record)
+        require_same_overhead_subject({key: overhead[key] for key in overhead if key != "model_sha256"}, record)
     with pytest.raises(InputError, match=r"JSON object.*list: measure it"):
         require_same_overhead_subject([], record)
 
@@ -202,7 +202,8 @@ def test_results_with_different_versions_of_the_identity_are_of_the_shipped_mode
     assert old.model["sha256"] != new.model["sha256"]
     assert numbers_of(old, new) == numbers_of(new, old)
     assert numbers_of(old, audit=make.audit(new)).masked == numbers_of(new, audit=make.audit(old)).masked == ()
-    overhead = {"model_sha256": shipped_fingerprint("empir-cifar", 1)}
+    overhead = make.overhead(old)
+    del overhead["model_identity"]
     assert require_same_overhead_subject(overhead, new) == require_same_overhead_subject(overhead, old) == overhead
 
 

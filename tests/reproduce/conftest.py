@@ -19,6 +19,12 @@ from empir_plugin.reproduce.workspace import Workspace
 
 Write = Callable[..., None]
 Fill = Callable[[Target], None]
+RUN = {
+    "seed": 0, "batch_size": 250, "shard_size": 500, "cascade": False, "device": "cpu", "threads": [1], "processes": 1,
+    "finished": "2026-11-21T08:43:43+00:00",
+    "versions": {"python": "3.11.7", "torch": "2.15.0"}, "code_sha256": "2" * 64,
+}  # fmt: skip
+"""What every record states of its run."""
 
 
 @pytest.fixture
@@ -39,9 +45,10 @@ def write_record(workspace: Workspace) -> Write:
             attacks = (*attacks, AttackRecord("all", "", _bits(worst), float(worst), 1.0))
         least = _bits(clean if worst is None else min(worst, clean))
         Record(
-            {"name": slug, "sha256": "0" * 64}, {"name": "toy", "n": 100, "sha256": "1" * 64},
+            {"name": slug, "sha256": "0" * 64, "weights_loaded": True},
+            {"name": "toy", "split": "test", "source": "folder", "n": 100, "sha256": "1" * 64, "full_official": False},
             str(Threat.parse("Linf:0.1")), _bits(clean), float(clean), attacks, least, float(least.count("1")),
-            {"code_sha256": "2" * 64},
+            RUN, {"name": "toy", "description": "", "headline": "WORST_CASE"},
         ).write(workspace.records / f"{slug}.json")  # fmt: skip
 
     return write

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from empir_plugin._files.tensor_files import sha256
 from empir_plugin.data.image_set import load_images
 from empir_plugin.errors import WeightsError
 from empir_plugin.evaluation.identity import model_fingerprint
@@ -17,7 +18,6 @@ from empir_plugin.evaluation.prepare import prepare
 from empir_plugin.evaluation.record import Record, bits
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import quantized_layers
-from empir_plugin.models.packing import sha256
 from empir_plugin.zoo import builders
 from empir_plugin.zoo.builders import build_model
 from empir_plugin.zoo.card import ModelCard, cards

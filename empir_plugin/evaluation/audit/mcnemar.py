@@ -1,4 +1,4 @@
-"""The significance test between two attacks on the same images: the exact McNemar test.
+"""The significance test between two attacks, or two models, on the same images: the exact McNemar test.
 
 Only images that exactly one of the two attacks breaks tell them apart. If neither were the stronger, each of those
 would be a fair coin toss, so the p-value is a tail of the binomial distribution
@@ -61,6 +61,12 @@ class McNemarTest:
         """Probability of as many images broken by the first attack alone, or more, if neither were the stronger."""
         discordant = self.only_first + self.only_second
         return min(1.0, self.comparisons * binomial_tail(self.only_first, discordant, 0.5))
+
+    @property
+    def two_sided_p_value(self) -> float:
+        """Probability of a difference as large as this one, in either direction, if neither were the stronger."""
+        discordant = self.only_first + self.only_second
+        return min(1.0, 2 * self.comparisons * binomial_tail(max(self.only_first, self.only_second), discordant, 0.5))
 
     def describe(self) -> str:
         """The counts as a sentence."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from empir_plugin._files.tables import build, check_keys, read_with, table_of
 from empir_plugin.errors import EmpirError, EvaluationError, InputError, cause
 from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.layers import QuantizedLayer, frozen_copy, input_of_call, is_full_precision, quantized_layers
@@ -33,6 +34,12 @@ _PLAIN = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+def _read_precision(value: Any, where: str) -> Precision:
+    bits = "weight_bits", "activation_bits"
+    check_keys(table := table_of(value, where), required=bits, known=bits, where=where)  # Both are always written.
+    return build(Precision, table, where)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class LayerCost:
     weights: int
     macs: int
     fan_in: int
-    precision: Precision
+    precision: Precision = field(metadata=read_with(_read_precision))
 
     @property
     def bit_operations(self) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.prepare import exact_float32, prepare, prepare_for_images
+from empir_plugin.evaluation.processor import Processor, processor
 
 SIMULATED = "float32, quantization simulated"
 """How models are executed by default: the latency their users see, not that of low-precision hardware."""
@@ -26,25 +26,34 @@ class LatencySettings:
     """Settings of a latency measurement.
 
     Args:
-        batch_size: Images per forward pass.
+        batch_sizes: Images per forward pass; each number is measured by itself.
         repeats: Number of rounds; every network runs once per round.
         threads: Number of CPU threads; that of the process by default.
         device: Device to run on.
+        seconds: About how long each batch size may take. Slow networks run fewer rounds, and batch sizes of which not
+            even one round would end in time are left out.
 
     Raises:
-        InputError: If a number is below 1.
+        InputError: If a number is below 1, there is no batch size, or no time.
     """
 
-    batch_size: int = 32
+    batch_sizes: tuple[int, ...] = (1, 32, 256)
     repeats: int = 20
     threads: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "repeats", "threads"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InputError(f"{name} must be 1 or more, got {number}")
+        if not self.batch_sizes:
+            raise InputError("batch_sizes must hold one number or more, got none")
+        for name, numbers in {
+            "batch_sizes": self.batch_sizes, "repeats": (self.repeats,), "threads": (self.threads,)
+        }.items():  # fmt: skip
+            for number in numbers:
+                if number is not None and number < 1:
+                    raise InputError(f"{name} must be 1 or more, got {number}")
+        if not self.seconds > 0:
+            raise InputError(f"seconds must be above 0, got {self.seconds}")
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class Latency:
 
     Args:
         device: ``"cpu"`` or ``"cuda"``, and the name of the processor.
+        processor: The processor, and the instructions that ran.
         backend: How the model was executed; the baseline runs in float32.
         threads: Number of CPU threads.
         batch_size: Images per forward pass.
@@ -126,6 +136,7 @@ class Latency:
     """
 
     device: str
+    processor: Processor
     backend: str
     threads: int
     batch_size: int
@@ -147,10 +158,11 @@ def measure_latency(
     backend: str = SIMULATED,
     others: Sequence[Execution] = (),
     clock: Callable[[], float] = time.perf_counter,
-) -> Latency:
+) -> dict[int, Latency | str]:
     """Measure the latency of a model relative to a full-precision network in its faster memory layout.
 
-    Runs are interleaved so that machine noise affects all networks equally; ratios are taken within each round.
+    Runs are interleaved so that machine noise affects all networks equally; ratios are taken within each round. How
+    many rounds end in time follows from the batch size before, at first from a single image.
 
     Args:
         model: The model; measured as :func:`~empir_plugin.evaluation.prepare.prepare` prepares it for an evaluation,
@@ -162,32 +174,83 @@ def measure_latency(
         others: The model on other backends, measured in the same rounds.
         clock: Returns the time in seconds.
 
+    Returns:
+        The latency at each batch size, the smallest first; why it was left out for one that would take too long.
+
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-        >>> measure_latency(net, net, (1, 4, 4), LatencySettings(batch_size=2, repeats=3)).repeats
+        >>> measure_latency(net, net, (1, 4, 4), LatencySettings(batch_sizes=(2,), repeats=3))[2].repeats
         3
     """
     settings = settings or LatencySettings()
-    device, generator = settings.device, torch.Generator().manual_seed(0)
-    images = torch.rand(settings.batch_size, *image_shape, generator=generator).to(device)
+    device, sizes = settings.device, sorted(set(settings.batch_sizes))
+    found: dict[int, Latency | str] = {}
     with _set_threads(settings.threads), exact_float32(), torch.no_grad():
-        networks = {backend: prepare_for_images(model, device, images[:2], differentiable=False).model}
-        supported = torch.contiguous_format, prepare_for_images(baseline, device, images[:2], differentiable=False)[1]
+        few = _images(2, image_shape, device)
+        networks = {backend: prepare_for_images(model, device, few, differentiable=False).model}
+        supported = torch.contiguous_format, prepare_for_images(baseline, device, few, differentiable=False)[1]
         layouts = {name: layout for name, layout in _LAYOUTS.items() if layout in supported}
         for name, layout in layouts.items():
             networks[name] = prepare(baseline, device).to(memory_format=layout)  # type: ignore[call-overload]
         networks |= {other.backend: other.network for other in others if other.network is not None}
-        runs = {name: partial(_forward, network, images) for name, network in networks.items()}
-        threads, times = torch.get_num_threads(), take_turns(runs, settings.repeats, clock)
+
+        def run(size: int, repeats: int, warm_up: int) -> dict[str, list[float]]:
+            images = _images(size, image_shape, device)
+            runs = {name: partial(_forward, network, images) for name, network in networks.items()}
+            return take_turns(runs, repeats, clock, warm_up=warm_up)
+
+        per_image = _round_of(run(1, 1, 1))
+        for size in sizes:
+            expected = per_image * size
+            warm_up, repeats = _rounds_in_time(settings.repeats, expected, settings.seconds)
+            if not repeats:
+                found[size] = f"a round of it would take about {expected:.0f} s of the {settings.seconds:g} s it may"
+                continue
+            times = run(size, repeats, warm_up)
+            per_image = _round_of(times) / size
+            found[size] = _latency(times, layouts, backend, others, replace(settings, batch_sizes=(size,)))
+    return found
+
+
+def _images(number: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.rand(number, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _round_of(times: Mapping[str, Sequence[float]]) -> float:
+    """Seconds of one round."""
+    return sum(Spread.of(seconds).median for seconds in times.values())
+
+
+def _rounds_in_time(repeats: int, seconds: float, limit: float) -> tuple[int, int]:
+    """Rounds of warm-up, two or fewer, and timed ones that end within a limit if one takes some seconds."""
+    wanted = repeats + _WARM_UP
+    rounds = int(min(wanted, limit / seconds)) if seconds else wanted
+    warm_up = max(min(_WARM_UP, rounds // 2), rounds - repeats)
+    return warm_up, rounds - warm_up
+
+
+_WARM_UP = 2
+
+
+def _latency(
+    times: Mapping[str, Sequence[float]],
+    layouts: Iterable[str],
+    backend: str,
+    others: Sequence[Execution],
+    settings: LatencySettings,
+) -> Latency:
+    """The latency at one batch size, from the seconds of every network in every round."""
     faster = min(layouts, key=lambda name: Spread.of(times[name]).median)
     rows = {name: _backend_time(name, seconds, times[faster]) for name, seconds in times.items()}
     unavailable = (BackendTime("model", other.backend, None, None, other.unavailable) for other in others)
+    found = processor(settings.device)
     return Latency(
-        _processor(device),
+        f"{settings.device.type}: {found.name}",
+        found,
         backend,
-        threads,
-        settings.batch_size,
-        settings.repeats,
+        torch.get_num_threads(),
+        settings.batch_sizes[0],
+        len(times[backend]),
         "sequential",
         faster,
         _milliseconds(times[backend]),
@@ -259,9 +322,3 @@ def _set_threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device.type}: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {platform.processor() or platform.machine()}"

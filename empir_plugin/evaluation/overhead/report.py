@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from empir_plugin._files.json_schema import shorten
+from empir_plugin._files.tables import build, read_with, table_of
 from empir_plugin.errors import EmpirError, EvaluationError, InputError, cause
 from empir_plugin.evaluation.identity import IDENTITY, model_fingerprint
 from empir_plugin.evaluation.overhead.count import LayerCost, NetworkCost, baseline_of, count, members_of, packed_bytes
@@ -24,8 +26,15 @@ from empir_plugin.evaluation.overhead.equation6 import (
 )
 from empir_plugin.evaluation.overhead.latency import Execution, Latency, LatencySettings, measure_latency
 from empir_plugin.evaluation.prepare import Float32Logits, exact_float32, prepare, prepare_for_images
-from empir_plugin.models.integer.convert import run_on_integers
+from empir_plugin.models.integer.convert import FLOAT32, run_on_integers
 from empir_plugin.models.lipschitz import ErrorNorms, quantization_error_norms
+
+
+def _read_errors(value: Any, where: str) -> dict[str, ErrorNorms]:
+    return {
+        name: build(ErrorNorms, table_of(row, where), f"{name} in {where}")
+        for name, row in table_of(value, where).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,17 @@ class MemberOverhead:
     macs_quantized_share: float
     weights_quantized_share: float
     layers: tuple[LayerCost, ...]
-    errors: Mapping[str, ErrorNorms]
+    errors: Mapping[str, ErrorNorms] = field(metadata=read_with(_read_errors))
+
+
+def _read_by_batch_size(value: Any, where: str) -> dict[int, Latency | str]:
+    """Latencies, or why there is none, by batch size: JSON has texts as keys."""
+    found: dict[int, Latency | str] = {}
+    for key, latency in table_of(value, where).items():
+        if not key.isdecimal() or len(key) > 9:
+            raise InputError(f"a key of {where} must be a number of images, got {shorten(key)}")
+        found[int(key)] = latency if isinstance(latency, str) else build(Latency, latency, f"{where}[{key}]")
+    return found
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,8 @@ class Overhead:
         eq6: Equation 6 with the throughput and the rule that reproduce the paper.
         eq6_alternatives: Equation 6 with other rules, and with published throughputs.
         members: The cost of each member of an ensemble, in order; for any other model, of the model itself.
-        measured: Measured latency; None unless requested.
+        measured: Measured latency at the batch size nearest to 32; None unless requested.
+        measured_by_batch_size: The same at every batch size; the reason where one was left out.
     """
 
     model_sha256: str
@@ -96,6 +116,9 @@ class Overhead:
     eq6_alternatives: tuple[Equation6, ...]
     members: tuple[MemberOverhead, ...]
     measured: Latency | None = None
+    measured_by_batch_size: Mapping[int, Latency | str] = field(
+        default_factory=dict, metadata=read_with(_read_by_batch_size)
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """As a mapping that JSON can hold.
@@ -148,6 +171,7 @@ def overhead(
     costs, baseline_cost = [count(member, image) for member in members], count(baseline.network, image)
     storage_bytes, baseline_bytes = packed_bytes(model), packed_bytes(baseline.network)
     norms = [quantization_error_norms(member, image) if errors else {} for member in members]
+    measured = _measure(model, baseline.network, tuple(image_shape), latency) if latency else {}
     return Overhead(
         model_sha256=model_fingerprint(model),
         model_identity=IDENTITY,
@@ -156,38 +180,60 @@ def overhead(
         baseline_parameters=baseline_cost.parameters,
         baseline_macs=baseline_cost.macs,
         baseline_storage_bytes=baseline_bytes,
-        parameters=sum(cost.parameters for cost in costs),
-        macs=sum(cost.macs for cost in costs),
-        macs_quantized_share=_share([cost.quantized_macs for cost in costs], [cost.macs for cost in costs]),
-        weights_quantized_share=_share([cost.quantized_weights for cost in costs], [cost.weights for cost in costs]),
         storage_bytes_packed=storage_bytes,
         storage_ratio=storage_bytes / baseline_bytes,
-        bops_ratio=bit_operations(costs, baseline_cost),
-        bops_with_sums_ratio=bit_operations_with_sums(costs, baseline_cost),
-        eq6=equation6(costs, baseline_cost),
-        eq6_alternatives=alternatives(costs, baseline_cost),
-        members=tuple(_member_overhead(cost, by_layer) for cost, by_layer in zip(costs, norms, strict=True)),
-        measured=latency and _measure(model, baseline.network, tuple(image_shape), latency),
+        **derive(costs, baseline_cost),
+        members=tuple(member_overhead(cost, by_layer) for cost, by_layer in zip(costs, norms, strict=True)),
+        measured=_nearest(measured, _USUAL_BATCH_SIZE),
+        measured_by_batch_size=measured,
     )
 
 
-def _measure(model: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], settings: LatencySettings) -> Latency:
+def derive(costs: Sequence[NetworkCost], baseline: NetworkCost) -> dict[str, Any]:
+    """The fields of :class:`Overhead` that follow from the costs of all members and of the baseline."""
+    return {
+        "parameters": sum(cost.parameters for cost in costs),
+        "macs": sum(cost.macs for cost in costs),
+        "macs_quantized_share": _share([cost.quantized_macs for cost in costs], [cost.macs for cost in costs]),
+        "weights_quantized_share": _share([cost.quantized_weights for cost in costs], [cost.weights for cost in costs]),
+        "bops_ratio": bit_operations(costs, baseline),
+        "bops_with_sums_ratio": bit_operations_with_sums(costs, baseline),
+        "eq6": equation6(costs, baseline),
+        "eq6_alternatives": alternatives(costs, baseline),
+    }
+
+
+_USUAL_BATCH_SIZE = 32
+
+
+def _nearest(measured: Mapping[int, Latency | str], batch_size: int) -> Latency | None:
+    """The latency at the batch size nearest to one; None if there is none at all."""
+    latencies = [latency for latency in measured.values() if isinstance(latency, Latency)]
+    return min(latencies, key=lambda latency: abs(latency.batch_size - batch_size), default=None)
+
+
+def _measure(
+    model: nn.Module, baseline: nn.Module, image_shape: tuple[int, ...], settings: LatencySettings
+) -> dict[int, Latency | str]:
     """Measure the latency in float32 and, if there are kernels for the model, in int8."""
     try:
         with exact_float32():
             network, backend = run_on_integers(prepare(model, settings.device))
-        int8 = Execution("int8", unavailable=backend.reason) if backend.reason else Execution(backend.name, network)
+        in_float = backend.name == FLOAT32
+        int8 = Execution("int8", unavailable=backend.reason) if in_float else Execution(backend.name, network)
         return measure_latency(model, baseline, image_shape, settings, others=(int8,))
     except EmpirError:
         raise
     except Exception as error:
-        batch = f"{settings.batch_size} images of {'x'.join(map(str, image_shape))}"
+        sizes = ", ".join(map(str, settings.batch_sizes))
+        batch = f"{sizes} images of {'x'.join(map(str, image_shape))}"
         raise EvaluationError(
             f"the timed passes of {batch} failed with {cause(error)}: pass another batch size, or measure no latency"
         ) from error
 
 
-def _member_overhead(cost: NetworkCost, errors: Mapping[str, ErrorNorms]) -> MemberOverhead:
+def member_overhead(cost: NetworkCost, errors: Mapping[str, ErrorNorms]) -> MemberOverhead:
+    """What a report says of one member."""
     quantized = dict.fromkeys(str(layer.precision) for layer in cost.layers if not layer.precision.is_full)
     return MemberOverhead(
         precision=" + ".join(quantized) or "fp",

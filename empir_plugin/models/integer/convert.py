@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from empir_plugin.errors import InputError, cause
 from empir_plugin.models.backward import is_transformed
-from empir_plugin.models.integer.codes import NO_GRADIENT, NotANumber, StaysFloat
+from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.integer.codes import NO_GRADIENT, Inexact, NotANumber, StaysFloat
 from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.integer.fuse import fuse
-from empir_plugin.models.integer.kernels import Float32, Kernel, kernel_for
+from empir_plugin.models.integer.kernels import Kernel, float32_kernels, kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer, use_kernels_
 from empir_plugin.models.integer.selftest import Agreement, agree, check_layer
 from empir_plugin.models.layers import QuantizedLayer, frozen_copy, quantized_layers
@@ -135,7 +136,12 @@ def to_integer(model: nn.Module, *, like: Tensor | None = None, kernel: Kernel |
     swapped, outcomes = _swap_layers(base, kernel)
     linked, notes = fuse(copy.deepcopy(swapped))
     report = IntegerReport(tuple(_all_outcomes(base, outcomes)), tuple(notes))
-    return IntegerModel(linked, report) if like is None else _first_in_agreement(base, [linked, swapped], report, like)
+    if like is None:
+        return IntegerModel(linked, report)
+    for _, layer in quantized_layers(base):
+        if layer.weight.device.type != "cpu":  # Its own convolutions may round there.
+            _use_exact_kernel_(layer, torch.float32, int8=False)
+    return _first_in_agreement(base, [linked, swapped], report, like)
 
 
 def _copy_baked(model: nn.Module) -> nn.Module:
@@ -144,7 +150,17 @@ def _copy_baked(model: nn.Module) -> nn.Module:
         if layer.baked_weight is None:
             layer.bake_()
     fold_norms_(base)
-    return base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _lay_out_(base)
+    return base
+
+
+def _lay_out_(model: nn.Module) -> None:
+    """Store quantized networks as the kernels take them; full-precision members of an ensemble stay as they are."""
+    if isinstance(model, Ensemble):
+        for member in model.members:
+            _lay_out_(member)
+    elif any(True for _ in quantized_layers(model)):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _swap_layers(base: nn.Module, kernel: Kernel | None) -> tuple[nn.Module, dict[str, LayerOutcome]]:
@@ -330,7 +346,8 @@ class Backend:
 
     Args:
         name: ``"float32"``, or ``"int8"`` and the kernel.
-        reason: Why int8 kernels, or bfloat16 gradients, are not used; empty if they are.
+        reason: Why int8 kernels, or bfloat16 gradients, are not used, and why float32 convolutions are not, where they
+            round; empty if there is nothing to say.
         backward: The arithmetic of their backward passes: ``"float32"`` or ``"bf16"``.
         forward: The same as ``name`` if int8 kernels run forward passes with a gradient, too; they do not on inputs of
             other levels than DoReFa's.
@@ -385,12 +402,15 @@ def run_on_integers(
     without_bf16 = "" if gradients == FLOAT32 else _without_bf16(layers[0].weight.device)
     rounded = gradients == BF16 and not without_bf16
     dtype = torch.bfloat16 if rounded else torch.float32
-    used = {_use_exact_kernel_(layer, dtype, int8=name != FLOAT32) for layer in layers}
+    found = [_use_exact_kernel_(layer, dtype, int8=name != FLOAT32) for layer in layers]
+    used = {kernel for kernel, _ in found}
     whole = model if integer is None or name == FLOAT32 else IntegerInference(model, integer)
     if rounded and used == {""}:
         rounded, without_bf16 = False, "no layer of the model has a gradient on integer kernels"
-    forward = name if used - {"", FLOAT32} else FLOAT32
-    backend = Backend(name, reason or without_bf16, BF16 if rounded else FLOAT32, forward)
+    in_float32 = {kernel.name for kernel in float32_kernels(layers[0].weight.device)}
+    forward = name if used - {"", *in_float32} else FLOAT32
+    reasons = [reason or without_bf16, *dict.fromkeys(rounding for _, rounding in found)]
+    backend = Backend(name, "; ".join(filter(None, reasons)), BF16 if rounded else FLOAT32, forward)
     return whole, backend
 
 
@@ -401,15 +421,26 @@ def _kernels_of(report: IntegerReport) -> tuple[str, str]:
     return (f"int8 ({', '.join(kernels)})", "") if kernels else (FLOAT32, reasons[0])
 
 
-def _use_exact_kernel_(layer: QuantizedLayer, gradients: torch.dtype, *, int8: bool) -> str:
-    """Run a layer with its gradient on a kernel that is exact for it; returns the kernel's name, empty if none is."""
-    kernels = kernel_for(layer.weight.device), Float32()
-    for kernel in kernels if int8 else kernels[1:]:
+def _use_exact_kernel_(layer: QuantizedLayer, gradients: torch.dtype, *, int8: bool) -> tuple[str, str]:
+    """Run a layer with its gradient on the first kernel that is exact for it.
+
+    Returns:
+        The kernel's name, empty if none is used; and what is to be said of float32 sums, empty if nothing is.
+    """
+    device = layer.weight.device
+    in_float32 = float32_kernels(device)
+    rounding = ""
+    for kernel in (kernel_for(device), *in_float32) if int8 else in_float32:
         alike = _convert_layer(layer, kernel)
         if isinstance(alike, IntegerLayer):
             use_kernels_(layer, alike, gradients)
-            return kernel.name if layer.on_integers is not None else ""
-    return ""
+            if layer.on_integers is None:
+                break
+            return kernel.name, f"{rounding}: {kernel.name} instead" if rounding else ""
+        rounding = str(alike) if kernel in in_float32 and isinstance(alike, Inexact) else rounding
+    if layer.inexact_reason or (device.type == "cpu" and not rounding):
+        return "", ""
+    return "", rounding or "the device's own float32 convolutions, which may round, run layers without a kernel"
 
 
 def _without_bf16(device: torch.device) -> str:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.models.integer.codes import Grid, StaysFloat, pieces
+from empir_plugin.models.integer.codes import Grid, Scratch, StaysFloat, pieces
 from empir_plugin.models.integer.fold import Tracer, has_hooks
 from empir_plugin.models.integer.kernels import pool_codes
 from empir_plugin.models.integer.layers import IntegerLayer
@@ -63,19 +63,19 @@ class AddInto(nn.Module):
 
 
 class AddAndRound(nn.Module):
-    """The same sum, together with its codes, for users of either."""
+    """The same sum, together with its codes, for users of either; ``check`` says whether a term may be NaN."""
 
-    def __init__(self, relu: bool, grid: Grid) -> None:
+    def __init__(self, relu: bool, grid: Grid, check: bool = True) -> None:
         super().__init__()
-        self.relu, self.grid = relu, grid
+        self.relu, self.grid, self.check = relu, grid, check
 
     def forward(self, fresh: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """The sum, and its codes, uint8, of the same shape."""
         fresh, other = _match_shapes(fresh, other)
-        codes = self.grid.empty_codes(fresh)
+        codes, scratch = self.grid.empty_codes(fresh), Scratch()
         for total, term, out in pieces(fresh, other, codes):
             _add_(total, term, self.relu)
-            self.grid.round_into(total, out)
+            self.grid.round_into(total, out, scratch, check=self.check)
         return fresh, codes.view(torch.uint8)
 
 
@@ -231,9 +231,18 @@ class _Fusion:
                 continue
             users, grid, summed = [user for user, _ in with_grid], grids.pop(), self._module(node)
             if type(summed) is AddInto:
-                self._round_sum(node, users, AddAndRound(summed.relu, grid))
+                self._round_sum(node, users, AddAndRound(summed.relu, grid, check=not self._is_number(node)))
             elif len(users) > 1:
                 self._insert_codes(node, users, grid)
+
+    def _is_number(self, node: fx.Node) -> bool:
+        """Whether a node's output is never NaN, or another node raises in that case."""
+        module = self._module(node)
+        if isinstance(module, IntegerLayer):
+            return module.op.is_bounded
+        if isinstance(module, (AddInto, AddAndRound)) or node.target is operator.getitem:
+            return all(self._is_number(term) for term in node.all_input_nodes)
+        return any(self._layer(user) is not None or type(self._module(user)) is Codes for user in node.users)
 
     def _insert_codes(self, node: fx.Node, users: list[fx.Node], grid: Grid) -> None:
         name = f"codes_of_{node.name}"

@@ -1,6 +1,6 @@
 """Kernels for convolutions and matrix products of small integers: oneDNN's on the CPU, ``torch._int_mm`` on CUDA.
 
-Float32 computes the same sums on every device, more slowly.
+Float32 computes the same sums on every device, more slowly: by convolutions on the CPU, by matrix products elsewhere.
 
 The operators are private parts of PyTorch (Inductor lowers quantized graphs to oneDNN's). Each is therefore used only
 where it exists, and only after :mod:`empir_plugin.models.integer.selftest` has verified that it is exact.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from empir_plugin.models.integer.codes import Grid
+
+_LARGEST_SUM = 2**24
+_FAR_BELOW_INFINITY = 1e30
 
 Program = Callable[[Tensor], Tensor]
 """From input codes, uint8 ``(N, C, H, W)`` or ``(N, F)``, to outputs: float32, or codes of the next layer."""
@@ -55,6 +59,12 @@ class IntegerOp:
     geometry: Geometry | None
     relu: bool = False
     emits: Grid | None = None
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether outputs stay far below infinity for all inputs, so that neither they nor sums of them are NaN."""
+        largest = _LARGEST_SUM * self.scale.abs() + (0 if self.bias is None else self.bias.abs())
+        return bool((largest < _FAR_BELOW_INFINITY).all())
 
 
 class Kernel(Protocol):
@@ -108,13 +118,57 @@ def _onednn_conv(op: IntegerOp, geometry: Geometry) -> Program:
     step, dtype, after, scalars = _post_op(op)
     packed = torch.ops.onednn.qconv_prepack(op.weight, scale, 1.0, op.zero, *where, None)
     run: Any = torch.ops.onednn.qconv2d_pointwise.default
+    has_tiles = _has_tiles()
 
-    def program(codes: Tensor) -> Tensor:
+    def convolve(codes: Tensor) -> Tensor:
         codes = codes.contiguous(memory_format=torch.channels_last)
         tail = (step, 0, dtype, after, scalars, "")
         return run(codes, 1.0, op.zero, packed, scale, zeros, bias, *where, *tail)
 
+    def program(codes: Tensor) -> Tensor:
+        width = output_width(codes.shape[3], op.weight.shape[3], geometry)
+        if has_tiles and len(codes) >= _MIN_ROW and op.weight.shape[3] > 1 and 0 < width <= _NARROW:
+            return convolve_in_a_row(convolve, codes, width, op.zero, geometry)
+        return convolve(codes)
+
     return program
+
+
+_NARROW = 4
+_MIN_ROW = 8
+"""Narrow outputs, and images for which one row is faster; 64 images of 4x4 with 512 channels: 4.9 and 2.4 ms."""
+
+
+def _has_tiles() -> bool:
+    """Whether the processor multiplies matrices of bytes in tiles (AMX), as PyTorch sees it, from 2.6 on."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and bool(supported())
+
+
+def output_width(width: int, kernel: int, geometry: Geometry) -> int:
+    """Columns of a convolution's output, from those of its input and of its filters."""
+    (_, stride), (_, padding), (_, dilation) = geometry.stride, geometry.padding, geometry.dilation
+    return (width + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def convolve_in_a_row(convolve: Program, codes: Tensor, width: int, zero: int, geometry: Geometry) -> Tensor:
+    """Convolve narrow images side by side, as one wide image: tiles are filled by the columns of one row.
+
+    Args:
+        convolve: The convolution of codes.
+        codes: Its input ``(N, C, H, W)``.
+        width: Columns of an image's output.
+        zero: The code of the value 0, which separates the images.
+        geometry: Of the convolution.
+    """
+    images, channels, height, columns = codes.shape
+    (_, stride), (_, padding) = geometry.stride, geometry.padding
+    step = max(-(-(columns + padding) // stride), width)  # columns of the output from one image to the next
+    row = codes.new_full((1, height, images, step * stride, channels), zero)
+    row[0, :, :, :columns] = codes.permute(2, 0, 3, 1)
+    output = convolve(row.flatten(2, 3).permute(0, 3, 1, 2))
+    each = output[0].unfold(2, width, step)[:, :, :images]  # (K, H, N, W)
+    return each.permute(2, 0, 1, 3).contiguous(memory_format=torch.channels_last)
 
 
 def _onednn_linear(op: IntegerOp) -> Program:
@@ -145,7 +199,7 @@ class IntMM:
             return f"torch._int_mm does not run on {device.type}"
         square = torch.zeros(8, 8, dtype=torch.int8, device=device)
         try:  # older releases have the operator, but not for the CPU
-            _product(square, square, 8)
+            _product(square, square, filters=8)
         except (AttributeError, NotImplementedError):
             return f"this build of PyTorch lacks torch._int_mm for {device.type}"
         return None
@@ -154,16 +208,18 @@ class IntMM:
         """Reshape the weights into matrices, one per group."""
         groups = 1 if op.geometry is None else op.geometry.groups
         matrices = [_pad(part.flatten(1).t(), 8, 8) for part in op.weight.chunk(groups)]
-        return lambda codes: _matrix_program(codes, matrices, op)
+        product = partial(_product, filters=len(op.scale) // groups)
+        return lambda codes: _by_matrices(codes.to(torch.int16).sub_(op.zero).to(torch.int8), matrices, op, product)
 
 
-def _matrix_program(codes: Tensor, matrices: list[Tensor], op: IntegerOp) -> Tensor:
-    x = codes.to(torch.int16).sub_(op.zero).to(torch.int8)
+def _by_matrices(
+    x: Tensor, matrices: list[Tensor], op: IntegerOp, product: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The outputs for integers ``x`` by products with matrices, one per group, of a convolution's patches."""
     if op.geometry is None:
-        return _finish(_product(x, matrices[0], len(op.scale)), op)
+        return _finish(product(x, matrices[0]), op)
     columns = [_columns(part, op.weight.shape[2:], op.geometry) for part in x.chunk(op.geometry.groups, 1)]
-    filters = len(op.scale) // len(matrices)
-    sums = [_product(c.flatten(0, 2), matrix, filters) for c, matrix in zip(columns, matrices, strict=True)]
+    sums = [product(c.flatten(0, 2), matrix) for c, matrix in zip(columns, matrices, strict=True)]
     shape = columns[0].shape[:3]  # (N, H, W)
     return _finish(torch.cat(sums, 1), op).view(*shape, len(op.scale)).permute(0, 3, 1, 2)
 
@@ -203,6 +259,26 @@ class Float32:
         return lambda codes: _finish(F.conv2d(_integers(codes, op.zero), filters, None, *settings), by_channel)
 
 
+@dataclass(frozen=True)
+class Unfolded:
+    """Sums of integers by float32 matrix products of unfolded images.
+
+    A GPU's library may convolve by Winograd's or Fourier's algorithm, which round on the way, and it picks the
+    algorithm by the shape of a batch. A matrix product adds up the products themselves, whatever the shape.
+    """
+
+    name: str = "float32, unfolded"
+
+    def unusable(self, device: torch.device) -> str | None:
+        """None: it runs everywhere."""
+
+    def compile(self, op: IntegerOp) -> Program:
+        """Convert the weights to matrices of floats, one per group."""
+        groups = 1 if op.geometry is None else op.geometry.groups
+        matrices = [part.flatten(1).t().float().contiguous() for part in op.weight.chunk(groups)]
+        return lambda codes: _by_matrices(_integers(codes, op.zero), matrices, op, torch.matmul)
+
+
 def _integers(codes: Tensor, zero: int) -> Tensor:
     return codes.float().sub_(zero) if zero else codes.float()
 
@@ -213,7 +289,7 @@ def _pad(x: Tensor, rows: int, columns: int, *, min_rows: int = 0) -> Tensor:
     return F.pad(x, (0, -x.shape[1] % columns, 0, height + -height % rows - x.shape[0])).contiguous()
 
 
-def _product(x: Tensor, matrix: Tensor, filters: int) -> Tensor:
+def _product(x: Tensor, matrix: Tensor, *, filters: int) -> Tensor:
     """Sums of products, int32 ``(rows of x, filters)``."""
     multiply: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
     return multiply(_pad(x, 8, 8, min_rows=24), matrix)[: len(x), :filters]
@@ -229,8 +305,17 @@ def _finish(sums: Tensor, op: IntegerOp) -> Tensor:
 
 
 def kernel_for(device: torch.device) -> Kernel:
-    """The default kernel of a device: oneDNN's on the CPU, ``torch._int_mm`` elsewhere."""
+    """The default kernel of a device: oneDNN's on the CPU, ``torch._int_mm`` elsewhere.
+
+    On a GPU the latter is chosen for its exactness, not its speed, which ``benchmarks/gpu.py`` measures: integers do
+    not round for any shape of a batch, while the algorithm of a float32 convolution depends on it.
+    """
     return OneDNN() if device.type == "cpu" else IntMM()
+
+
+def float32_kernels(device: torch.device) -> tuple[Kernel, ...]:
+    """Kernels in float32 in the order to try them; convolutions only where they do not depend on a batch's shape."""
+    return (Float32(), Unfolded()) if device.type == "cpu" else (Unfolded(),)
 
 
 def pool_codes(

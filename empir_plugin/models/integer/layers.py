@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empir_plugin.models.backward import BackwardRule, is_transformed
@@ -104,12 +105,14 @@ class WithGradient:
             is that of the operands; sums are float32.
         source: The integers of the layer's baked weights from which both were made.
         bias: The values of the layer's bias then, if it has one.
+        of_squares: For :func:`gradient_of_squares`, where that is faster.
     """
 
     integer: IntegerLayer
     weight: Tensor
     source: Tensor
     bias: Tensor | None
+    of_squares: Tensor | None = None
 
     def __call__(self, layer: QuantizedLayer, input: Tensor) -> Tensor | None:
         """The layer's output; None where the kernel does not compute it, or not its gradient.
@@ -153,11 +156,59 @@ class WithGradient:
             return (output @ self.weight).float()
         if output.dim() == 3:
             return self.gradient(output.unsqueeze(0), torch.Size((1, *shape))).squeeze(0)
+        if self.of_squares is not None and shape[2] % 2 == shape[3] % 2 == 0:
+            return gradient_of_squares(output, self.of_squares, self.weight.shape, geometry).float()
         where = list(geometry.stride), list(geometry.padding), list(geometry.dilation)
         like = output.new_empty(1).expand(shape)
         return torch.ops.aten.convolution_backward(
             output, like, self.weight, None, *where, False, [0, 0], geometry.groups, [True, False, False]
         )[0].float()
+
+
+_FEW_CHANNELS = 4
+
+
+def filters_of_squares(weight: Tensor) -> Tensor:
+    """Filters that map a gradient of a convolution's output to that of its input, for 2x2 pixels at once.
+
+    They compute more channels than the image has, which fill a vector register of the processor: for images of three
+    channels in float32 the gradient takes half the time.
+
+    Args:
+        weight: Of a convolution without stride, dilation and groups, ``(K, C, kh, kw)``.
+
+    Returns:
+        Filters ``(4 C, K, kh + 1, kw + 1)`` of a convolution of stride 2.
+    """
+    filters, channels, height, width = weight.shape
+    back = weight.flip(2, 3).transpose(0, 1)
+    squares = weight.new_zeros(channels, 2, 2, filters, height + 1, width + 1)
+    for i in range(2):
+        for j in range(2):
+            squares[:, i, j, :, i : i + height, j : j + width] = back
+    return squares.flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+
+def gradient_of_squares(output: Tensor, filters: Tensor, weight: torch.Size, geometry: Geometry) -> Tensor:
+    """The gradient of a convolution's input ``(N, C, H, W)``, H and W even, by :func:`filters_of_squares`.
+
+    Args:
+        output: The gradient of its output.
+        filters: From its weights.
+        weight: Shape of its weights.
+        geometry: Its padding, smaller than the filters.
+    """
+    padding = weight[2] - 1 - geometry.padding[0], weight[3] - 1 - geometry.padding[1]
+    return F.pixel_shuffle(F.conv2d(output, filters, None, 2, padding), 2)
+
+
+def _has_squares(op: IntegerOp, weight: Tensor) -> bool:
+    geometry = op.geometry
+    if geometry is None or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return False
+    simple = (geometry.stride, geometry.dilation, geometry.groups) == ((1, 1), (1, 1), 1)
+    narrower = all(padding < size for padding, size in zip(geometry.padding, weight.shape[2:], strict=True))
+    return simple and narrower and weight.shape[1] <= _FEW_CHANNELS
 
 
 def use_kernels_(layer: QuantizedLayer, integer: IntegerLayer, gradients: torch.dtype = torch.float32) -> None:
@@ -174,8 +225,10 @@ def use_kernels_(layer: QuantizedLayer, integer: IntegerLayer, gradients: torch.
     scale, _ = layer.scale_and_bias(integers)
     by_filter = scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
     weight = integers.values.detach() * by_filter.detach() * layer.activation_quantizer.steps
+    weight = weight.to(gradients)
     bias = None if layer.bias is None else layer.bias.detach().clone()
-    layer.on_integers = WithGradient(integer, weight.to(gradients), integers.values, bias)
+    squares = filters_of_squares(weight) if _has_squares(integer.op, weight) else None
+    layer.on_integers = WithGradient(integer, weight, integers.values, bias, squares)
 
 
 def integer_layer(layer: QuantizedLayer, kernel: Kernel) -> IntegerLayer:

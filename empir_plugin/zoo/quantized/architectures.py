@@ -23,6 +23,7 @@ from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.quantize import Precision, Scale
+from empir_plugin.zoo.checkpoints import refuse_other_sources, without_pickles
 from empir_plugin.zoo.quantized.robustbench import family_names, find_family, find_zoo_network
 
 with silence_harmless_warnings():
@@ -44,10 +45,11 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
             ``"WideResNet-28-10"`` and ``"DMWideResNet-28-10-silu"`` in any size, or the id of one of its models, as in
             ``"Carmon2019Unlabeled"``; torchvision's ``"alexnet"``; ``package.module:callable``; or a function.
         num_classes: K.
-        **settings: Keywords of the architecture, such as ``img_size=32`` for a transformer of timm.
+        **settings: Keywords of the architecture, such as ``img_size=32`` for a transformer of timm; none that names a
+            file of weights.
 
     Raises:
-        InputError: If the name is not known.
+        InputError: If the name is not known, or a setting names a file.
 
     Example:
         >>> network("resnet18", num_classes=10).fc.out_features
@@ -57,6 +59,12 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
         return architecture(num_classes=num_classes, **settings)
     if is_reference(architecture):
         return _from_reference(architecture, num_classes, settings)
+    refuse_other_sources(architecture, settings)
+    with without_pickles():
+        return _by_name(architecture, num_classes, settings)
+
+
+def _by_name(architecture: str, num_classes: int, settings: Mapping[str, Any]) -> nn.Module:
     if timm.is_model(architecture):
         return _with_image_size(timm.create_model(architecture, num_classes=num_classes, **settings), settings)
     if (build := find_family(architecture)) is not None:

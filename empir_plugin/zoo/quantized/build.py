@@ -187,7 +187,9 @@ class Family:
 def _read_families() -> tuple[tuple[Precision, ...], tuple[Family, ...]]:
     table = loads(files(__package__ or "").joinpath("families.toml").read_text("utf-8"))
     lists = {"datasets", "mean", "std"}
-    rows = [{key: tuple(value) if key in lists else value for key, value in row.items()} for row in table["families"]]
+    rows: list[dict[str, Any]] = [
+        {key: tuple(value) if key in lists else value for key, value in row.items()} for row in table["families"]
+    ]
     return tuple(Precision.parse(text) for text in table["precisions"]), tuple(Family(**row) for row in rows)
 
 

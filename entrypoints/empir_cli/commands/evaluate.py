@@ -12,7 +12,7 @@ import click
 
 from empir_cli.console import ProgressBar, console, table
 from empir_cli.group import CommandError
-from empir_cli.model_options import ModelArguments, file_name, model_arguments
+from empir_cli.model_options import ModelArguments, model_arguments
 from empir_cli.options import DATA_DIR, DEVICE, SEED, THREADS, set_threads
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def evaluate(
     --make-corruptions they are made from the clean images; their numbers cannot be compared with the leaderboard's.
     """
     from empir_plugin._files.atomic import check_output_file
+    from empir_plugin._files.names import plain_name
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.corruptions import evaluate_corruptions
@@ -133,7 +134,7 @@ def evaluate(
         gradients=gradients,
     )
     plan, evaluated = parse_protocol(protocol), source.find()
-    target = record or Path("runs", f"{file_name(evaluated.name)}-{datetime.now():%Y%m%d-%H%M%S}.json")
+    target = record or Path("runs", f"{plain_name(evaluated.name)}-{datetime.now():%Y%m%d-%H%M%S}.json")
     check_output_file("--record", target)
     if images is not None:
         check_output_file("--images", images)
@@ -234,13 +235,17 @@ def _print_corruptions(result: Record, path: Path) -> None:
 
 def _accuracy_table(result: Record) -> Any:
     """One row for each attack; the number to quote is bold."""
-    rows = table(["attack"], ["accuracy", "seconds"])
-    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", "")
+    from empir_plugin.evaluation.intervals import interval_text
+
+    rows = table(["attack"], ["accuracy", "95 % interval", "seconds"])
+    rows.add_row("none (clean)", f"{result.clean_accuracy:.2f} %", interval_text(result.clean), "")
     for attack in result.attacks:
-        rows.add_row(attack.name, f"{attack.accuracy:.2f} %", f"{attack.seconds:.1f}")
+        interval = interval_text(attack.robust)
+        rows.add_row(attack.name, f"{attack.accuracy:.2f} %", interval, f"{attack.seconds:.1f}")
     averaged = result.protocol.get("headline") == "AVERAGE"
     if averaged:
-        rows.add_row("[bold]average of the attacks", f"[bold]{result.headline_accuracy:.2f} %", "")
+        rows.add_row("[bold]average of the attacks", f"[bold]{result.headline_accuracy:.2f} %", "", "")
     style = "" if averaged else "[bold]"
-    rows.add_row(f"{style}worst case per image", f"{style}{result.worst_case_accuracy:.2f} %", "")
+    interval = interval_text(result.worst_case)
+    rows.add_row(f"{style}worst case per image", f"{style}{result.worst_case_accuracy:.2f} %", interval, "")
     return rows

@@ -10,7 +10,7 @@ import click
 
 from empir_cli.console import console, table
 from empir_cli.model_options import ModelArguments, model_arguments
-from empir_cli.options import DEVICE
+from empir_cli.options import DEVICE, MOST_THREADS
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.overhead.latency import Latency
@@ -24,9 +24,24 @@ if TYPE_CHECKING:
 @click.option(
     "--latency/--no-latency", default=True, show_default=True, help="Measure forward passes; use an idle machine."
 )
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Images per timed forward pass.")
-@click.option("--threads", type=int, help="CPU threads for the timed passes.")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=int,
+    multiple=True,
+    default=(1, 32, 256),
+    show_default=True,
+    help="Images per timed forward pass (repeatable).",
+)
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads for the timed passes.")
 @click.option("--repeats", type=int, default=20, show_default=True, help="Number of timed rounds.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Time for each batch size; slow networks get fewer rounds, or none.",
+)
 @click.option("--image-shape", help="Shape of an input image, such as 3x32x32.  [the data set's]")
 @DEVICE
 def overhead(
@@ -34,16 +49,18 @@ def overhead(
     target: Path | None,
     layers: bool,
     latency: bool,
-    batch_size: int,
+    batch_sizes: tuple[int, ...],
     threads: int | None,
     repeats: int,
+    seconds: float,
     image_shape: str | None,
     device: str,
 ) -> None:
     """Compare MODEL's costs with one full-precision network: parameters, operations, bytes, Equation 6, time.
 
     The ratio counts layers that stay in full precision as they are. The ideal ratio assumes that every layer is
-    quantized, as EMPIR's Equation 6 does.
+    quantized, as EMPIR's Equation 6 does. The measured ratios are those on this processor, in float32 and on int8
+    kernels, which evaluations use by default.
     """
     from empir_plugin._files.atomic import check_output_file
     from empir_plugin.evaluation.overhead.latency import LatencySettings
@@ -54,7 +71,7 @@ def overhead(
 
     if target is not None:
         check_output_file("--json", target)
-    how = LatencySettings(batch_size, repeats, threads, parse_device(device))
+    how = LatencySettings(batch_sizes, repeats, threads, parse_device(device), seconds)
     costly = source.find()
     network = costly.load()
     shape = parse_image_shape(image_shape) if image_shape else image_shape_of(costly.dataset)
@@ -79,8 +96,13 @@ def _print_report(model: str, report: Overhead) -> None:
         answer.platform: answer.source for answer in (report.eq6, *report.eq6_alternatives)
     }.items():
         out.print(f"{platform}: {source}", markup=False, soft_wrap=True)
+    if report.measured_by_batch_size:
+        out.print("Equation 6 and measured time, relative to full precision", style="bold")
+        out.print(_ratio_table(report))
+        for text in _ratio_notes(report):
+            out.print(text, markup=False)
     if report.measured is not None:
-        out.print("Measured time", style="bold")
+        out.print(f"Measured time at batch size {report.measured.batch_size}", style="bold")
         out.print(_time_table(report.measured))
         for text in _measurement_notes(report.measured):
             out.print(text, markup=False)
@@ -123,6 +145,28 @@ def _equation_table(report: Overhead) -> Any:
     return rows
 
 
+def _ratio_table(report: Overhead) -> Any:
+    rows = table(["batch size"], ["Equation 6", "ideal", "float32", "int8", "fp, ms", "rounds"])
+    counted = f"{report.eq6.time.as_built:.3f}", f"{report.eq6.time.ideal:.3f}"
+    for size, found in report.measured_by_batch_size.items():
+        if isinstance(found, str):
+            rows.add_row(str(size), *counted, "n/a", "n/a")
+            continue
+        ratios = [row.ratio for row in found.backends if row.network == "model" and row.backend.startswith("int8")]
+        int8 = next((f"{ratio.median:.3f}" for ratio in ratios if ratio is not None), "n/a")
+        shown = f"{found.ratio.median:.3f}", int8, f"{found.baseline.median:,.2f}", str(found.repeats)
+        rows.add_row(str(size), *counted, *shown)
+    return rows
+
+
+def _ratio_notes(report: Overhead) -> Iterator[str]:
+    if report.measured is not None:
+        yield f"Processor, and the instructions its kernels run: {report.measured.processor}."
+    for size, found in report.measured_by_batch_size.items():
+        if isinstance(found, str):
+            yield f"Batch size {size} is left out: {found}. See --seconds."
+
+
 def _time_table(latency: Latency) -> Any:
     rows = table(["time of a forward pass"], ["ms", "ratio", "p10", "p90"])
     for row in sorted(latency.backends, key=lambda row: row.network):
@@ -136,7 +180,8 @@ def _time_table(latency: Latency) -> Any:
 
 
 def _measurement_notes(latency: Latency) -> Iterator[str]:
-    where = f"{latency.device}, threads: {latency.threads}, batch {latency.batch_size}, {latency.repeats} rounds"
+    rounds = f"{latency.repeats} round{'' if latency.repeats == 1 else 's'}"
+    where = f"{latency.device}, threads: {latency.threads}, batch {latency.batch_size}, {rounds}"
     layout = latency.baseline_layout
     yield f"Measured in turn on {where}. Ratios: to full precision in its faster layout, {layout}, in the same round."
     for row in latency.backends:

@@ -14,7 +14,6 @@ from empir_cli.model_options import (
     MEAN,
     MODEL_ARGS,
     STD,
-    file_name,
     import_from_here,
     parse_channels,
     parse_settings,
@@ -23,6 +22,7 @@ from empir_cli.names import check_name
 from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, THREADS, set_threads
 
 if TYPE_CHECKING:
+    from empir_plugin.data.image_set import ImageSet
     from empir_plugin.models.convert.report import ConversionReport
     from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork
     from empir_plugin.zoo.spec import DefinedModel
@@ -146,7 +146,7 @@ def quantize(
     if as_json:
         click.echo((folder / f"{plan.member.name}.json").read_text("utf-8"), nl=False)
     else:
-        _print_report(network, f"{len(test):,} test images of {test.name}")
+        _print_report(network, test)
 
 
 def _plan(
@@ -163,6 +163,7 @@ def _plan(
     decay: float,
     **schedule: Any,
 ) -> QuantizationPlan:
+    from empir_plugin._files.names import plain_name
     from empir_plugin.models.activations import Activations
     from empir_plugin.models.convert.select import INNER
     from empir_plugin.models.quantize import Precision
@@ -172,7 +173,7 @@ def _plan(
 
     bits = Precision.parse(precision)
     member = MemberRecipe(
-        name or f"{file_name(Path(model).name.removesuffix('.json'))}-{precision}".lower(),
+        name or plain_name(f"{Path(model).name.removesuffix('.json')}-{precision}".lower()),
         ema=decay,
         epochs=finetune,
         precision=bits,
@@ -195,9 +196,11 @@ def _print_conversion(conversion: ConversionReport) -> None:
     console().print(str(conversion), markup=False, soft_wrap=True)
 
 
-def _print_report(network: QuantizedNetwork, images: str) -> None:
-    accuracies, out = network.accuracies, console()
-    rows = table([f"on {images}"], ["accuracy", "points lost"])
+def _print_report(network: QuantizedNetwork, test: ImageSet) -> None:
+    from empir_plugin.evaluation.intervals import wilson_interval
+
+    accuracies, out, n = network.accuracies, console(), len(test)
+    rows = table([f"on {n:,} test images of {test.name}"], ["accuracy", "95 % interval", "points lost"])
     lines = {
         "full precision": accuracies.full_precision,
         "converted": accuracies.converted,
@@ -206,7 +209,8 @@ def _print_report(network: QuantizedNetwork, images: str) -> None:
     for name, share in lines.items():
         if share is not None:
             lost = "" if name == "full precision" else f"{100 * (accuracies.full_precision - share):.2f}"
-            rows.add_row(name, f"{100 * share:.2f} %", lost)
+            low, high = wilson_interval(round(share * n), n)
+            rows.add_row(name, f"{100 * share:.2f} %", f"{100 * low:.1f}-{100 * high:.1f}", lost)
     out.print(rows)
     size, full = network.weights.stat().st_size, network.full_precision_bytes
     out.print(f"{size:,} bytes, {size / full:.1%} of the {full:,} bytes in full precision", markup=False)

@@ -26,7 +26,7 @@ def _run(*arguments: str) -> Result:
 
 def test_help_names_every_command() -> None:
     text = _run("--help").output
-    commands = ("audit", "evaluate", "leaderboard", "list", "overhead", "quantize", "reproduce", "train")
+    commands = ("audit", "compare", "evaluate", "leaderboard", "list", "overhead", "quantize", "reproduce", "train")
     assert all(command in text for command in commands)
 
 
@@ -171,12 +171,18 @@ def test_a_model_without_weights_is_rejected() -> None:
     assert f"{name} has no weights" in result.output
 
 
-def test_a_bug_still_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_sentence_and_a_traceback_with_debug(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: str) -> str:
         raise ZeroDivisionError
 
     monkeypatch.setattr("empir_plugin.zoo.find.default_threat", broken)
-    assert isinstance(_run("evaluate", "empir-cifar").exception, ZeroDivisionError)
+    result = _run("evaluate", "empir-cifar")
+    assert result.exit_code == 2
+    assert result.output == (
+        "Error: empir did not expect ZeroDivisionError: run `empir --debug ...` for the traceback, and report it\n"
+    )
+    assert isinstance(_run("--debug", "evaluate", "empir-cifar").exception, ZeroDivisionError)
+    assert _run("evaluate", "empir-cifar").exit_code == 2, "one command's --debug is not the next one's"
 
 
 def test_starting_the_command_line_loads_no_torch() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from empir_cli.commands.overhead import overhead
 from empir_cli.group import CommandGroup
+from empir_plugin.evaluation.processor import processor
 from empir_plugin.models.architectures import CIFARConv
 from empir_plugin.models.integer import convert as integer
 from empir_plugin.models.integer.kernels import IntMM
@@ -60,6 +61,40 @@ def test_an_unavailable_backend_gives_the_reason(monkeypatch: pytest.MonkeyPatch
     assert "int8 is not available: this build of PyTorch lacks oneDNN's int8 kernels" in " ".join(result.output.split())
 
 
+def test_equation_6_stands_beside_the_measured_ratio_at_every_batch_size(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
+    target = tmp_path / "overhead.json"
+    sizes = ("--batch-size", "3", "--batch-size", "1")
+    result = _run("empir-cifar", "--repeats", "1", *sizes, "--json", str(target))
+    table = json.loads(target.read_text())
+    found, eq6 = table["measured_by_batch_size"], table["eq6"]["time"]
+    assert list(found) == ["1", "3"]
+    assert table["measured"] == found["3"], "the nearest to 32"
+    for size, latency in found.items():
+        (int8,) = (row["ratio"] for row in latency["backends"] if row["backend"] == "int8 (int_mm)")
+        ratios = eq6["as_built"], eq6["ideal"], latency["ratio"]["median"], int8["median"]
+        expected = [size, *(f"{ratio:.3f}" for ratio in ratios)]
+        assert expected in [line.split()[:5] for line in result.output.splitlines()]
+    assert found["1"]["processor"] == vars(processor())
+    words = " ".join(result.output.split())
+    assert f"the instructions its kernels run: {processor()}." in words
+    assert "int8 is not available" not in words
+    assert "…" not in result.output
+
+
+def test_batch_sizes_that_take_too_long_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    target = tmp_path / "overhead.json"
+    limit = ("--batch-size", "1000000", "--seconds", "0.01")
+    result = _run("cifarconv-w4a2", *limit, "--json", str(target))
+    table = json.loads(target.read_text())
+    assert table["measured"] is None
+    assert table["measured_by_batch_size"]["1000000"].startswith("a round of it would take about")
+    assert _row(result, "1000000")[-2:] == ["n/a", "n/a"]
+    assert "Batch size 1000000 is left out: a round of it" in " ".join(result.output.split())
+
+
 def test_without_latency_nothing_is_measured() -> None:
     assert "easured" not in _run("cifarconv-w4a2", "--no-latency").output
 
@@ -90,7 +125,8 @@ def test_layers_of_latent_weights_have_errors(tmp_path: Path) -> None:
 
 BAD = {
     "unknown model": (("empir-cifra",), "did you mean 'empir-cifar'?"),
-    "batch": (("empir-cifar", "--batch-size", "0"), "batch_size must be 1 or more"),
+    "batch": (("empir-cifar", "--batch-size", "0"), "batch_sizes must be 1 or more, got 0"),
+    "seconds": (("empir-cifar", "--seconds", "0"), "seconds must be above 0"),
     "repeats": (("empir-cifar", "--repeats", "0"), "repeats must be 1 or more"),
     "device": (("empir-cifar", "--device", "cuda:99"), "use --device cpu"),
     "image": (("empir-cifar", "--image-shape", "32"), "is written 3x32x32"),

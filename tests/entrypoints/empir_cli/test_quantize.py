@@ -95,7 +95,7 @@ BAD = {
     "data set": (("--dataset", "cifar", "--data-dir", "."), "must be one of mnist, cifar10, cifar100, imagenet"),
     "no such GPU": (("--device", "cuda:99"), "use --device cpu"),
     "learning rate": (("--learning-rate", "0", "--data-dir", "."), "learning_rate of member"),
-    "name": (("--name", "../up"), "must be a file name"),
+    "name": (("--name", "../up"), "the name of a member or a recipe must begin with a letter or digit"),
 }
 
 

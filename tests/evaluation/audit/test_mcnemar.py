@@ -74,3 +74,19 @@ def test_the_binomial_tail_falls_with_the_count(trials: int, data: st.DataObject
     count = data.draw(st.integers(0, trials))
     more, fewer = binomial_tail(count + 1, trials, probability), binomial_tail(count, trials, probability)
     assert 0 <= more <= fewer + 1e-9 <= 1 + 1e-9
+
+
+def test_two_sided_the_p_value_is_that_of_both_tails() -> None:
+    """Of seven coins, all heads or all tails: 2/128; two against one in either direction is always that uneven."""
+    assert McNemarTest.of("a", first(57), "b", first(50)).two_sided_p_value == pytest.approx(2 / 128)
+    assert McNemarTest.of("a", first(50), "b", first(57)).two_sided_p_value == pytest.approx(2 / 128)
+    assert McNemarTest.of("a", only(0, 2, 3), "b", only(0, 1)).two_sided_p_value == 1
+    assert McNemarTest.of("a", first(9), "b", first(9)).two_sided_p_value == 1
+
+
+@settings(deadline=None)  # The first call imports scipy.
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_two_sided_it_is_that_of_scipys_binomial_test(one: int, other: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(one, one + other).pvalue if one + other else 1.0
+    assert McNemarTest("a", "b", one, other, one, other, 100).two_sided_p_value == pytest.approx(expected)

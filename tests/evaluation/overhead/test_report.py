@@ -46,7 +46,7 @@ def test_the_shipped_ensemble() -> None:
     assert cost.weights_quantized_share == pytest.approx(2 * 79_200 / 350_112)
     assert cost.storage_ratio == pytest.approx(1.771, abs=0.003), "file headers included"
     assert (cost.eq6.storage.ideal, cost.eq6.time.ideal) == (1.1875, 1.1875)
-    assert cost.measured is None
+    assert (cost.measured, cost.measured_by_batch_size) == (None, {})
     assert cost.model_sha256 == model_fingerprint(build_model(cards()["empir-cifar"])), "as in run records"
 
 
@@ -64,11 +64,13 @@ def test_a_plain_network_has_no_overhead() -> None:
 
 
 def test_the_json_form_has_finite_numbers_and_all_fields_of_a_leaderboard_entry() -> None:
-    settings = LatencySettings(batch_size=2, repeats=2)
+    settings = LatencySettings(batch_sizes=(2,), repeats=2)
     table = overhead(ensemble(), (1, 4, 4), latency=settings, errors=True).to_dict()
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     assert {"platform", "fp_baseline", "k_rule", "source", "time", "storage"} <= set(table["eq6"])
     assert {"device", "backend", "threads", "batch_size", "model", "ratio"} <= set(table["measured"])
+    assert {"name", "pytorch", "float32", "int8", "bf16"} == set(table["measured"]["processor"])
+    assert table["measured_by_batch_size"] == {"2": table["measured"]}
     (conv, fc) = table["members"][0]["layers"]
     assert conv["precision"] == {"weight_bits": 2, "activation_bits": 4}
     assert fc["precision"] == {"weight_bits": 32, "activation_bits": 32}
@@ -77,7 +79,7 @@ def test_the_json_form_has_finite_numbers_and_all_fields_of_a_leaderboard_entry(
 
 
 def backends(model: nn.Module) -> list[dict[str, Any]]:
-    settings = LatencySettings(batch_size=2, repeats=2)
+    settings = LatencySettings(batch_sizes=(2,), repeats=2)
     rows = overhead(model, (1, 4, 4), latency=settings).to_dict()["measured"]["backends"]
     assert find_problems({"overhead": {"measured": {"backends": rows}}}) == [], "the rows are valid in an entry"
     assert [(row["network"], row["backend"]) for row in rows[:3]] == [
@@ -158,7 +160,7 @@ def test_a_failing_model_is_quoted_without_blaming_the_shape_alone(error: Except
     with pytest.raises(InputError, match=rf"fails on an image of 1x2x2 with {kind}: '?logits'?: .*CxHxW, if that is"):
         overhead(Fails(1, error), (1, 2, 2))
     with pytest.raises(EvaluationError, match=rf"5 images of 1x2x2 failed with {kind}: '?logits'?: .*another batch"):
-        overhead(Fails(5, error), (1, 2, 2), latency=LatencySettings(batch_size=5, repeats=1))
+        overhead(Fails(5, error), (1, 2, 2), latency=LatencySettings(batch_sizes=(5,), repeats=1))
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
@@ -166,7 +168,7 @@ def test_networks_of_another_type_are_counted(kind: torch.dtype) -> None:
     def network() -> nn.Module:
         return nn.Sequential(Cast(kind), nn.Flatten(), nn.Linear(4, 3, dtype=kind))
 
-    cost = overhead(Ensemble([network(), network()]), (1, 2, 2), latency=LatencySettings(batch_size=2, repeats=1))
+    cost = overhead(Ensemble([network(), network()]), (1, 2, 2), latency=LatencySettings(batch_sizes=(2,), repeats=1))
     assert [member.macs for member in cost.members] == [12, 12]
     assert overhead(network(), (1, 2, 2)).macs == 12
 

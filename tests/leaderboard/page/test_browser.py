@@ -92,11 +92,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, make: Any) -> Path:
         record.write(folder / f"{model}.json")
         files = Files((folder / f"{model}.json",))
         if model != "cifarconv-w2a2":
-            costs = {
-                "model_sha256": record.model["sha256"],
-                "model_identity": 2,
-                "storage_ratio": 1.77 if robust else 1.0,
-            }
+            costs = make.overhead(record)
             (folder / f"{model}-costs.json").write_text(json.dumps(costs))
             make.audit(record, masked=robust > 0).write(folder / f"{model}-audit.json")
             files = Files(files.records, folder / f"{model}-audit.json", folder / f"{model}-costs.json")
@@ -112,7 +108,7 @@ def _add_hostile(tree: Tree, folder: Path, make: Any) -> None:
     model = f'model = "hostile"\nstem = "Other2021Hostile"\ndataset = "cifar10"\narchitecture = {json.dumps(hostile)}\n'
     (folder / "paper.toml").write_text(paper + model)
     attack = make.attack(hostile, make.robust(0, 4000))
-    record = make.record(make.autoattack(0, 4500), attack, model="hostile", model_={"sha256": "ab"})
+    record = make.record(make.autoattack(0, 4500), attack, model="hostile", model_={"sha256": "ab" * 32})
     record.write(folder / "hostile.json")
     add(tree, "hostile", Files((folder / "hostile.json",), paper=folder / "paper.toml"))
 
@@ -332,7 +328,7 @@ def test_labels_in_charts_do_not_overlap(browser: Browser) -> None:
       return [box.left - x, box.top - y, box.right - x, box.bottom - y, all.width, all.height];
     }))"""
     charts = browser.run(script)
-    assert [len(labels) for labels in charts] == [4, 2]
+    assert [len(labels) for labels in charts] == [4, 2, 2]
     for labels in charts:
         assert all(row[0] >= 0 and row[2] <= row[4] and row[3] <= row[5] for row in labels)
         # Boxes are as high as the line; letters are not: two pixels may be shared.

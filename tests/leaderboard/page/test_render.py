@@ -139,17 +139,26 @@ def add_hostile(tree: Tree, folder: Path, make: Any) -> None:
     folder.mkdir()
     (folder / "paper.toml").write_text(PAPER.format(HOSTILE, "1 &lt; 2"))
     attack = make.attack(HOSTILE, make.robust(0, 9), HOSTILE, rules=HOSTILE, flags=(HOSTILE,))
-    versions = {HOSTILE: HOSTILE}
+    versions = {"python": HOSTILE, "torch": HOSTILE, HOSTILE: HOSTILE}
     whole = make.record(
-        make.autoattack(flags=(HOSTILE,)), attack, model="my-model", model_={"sha256": "ab"},
-        data={"source": HOSTILE}, versions=versions, device=HOSTILE, code_sha256=HOSTILE,
+        make.autoattack(flags=(HOSTILE,)), attack, model="my-model", model_={"sha256": "ab" * 32},
+        data={"source": HOSTILE}, versions=versions,
     )  # fmt: skip
-    replace(whole, protocol={"name": HOSTILE}).write(folder / "hostile.json")
+    replace(whole, protocol={**whole.protocol, "name": HOSTILE}).write(folder / "hostile.json")
     audit = make.audit(whole, masked=True)
     audit = replace(audit, checks=(replace(audit.checks[0], name=HOSTILE, measured=HOSTILE),))
     audit.write(folder / "hostile-audit.json")
-    identity = {"model_sha256": "ab", "model_identity": 2}
-    costs = {**identity, "storage_ratio": HOSTILE, "baseline": HOSTILE, "measured": {"device": HOSTILE}}
+    costs = make.overhead(whole, "empir-cifar")
+    spread = {"median": 2.0, "p10": 1.0, "p90": 3.0}
+    rows = [
+        {"network": "model", "backend": HOSTILE, "milliseconds": spread, "ratio": spread, "unavailable": ""},
+        {"network": "baseline", "backend": f"float32, {HOSTILE}", "milliseconds": spread, "ratio": spread},
+    ]
+    costs["measured"] = {
+        "device": f"cpu: {HOSTILE}", "backend": HOSTILE, "threads": 1, "batch_size": 32, "repeats": 20,
+        "execution": "sequential", "baseline_layout": HOSTILE, "model": spread, "baseline": spread, "ratio": spread,
+        "backends": rows,
+    }  # fmt: skip
     (folder / "hostile-overhead.json").write_text(json.dumps(costs))
     names = ("hostile.json", "hostile-audit.json", "hostile-overhead.json", "paper.toml")
     record, judged, cost, paper = (folder / name for name in names)
@@ -179,7 +188,7 @@ def test_the_row_of_an_entry(place: Place, tree: Tree) -> None:
         "claim": "13.55 at L∞, ε = 0.1",
         "audit": "passed",
         "storage": "1.77",
-        "time": "not measured",
+        "time": "1.19",
         "record": "2 runs",
     }
 
@@ -198,7 +207,7 @@ def test_a_missing_measurement_is_neither_blank_nor_zero(tree: Tree, tmp_path: P
     values = facts(entry)
     costs = "Weight file", "Time, Equation 6, as built", "Latency, measured", "Relative to"
     assert {values[name] for name in costs} == {"not measured"}
-    assert values["Device"] == "not recorded"
+    assert values["Device"] == "cpu"
     drawn = [cell for cell in page.all("td") if cell.attributes.get("class") == "drawn"]
     assert all(cell.text for cell in page.all("td") if cell not in drawn and not cell.all("svg"))
 
@@ -233,8 +242,10 @@ def test_a_claim_is_shown_beside_the_worst_case_and_runs_under_its_own_threat(
     assert claim_cells() == ["13.55 PGD, L∞, ε = 0.1", "0.90 all attacks, L∞, ε = 8/255", "", "not measured"]
     attacks = [make.attack(name, make.robust(0, n), threat="Linf:0.1") for name, n in (("PGD", 0), ("FGSM", 1330))]
     paper = make.record(*attacks, threat="Linf:0.1")
-    replace(paper, protocol={"name": "paper"}).write(tree.runs / "paper.json")
-    replace(paper, protocol={"name": "released", "headline": "AVERAGE"}).write(tree.runs / "released.json")
+    replace(paper, protocol={**paper.protocol, "name": "paper"}).write(tree.runs / "paper.json")
+    replace(paper, protocol={**paper.protocol, "name": "released", "headline": "AVERAGE"}).write(
+        tree.runs / "released.json"
+    )
     make.record(*attacks, threat="Linf:0.2").write(tree.runs / "other.json")
     assert claim_cells()[-1] == (
         "0.00 %, the worst case over 2 attacks (protocol paper, 10,000 images) "
@@ -291,7 +302,7 @@ def test_the_key_facts_of_a_run_record(place: Place, tree: Tree, standard: Any) 
     assert values["SHA-256 of the images and labels"] == standard.data["sha256"]
     assert values["SHA-256 of this record"] == hashlib.sha256((tree.runs / "aa.json").read_bytes()).hexdigest()
     assert (values["Seed"], values["Cascade"], values["Flags of AutoAttack"]) == ("0", "no", "none")
-    assert values["Versions"] == "empir-plugin 0.1.0, torch 2.15.0"
+    assert values["Versions"] == "python 3.11.7, empir-plugin 0.1.0, torch 2.15.0"
     assert values["Images"] == "10,000 images of cifar10 test (official)"
     assert "AutoAttackSuite(version='standard'" in first.text
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from empir_plugin.models.activations import SignedActivationQuantizer
 from empir_plugin.models.integer import codes as integer_pieces
-from empir_plugin.models.integer.codes import Grid
+from empir_plugin.models.integer.codes import Grid, NotANumber
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.fuse import AddAndRound, AddInto, Codes
 from empir_plugin.models.integer.kernels import Kernel
@@ -332,3 +332,25 @@ def test_random_numbers_are_drawn_anew_in_every_pass() -> None:
     assert torch.equal(torch.rand(3), expected)
     assert "draws random numbers" in integer.report.notes[0]
     assert not torch.equal(integer(x), integer(x))
+
+
+def test_sums_that_cannot_be_nan_are_not_checked_for_it_and_others_are() -> None:
+    def checks(network: nn.Module) -> list[bool]:
+        return [module.check for module in to_integer(network).modules() if isinstance(module, AddAndRound)]
+
+    network = Residual("w4a4", "w4a4").eval()
+    assert checks(network) == [False]  # the image is rounded by the first layer, which raises
+    with torch.no_grad():
+        network.layers[0].bias.fill_(1e35)  # type: ignore[operator, union-attr]
+    assert checks(network) == [True]
+
+    class Doubtful(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[1]((self.layers[0](x) + x.log()).relu())
+
+    doubtful, x = Doubtful("w4a4", "w4a4").eval(), inputs(50, 6).abs()
+    assert checks(doubtful) == [True]
+    assert agree(doubtful, to_integer(doubtful), x).max_logit_difference == 0
+    x[3, 2] = -1
+    with pytest.raises(NotANumber, match="NaN"):
+        to_integer(doubtful)(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,7 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from empir_plugin.models.integer.convert import to_integer
-from empir_plugin.models.integer.kernels import IntMM, Kernel, OneDNN, pool_codes
+from empir_plugin.models.integer.kernels import (
+    Float32,
+    Geometry,
+    IntegerOp,
+    IntMM,
+    Kernel,
+    OneDNN,
+    Unfolded,
+    convolve_in_a_row,
+    output_width,
+    pool_codes,
+)
 from empir_plugin.models.integer.layers import integer_layer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.quantize import Precision
@@ -130,3 +142,55 @@ def test_kernels_name_the_devices_they_do_not_run_on() -> None:
     meta = torch.device("meta")
     assert "not on meta" in (OneDNN().unusable(meta) or "")
     assert "does not run on meta" in (IntMM().unusable(meta) or "")
+
+
+@pytest.mark.parametrize("images", [1, 3, 9])
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
+def test_images_in_a_row_are_convolved_as_they_are_one_by_one(images: int, zero: int, groups: int, side: int) -> None:
+    torch.manual_seed(side)
+    codes = torch.randint(0, 7, (images, 4, side, side), dtype=torch.uint8)
+    compared = 0
+    for stride, padding, dilation, size in itertools.product((1, 2, 3), (0, 1, 2, 3), (1, 2), (1, 2, 3, 5)):
+        geometry = Geometry((stride, stride), (padding, padding), (dilation, dilation), groups)
+        width = output_width(side, size, geometry)
+        if side + 2 * padding < dilation * (size - 1) + 1:
+            continue
+        weight = torch.randint(-3, 4, (4, 4 // groups, size, size), dtype=torch.int8)
+        convolve = Float32().compile(IntegerOp(weight, zero, torch.rand(4), torch.randn(4), geometry))
+        assert torch.equal(convolve_in_a_row(convolve, codes, width, zero, geometry), convolve(codes)), geometry
+        compared += 1
+    assert compared > 30
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_matrix_products_of_unfolded_images_are_the_convolutions(zero: int, groups: int) -> None:
+    torch.manual_seed(0)
+    codes = torch.randint(0, 16, (3, 4, 7, 6), dtype=torch.uint8)
+    for stride, padding, dilation, size in itertools.product((1, 2), (0, 1), (1, 2), (1, 3)):
+        geometry = Geometry((stride, stride), (padding, padding), (dilation, dilation), groups)
+        weight = torch.randint(-15, 16, (6, 4 // groups, size, size), dtype=torch.int8)
+        op = IntegerOp(weight, zero, torch.rand(6), torch.randn(6), geometry)
+        assert torch.equal(Unfolded().compile(op)(codes), Float32().compile(op)(codes)), geometry
+
+
+def test_a_linear_layer_is_a_matrix_product_as_it_is() -> None:
+    op = IntegerOp(torch.tensor([[1, -2], [3, 4]], dtype=torch.int8), 1, torch.tensor([1.0, 0.5]), None, None)
+    codes = torch.tensor([[2, 3], [1, 1]], dtype=torch.uint8)
+    assert Unfolded().compile(op)(codes).tolist() == [[1 - 4, (3 + 8) / 2], [0, 0]]
+
+
+def test_the_width_of_an_output_is_the_convolutions() -> None:
+    for stride, padding, dilation, size in itertools.product((1, 2, 3), (0, 2), (1, 2), (1, 3)):
+        geometry = Geometry((stride, stride), (padding, padding), (dilation, dilation), 1)
+        found = F.conv2d(torch.zeros(1, 1, 9, 9), torch.zeros(1, 1, size, size), None, stride, padding, dilation)
+        assert output_width(9, size, geometry) == found.shape[3]
+
+
+@pytest.mark.parametrize(("scale", "bias", "bounded"), [(1e-3, 1.0, True), (1e25, None, False), (1.0, 1e31, False)])
+def test_outputs_are_bounded_where_scale_and_bias_are(scale: float, bias: float | None, bounded: bool) -> None:
+    term = None if bias is None else torch.tensor([bias])
+    op = IntegerOp(torch.ones(1, 1, dtype=torch.int8), 0, torch.tensor([scale]), term, None)
+    assert op.is_bounded is bounded

@@ -17,7 +17,8 @@ from empir_plugin.models.activations import SignedActivationQuantizer
 from empir_plugin.models.backward import BackwardRule, as_trained, identity, soft
 from empir_plugin.models.integer import convert
 from empir_plugin.models.integer.convert import IntegerModel, run_on_integers
-from empir_plugin.models.integer.kernels import IntMM, Kernel
+from empir_plugin.models.integer.kernels import Geometry, IntMM, Kernel, Unfolded, float32_kernels, kernel_for
+from empir_plugin.models.integer.layers import filters_of_squares, gradient_of_squares
 from empir_plugin.models.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, use_backward_rule
 from empir_plugin.models.quantize import ActivationQuantizer, Precision, WeightQuantizer
 
@@ -350,3 +351,102 @@ def test_a_rule_that_states_no_backward_pass_is_differentiated_itself() -> None:
         (logits, found), (expected_logits, expected) = (input_gradient(each, images(2)) for each in (model, plain))
     assert torch.equal(logits, expected_logits)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("geometry", [((3, 3), 1), ((5, 5), 2), ((5, 3), (2, 0)), ((1, 1), 0), ((2, 4), (1, 3))])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_gradients_of_squares_are_the_convolutions(geometry: tuple[Any, Any], channels: int) -> None:
+    size, padding = geometry
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 6, size, padding=padding, bias=False).double()
+    x = torch.rand(3, channels, 8, 6, dtype=torch.float64, requires_grad=True)
+    y = conv(x)
+    output = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, output)
+    weight = conv.weight.detach()
+    both = (padding, padding) if isinstance(padding, int) else padding
+    found = gradient_of_squares(output, filters_of_squares(weight), weight.shape, Geometry((1, 1), both, (1, 1), 1))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "used"),
+    [
+        ({"padding": 1}, True),
+        ({"padding": 1, "stride": 2}, False),
+        ({"padding": 2, "dilation": 2}, False),
+        ({"padding": 3}, False),
+    ],
+)
+@pytest.mark.parametrize("side", [8, 7])
+def test_first_layers_have_their_gradient_by_squares_or_without(settings: Any, used: bool, side: int) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(QuantConv2d(3, 8, 3, precision=Precision.parse("w4a4"), **settings)).eval()
+    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    ready = prepare(model, CPU)
+    expected = input_gradient(ready, x)[1]
+    fast, _ = run_on_integers(ready, x)
+    (layer,) = (layer for _, layer in quantized_layers(ready))
+    assert (layer.on_integers.of_squares is not None) is used  # type: ignore[union-attr]
+    torch.testing.assert_close(input_gradient(fast, x)[1], expected)
+
+
+def rounding(altered: Callable[..., Kernel]) -> Kernel:
+    """Convolutions as by Winograd's algorithm: off by a millionth."""
+    return altered(after=lambda y: y * (1 + 1e-6), name="float32")
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_float32_convolutions_that_round_are_replaced_by_matrix_products(
+    altered: Callable[..., Kernel], monkeypatch: pytest.MonkeyPatch, int8: bool
+) -> None:
+    monkeypatch.setattr(convert, "float32_kernels", lambda device: (rounding(altered), Unfolded()))
+    monkeypatch.setattr(convert, "kernel_for", lambda device: altered(name="int8", after=lambda y: y + 1))
+    model, backend = run_on_integers(prepare(rectified(), CPU), images(), int8=int8)
+    expected_model = prepare(rectified(), CPU)
+    kernels = {layer.on_integers.integer.kernel.name for _, layer in quantized_layers(model)}  # type: ignore[union-attr]
+    assert kernels == {"float32, unfolded"}
+    first = "the kernel int8 is not exact here" if int8 else "int8 kernels are turned off"
+    assert backend.reason.startswith(first)
+    assert "; the kernel float32 is not exact here: an output is off by" in backend.reason
+    assert backend.reason.endswith(": float32, unfolded instead")
+    assert (backend.name, backend.gradients) == ("float32", "float32")
+    (logits, found), (expected_logits, expected) = (input_gradient(each, images(2)) for each in (model, expected_model))
+    assert torch.equal(logits, expected_logits)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_without_any_exact_kernel_the_layers_themselves_run_and_the_reason_says_so(
+    altered: Callable[..., Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "float32_kernels", lambda device: (rounding(altered),))
+    model, backend = run_on_integers(prepare(rectified(), CPU), images(), int8=False)
+    assert all(layer.on_integers is None for _, layer in quantized_layers(model))
+    assert "the kernel float32 is not exact here" in backend.reason
+    assert "instead" not in backend.reason
+
+
+def test_exact_float32_kernels_need_no_word() -> None:
+    model, backend = run_on_integers(prepare(rectified(), CPU), images(), int8=False)
+    kernels = {layer.on_integers.integer.kernel.name for _, layer in quantized_layers(model)}  # type: ignore[union-attr]
+    assert kernels == {"float32"}
+    assert backend.reason == "int8 kernels are turned off"
+
+
+def test_on_a_gpu_no_convolution_sums_integers_in_float32() -> None:
+    on_gpu = torch.device("cuda")
+    assert [kernel.name for kernel in (kernel_for(on_gpu), *float32_kernels(on_gpu))] == ["int_mm", "float32, unfolded"]
+    assert [kernel.name for kernel in (kernel_for(CPU), *float32_kernels(CPU))] == [
+        "onednn", "float32", "float32, unfolded"
+    ]  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_gpu_gives_the_logits_of_the_cpu_bit_for_bit(int8: bool) -> None:
+    gpu = torch.device("cuda")
+    model, backend = run_on_integers(prepare(rectified(), gpu), images().to(gpu), int8=int8)
+    assert all(layer.on_integers is not None for _, layer in quantized_layers(model)), backend.reason
+    with torch.no_grad():
+        assert torch.equal(model(images().to(gpu)).cpu(), prepare(rectified(), CPU)(images()))

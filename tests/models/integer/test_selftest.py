@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin.errors import InputError
-from empir_plugin.models.integer.codes import StaysFloat
+from empir_plugin.models.integer.codes import Inexact, StaysFloat
 from empir_plugin.models.integer.convert import to_integer
 from empir_plugin.models.integer.kernels import IntegerOp, IntMM, Kernel, Program
 from empir_plugin.models.integer.layers import integer_layer
-from empir_plugin.models.integer.selftest import agree, check_layer
+from empir_plugin.models.integer.selftest import _reference, agree, check_layer
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.quantize import Precision
 
@@ -124,3 +124,24 @@ def test_agreement_refuses_training_mode_and_no_images() -> None:
         agree(nn.Identity(), nn.Identity().eval(), torch.rand(1, 2))
     with pytest.raises(InputError, match="at least one image"):
         agree(nn.Identity().eval(), nn.Identity().eval(), torch.rand(0, 2))
+
+
+def test_sums_to_compare_with_are_integers_even_if_a_convolution_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = conv()
+    integer = integer_layer(layer, IntMM())
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr("empir_plugin.models.integer.selftest.F.conv2d", lambda *args: convolve(*args) + 0.2)
+    codes = torch.randint(0, 16, (2, 4, 5, 5)).to(torch.uint8)
+    expected = integer(codes)
+    assert torch.equal(_reference(integer.op, codes), expected)
+    monkeypatch.setattr("empir_plugin.models.integer.selftest.F.conv2d", lambda *args: convolve(*args) + 0.6)
+    assert not torch.equal(_reference(integer.op, codes), expected)
+
+
+def test_a_difference_is_told_apart_from_a_refusal(altered: Callable[..., Kernel]) -> None:
+    layer = conv()
+    with pytest.raises(Inexact):
+        check_layer(layer, integer_layer(layer, altered(after=lambda y: y + 1)))
+    with pytest.raises(StaysFloat) as refusal:
+        integer_layer(layer, altered(change=refuse))
+    assert not isinstance(refusal.value, Inexact)
