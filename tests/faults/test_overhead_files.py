@@ -158,3 +158,20 @@ def test_check_finds_what_add_would_not_have_published(report: dict[str, Any], r
     place.evidence.write_text(json.dumps(evidence))
     place.entry.write_text(json.dumps({**entry, "overhead": json.loads(forged)}))
     assert ["bops_with_sums_ratio is 0.5" in problem.reason for problem in check(tree)] == [True]
+
+
+def test_measurements_at_several_batch_sizes_are_read_and_checked(report: dict[str, Any]) -> None:
+    latency = {**report["measured"], "batch_size": 32}
+    other = {**latency, "batch_size": 256}
+    table = {**report, "measured": latency, "measured_by_batch_size": {"32": latency, "256": other, "1": "too slow"}}
+    found = parse_overhead(table)
+    assert [key for key in found.measured_by_batch_size] == [32, 256, 1]
+    assert found.measured_by_batch_size[1] == "too slow"
+    for damaged, named in (
+        ({"32": latency, "x": "no"}, r"measured_by_batch_size.*'x'|\"x\""),
+        ({"32": latency, "7": other}, r"measured_by_batch_size\[7\].*256"),
+        ({"256": other}, "overhead.measured"),
+        ({"32": 5}, r"measured_by_batch_size.*\[32\]"),
+    ):
+        with pytest.raises(EmpirError, match=named):
+            parse_overhead({**table, "measured_by_batch_size": damaged})

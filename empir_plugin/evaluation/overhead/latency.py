@@ -122,7 +122,6 @@ class Latency:
 
     Args:
         device: ``"cpu"`` or ``"cuda"``, and the name of the processor.
-        processor: The processor, and the instructions that ran.
         backend: How the model was executed; the baseline runs in float32.
         threads: Number of CPU threads.
         batch_size: Images per forward pass.
@@ -133,10 +132,10 @@ class Latency:
         baseline: Time of the baseline in its faster layout, in milliseconds.
         ratio: Time of the model relative to the baseline, within each round; 3 is three times the baseline's.
         backends: The times of all backends and layouts, including the above, and those not available.
+        processor: The processor, and the instructions that ran; None in the first reports, which do not state it.
     """
 
     device: str
-    processor: Processor
     backend: str
     threads: int
     batch_size: int
@@ -147,6 +146,7 @@ class Latency:
     baseline: Spread
     ratio: Spread
     backends: tuple[BackendTime, ...] = ()
+    processor: Processor | None = None
 
 
 def measure_latency(
@@ -246,7 +246,6 @@ def _latency(
     found = processor(settings.device)
     return Latency(
         f"{settings.device.type}: {found.name}",
-        found,
         backend,
         torch.get_num_threads(),
         settings.batch_sizes[0],
@@ -257,6 +256,7 @@ def _latency(
         _milliseconds(times[faster]),
         _ratio(times[backend], times[faster]),
         (*rows.values(), *(row for row in unavailable if row.backend not in rows)),
+        found,
     )
 
 

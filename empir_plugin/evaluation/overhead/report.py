@@ -66,7 +66,11 @@ def _read_by_batch_size(value: Any, where: str) -> dict[int, Latency | str]:
     for key, latency in table_of(value, where).items():
         if not key.isdecimal() or len(key) > 9:
             raise InputError(f"a key of {where} must be a number of images, got {shorten(key)}")
-        found[int(key)] = latency if isinstance(latency, str) else build(Latency, latency, f"{where}[{key}]")
+        found[int(key)] = (
+            latency
+            if isinstance(latency, str)
+            else build(Latency, table_of(latency, f"{where}[{key}]"), f"{where}[{key}]")
+        )
     return found
 
 
