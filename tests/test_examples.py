@@ -36,7 +36,7 @@ class Passed:
 out, example = map(Path, sys.argv[1:])
 results = {
     "list": empir("list"),
-    "evaluate": empir("evaluate", "blurred-cifarconv", "--n-examples", "4", "--record", str(out / "record.json")),
+    "evaluate": empir("evaluate", "blurred-cifarconv", "--n-examples", "4", "--out", str(out / "record.json")),
 }
 from empir_plugin import load_attack
 from robustbench.utils import load_model

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from empir_cli.group import CommandError
-from empir_cli.names import check_name
+from empir_cli.names import check_name, complete_models
 from empir_cli.options import CHECKPOINT, EMA
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ MEMBER = click.option(
     "members",
     multiple=True,
     metavar="MODEL",
+    shell_complete=complete_models,
     help="Instead of MODEL: build an ensemble of these (repeatable).",
 )
-MODEL = click.argument("model", required=False)
+MODEL = click.argument("model", required=False, shell_complete=complete_models)
 
 
 @dataclass(frozen=True)

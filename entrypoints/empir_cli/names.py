@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
+
 from empir_cli.group import CommandError
 
 if sys.version_info >= (3, 11):
@@ -113,10 +115,19 @@ def predefined_summary() -> str:
 
 
 def other_rows() -> Iterator[ModelRow]:
-    """The models of other packages; only their own code says what they are for."""
-    for point in _points():
-        if (package := _distribution(point)) != "empir-plugin":
-            yield ModelRow(point.name, (), "?", package=package)
+    """The models of other packages, whose own code says what they are for: if there is one, torch is imported."""
+    points = _other_points()
+    if not points:
+        return
+    from empir_plugin.zoo.registry import builders
+
+    for point in points:
+        if (builder := builders().get(point.name)) is not None:
+            yield ModelRow(point.name, (builder.dataset,), "?", package=_distribution(point))
+
+
+def _other_points() -> list[EntryPoint]:
+    return [point for point in _points() if _distribution(point) != "empir-plugin"]
 
 
 @cache
@@ -132,8 +143,26 @@ def _distribution(point: EntryPoint) -> str:
 
 def model_names() -> list[str]:
     """Every name that a model of this package or of another one has."""
-    rows = (*model_rows(), *predefined_rows(), *other_rows())
-    return [row.name for row in rows]
+    return [*(row.name for row in (*model_rows(), *predefined_rows())), *(point.name for point in _other_points())]
+
+
+def complete_models(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    """The names of models that begin with a text, for the shell."""
+    return [name for name in model_names() if name.startswith(text)]
+
+
+def complete_attacks(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    """The names of attacks that begin with a text, for the shell."""
+    return sorted(point.name for point in entry_points(group="robustbench.attacks") if point.name.startswith(text))
+
+
+PROTOCOL_NAMES = ("default", "standard", "adaptive", "paper", "released")
+"""The names of the protocols: the keys of :data:`empir_plugin.evaluation.protocols.PROTOCOLS`."""
+
+
+def complete_protocols(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    """The names of protocols that begin with a text, for the shell."""
+    return [name for name in PROTOCOL_NAMES if name.startswith(text)]
 
 
 def check_name(text: str) -> None:
@@ -153,7 +182,7 @@ def check_name(text: str) -> None:
     if not _PLAIN.fullmatch(text) or _SIZED.fullmatch(text) or Path(text).suffix in (".json", ".safetensors"):
         return
     names, in_timm, in_robustbench = model_names(), _timm_names(), _robustbench_names()
-    unsure = any(other_rows()) or not in_timm or not in_robustbench
+    unsure = bool(_other_points()) or not in_timm or not in_robustbench
     known = {_normal(name) for name in names} | in_robustbench | in_timm | _OWN_ARCHITECTURES
     if unsure or {text, _normal(text), text.partition(".")[0]} & known or Path(text).exists():
         return

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @DATA_DIR
 @DEVICE
 @SEED
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the report to this file (JSON).")
+@click.option("--out", "target", type=click.Path(path_type=Path), help="Also write the report to this file (JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 @click.option("--fail-on-masking", is_flag=True, help="Exit with code 1 if the audit finds masking.")
 def audit(
     source: ModelArguments,
@@ -34,6 +35,7 @@ def audit(
     device: str,
     seed: int,
     target: Path | None,
+    as_json: bool,
     fail_on_masking: bool,
 ) -> None:
     """Check MODEL for gradient masking: can gradient-based attacks on it be trusted?
@@ -50,7 +52,7 @@ def audit(
     from empir_plugin.zoo.find import threat_of
 
     if target is not None:
-        check_output_file("--json", target)
+        check_output_file("--out", target)
     settings, audited = Settings(seed=seed, device=parse_device(device)), source.find()
     budget = threat_of(audited) if threat is None else Threat.parse(threat)
     network = audited.load(str(budget.norm))
@@ -65,10 +67,14 @@ def audit(
             name=audited.name,
             on_progress=lambda measurement, done, total: progress.update("audit", done, total, measurement),
         )
-    _print_report(report)
     if target is not None:
         report.write(target)
-        console().print(f"Report: {target}", markup=False, soft_wrap=True)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    else:
+        _print_report(report)
+        if target is not None:
+            console().print(f"Report: {target}", markup=False, soft_wrap=True)
     if fail_on_masking and report.masked:
         raise click.exceptions.Exit(1)
 

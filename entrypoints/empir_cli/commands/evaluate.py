@@ -13,6 +13,7 @@ import click
 from empir_cli.console import ProgressBar, console, table
 from empir_cli.group import CommandError
 from empir_cli.model_options import ModelArguments, model_arguments
+from empir_cli.names import complete_attacks, complete_protocols
 from empir_cli.options import DATA_DIR, DEVICE, SEED, THREADS, set_threads
 
 if TYPE_CHECKING:
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
 @click.command()
 @model_arguments
 @click.option(
-    "--protocol", default="default", show_default=True, help="default, standard, adaptive, paper or released."
+    "--protocol",
+    default="default",
+    show_default=True,
+    shell_complete=complete_protocols,
+    help="default, standard, adaptive, paper or released.",
 )
 @click.option(
     "--attack",
     "chosen",
     multiple=True,
+    shell_complete=complete_attacks,
     help="Run only this attack (repeatable): one of the protocol, or pgd, fgsm, autoattack, square, ...  [all of the "
     "protocol's]",
 )
@@ -72,7 +78,7 @@ if TYPE_CHECKING:
 )
 @THREADS
 @click.option(
-    "--record", type=click.Path(path_type=Path), help="Write the run record to this file.  [runs/MODEL-TIME.json]"
+    "--out", "record", type=click.Path(path_type=Path), help="Write the run record here.  [runs/MODEL-TIME.json]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the run record instead of the table.")
 def evaluate(
@@ -135,7 +141,7 @@ def evaluate(
     )
     plan, evaluated = parse_protocol(protocol), source.find()
     target = record or Path("runs", f"{plain_name(evaluated.name)}-{datetime.now():%Y%m%d-%H%M%S}.json")
-    check_output_file("--record", target)
+    check_output_file("--out", target)
     if images is not None:
         check_output_file("--images", images)
     dataset = evaluated.dataset

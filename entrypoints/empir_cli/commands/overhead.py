@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_arguments
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write all numbers to this file (JSON).")
+@click.option("--out", "target", type=click.Path(path_type=Path), help="Also write all numbers to this file (JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON instead of tables.")
 @click.option("--layers", is_flag=True, help="Show every layer and its quantization error.")
 @click.option(
     "--latency/--no-latency", default=True, show_default=True, help="Measure forward passes; use an idle machine."
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 def overhead(
     source: ModelArguments,
     target: Path | None,
+    as_json: bool,
     layers: bool,
     latency: bool,
     batch_sizes: tuple[int, ...],
@@ -70,18 +72,21 @@ def overhead(
     from empir_plugin.leaderboard.evidence import OVERHEAD
 
     if target is not None:
-        check_output_file("--json", target)
+        check_output_file("--out", target)
     how = LatencySettings(batch_sizes, repeats, threads, parse_device(device), seconds)
     costly = source.find()
     network = costly.load()
     shape = parse_image_shape(image_shape) if image_shape else image_shape_of(costly.dataset)
     trained = getattr(network, "weights_loaded", True)
     report = compute_overhead(network, shape, latency=how if latency else None, errors=layers and trained)
+    if target is not None:
+        OVERHEAD.write(target, report.to_dict())
+    if as_json:
+        click.echo(OVERHEAD.text(report.to_dict()), nl=False)
+        return
     _print_report(costly.name, report)
     if layers:
         _print_layers(report)
-    if target is not None:
-        OVERHEAD.write(target, report.to_dict())
 
 
 def _print_report(model: str, report: Overhead) -> None:

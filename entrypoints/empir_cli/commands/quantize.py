@@ -18,7 +18,7 @@ from empir_cli.model_options import (
     parse_channels,
     parse_settings,
 )
-from empir_cli.names import check_name
+from empir_cli.names import check_name, complete_models
 from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, THREADS, set_threads
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--precision", required=True, help="Bits of weights and inputs, such as w4a4.")
 @CHECKPOINT
 @EMA

@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(model: str, *arguments: str, record: Path) -> Result:
-    options = ("--n-examples", "4", "--attack", "fgsm", "--record", str(record))
+    options = ("--n-examples", "4", "--attack", "fgsm", "--out", str(record))
     return CliRunner().invoke(empir_cli.main, ["evaluate", *([model] if model else []), *options, *arguments])
 
 

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 import empir_cli
 from empir_cli import names
 from empir_cli.group import CommandError
+from empir_plugin.evaluation.protocols import PROTOCOLS
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.quantized.build import curated_networks
 from empir_plugin.zoo.registry import builders
@@ -73,7 +75,7 @@ def test_a_name_nobody_knows_is_refused_with_the_closest(text: str, advice: str)
 
 
 def test_nothing_is_refused_where_other_code_may_register_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "other_rows", lambda: iter([names.ModelRow("other", (), "?", package="others")]))
+    monkeypatch.setattr(names, "_points", lambda: [EntryPoint("other", "others:build", "robustbench.models")])
     names.check_name("nonsense")
     monkeypatch.undo()
     monkeypatch.setattr(names, "_timm_names", frozenset)
@@ -123,3 +125,23 @@ def test_models_of_other_packages_are_listed_with_their_package(monkeypatch: pyt
     monkeypatch.setattr("empir_cli.commands.list.other_rows", lambda: [names.ModelRow("x", (), "?", package="theirs")])
     (line,) = (line for line in CliRunner().invoke(empir_cli.main, ["list"]).stdout.splitlines() if "theirs" in line)
     assert line.split() == ["x", "?", "of", "theirs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("empir evaluate empir-c", {"empir-cifar", "empir-cifar-at"}),
+        ("empir quantize wrn-10-1-f", {"wrn-10-1-fp"}),
+        ("empir evaluate --member mnistconv-w2a4-", {"mnistconv-w2a4-b"}),
+        ("empir evaluate x --attack fg", {"fgsm"}),
+        ("empir evaluate x --protocol ad", {"adaptive"}),
+    ],
+)
+def test_the_shell_completes_models_attacks_and_protocols(words: str, expected: set[str]) -> None:
+    complete = {"_EMPIR_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    result = CliRunner().invoke(empir_cli.main, prog_name="empir", env=complete)
+    assert {line.partition(",")[2] for line in result.stdout.splitlines()} == expected
+
+
+def test_the_protocols_of_the_shell_are_those_there_are() -> None:
+    assert set(names.PROTOCOL_NAMES) == set(PROTOCOLS)
