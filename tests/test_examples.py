@@ -83,7 +83,7 @@ def test_empir_list_shows_the_model(results: dict[str, Any]) -> None:
     assert results["list"]["code"] == 0
     (row,) = (line for line in results["list"]["output"].splitlines() if "blurred-cifarconv" in line)
     assert "cifar10" in row
-    assert "another package's" in row
+    assert "of empir-example-blurred" in row
     assert "empir-cifar" in results["list"]["output"]
 
 
