@@ -115,10 +115,10 @@ class Choice:
         """Set PyTorch's switches inside the block."""
         matmul: Any = torch.backends.cuda.matmul
         before = matmul.allow_tf32
-        how: dict[str, Any] = {"benchmark": self.benchmark, "deterministic": self.deterministic}
-        how["allow_tf32"] = self.tf32
+        cudnn: Any = torch.backends.cudnn
+        how = {"benchmark": self.benchmark, "deterministic": self.deterministic, "allow_tf32": self.tf32}
         try:
-            with torch.backends.cudnn.flags(enabled=True, **how):
+            with cudnn.flags(enabled=True, **how):
                 matmul.allow_tf32 = self.tf32
                 yield
         finally:

@@ -23,6 +23,7 @@ from torch import Tensor
 from empir_plugin._compat.observe import collect_autoattack_flags, contiguous_gradient, isolate_autoattack_state
 from empir_plugin.attacks.batch import NO_GRADIENT, Batch, freeze_parameters, view
 from empir_plugin.attacks.losses import margin
+from empir_plugin.attacks.suite_progress import OnSuiteProgress, SuiteMeter
 from empir_plugin.attacks.surrogates import Model, Surrogate, View, plain
 from empir_plugin.attacks.threat import L2, Threat, check_threat
 from empir_plugin.errors import EvaluationError, InputError
@@ -157,7 +158,16 @@ class AutoAttackSuite:
         """
         return self.run(model, x, y, threat, seed=seed).images
 
-    def run(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> AutoAttackResult:
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int = 0,
+        on_progress: OnSuiteProgress | None = None,
+    ) -> AutoAttackResult:
         """Attack a batch and return the result of every part.
 
         Args:
@@ -166,6 +176,7 @@ class AutoAttackSuite:
             y: True labels ``(N,)``.
             threat: Norm and radius the perturbations must respect.
             seed: Seed of every part.
+            on_progress: Called at every part, batch and restart, and a few times a second in between.
 
         Raises:
             InputError: If a tensor is invalid, the radius is infinite, or there are too few classes.
@@ -173,14 +184,19 @@ class AutoAttackSuite:
         """
         batch = Batch.of(x, y)
         _check(batch, threat)
-        wrapped = _wrap(model, self.surrogate)
+        meter: list[SuiteMeter] = []  # It needs AutoAttack's objects, which need the model.
+        wrapped = _wrap(model, self.surrogate, lambda: [each.count_call() for each in meter])
         with freeze_parameters(model), _isolate(x.device) as flags:
             robust = self._classified_correctly(wrapped, batch)
             images = x.detach().clone(memory_format=torch.contiguous_format)
             robust_after = {"clean": robust.clone()}
             adversary = self._adversary(model, wrapped, batch, threat, seed) if robust.any() else None
-            for part in self.parts:
+            if adversary is not None and on_progress is not None:
+                meter.append(SuiteMeter(self.parts, adversary, len(batch), on_progress))
+            for index, part in enumerate(self.parts):
                 if robust.any():
+                    for each in meter:
+                        each.begin_part(index, int(robust.sum()), self.batch_size)
                     self._run_part(part, adversary, batch, robust, images)
                 robust_after[part] = robust.clone()
             result = AutoAttackResult(images, MappingProxyType(robust_after), ())
@@ -241,10 +257,11 @@ def _check(batch: Batch, threat: Threat) -> None:
         raise InputError(f"AutoAttack needs a budget, got {threat}: name a finite eps")
 
 
-def _wrap(model: Model, surrogate: Surrogate) -> Callable[[Tensor], Tensor]:
+def _wrap(model: Model, surrogate: Surrogate, on_call: Callable[[], object]) -> Callable[[Tensor], Tensor]:
     """The model that AutoAttack sees: the surrogate's logits, with the model's own decision on top."""
 
     def forward(x: Tensor) -> Tensor:
+        on_call()
         found = view(surrogate, model, contiguous_gradient(x))
         if x.requires_grad and torch.is_grad_enabled() and not found.logits.requires_grad:
             raise EvaluationError(NO_GRADIENT)

@@ -80,6 +80,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return (
+            f"ImageSet({self.name!r}, {self.split!r}, {len(self):,} images of {shape}, {self.num_classes} classes, "
+            f"{self.source})"
+        )
+
     @property
     def num_classes(self) -> int:
         """K, the number of classes."""

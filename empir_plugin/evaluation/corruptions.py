@@ -19,8 +19,9 @@ from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.corruptions import CORRUPTIONS, SEVERITIES, CorruptedImages
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
-from empir_plugin.evaluation.distributed import OnProgress, Team
+from empir_plugin.evaluation.distributed import Team
 from empir_plugin.evaluation.evaluator import Settings
+from empir_plugin.evaluation.progress import OnProgress
 from empir_plugin.evaluation.protocols import UNBOUNDED, Headline, Protocol
 from empir_plugin.evaluation.record import Record
 from empir_plugin.evaluation.run import evaluate
@@ -103,6 +104,7 @@ def evaluate_corruptions(
     settings: Settings | None = None,
     store: Path | None = None,
     team: Team | None = None,
+    progress: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Record:
     """Record, image by image, whether a model classifies each corrupted version correctly.
@@ -110,10 +112,11 @@ def evaluate_corruptions(
     Args:
         model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
         images: The corrupted images, with the clean ones.
-        name: As in :func:`empir_plugin.evaluation.run.evaluate`, also for the next four.
+        name: As in :func:`empir_plugin.evaluation.run.evaluate`, also for the next five.
         settings: Likewise.
         store: Likewise.
         team: Likewise.
+        progress: Likewise.
         on_progress: Likewise.
 
     Returns:
@@ -139,6 +142,7 @@ def evaluate_corruptions(
         settings=settings,
         store=store,
         team=team,
+        progress=progress,
         on_progress=on_progress,
     )
     attacks = tuple(replace(attack, threat=THREAT) for attack in record.attacks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,14 +19,14 @@ import torch
 from torch.distributed import HashStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
 from empir_plugin.errors import EmpirError, EvaluationError
+from empir_plugin.evaluation.progress import OnProgress, Progress
 
 T = TypeVar("T")
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with the name of the attack, the number of images finished, and the number of images in all."""
-
 _TIMEOUT = timedelta(minutes=10)
 """For all processes to start."""
+_UNITS = 1000
+"""Of work in one image: the store adds whole numbers."""
 _POLL = 0.2
 """Seconds between two looks at the progress of the others."""
 
@@ -94,13 +94,22 @@ class Round:
         """Add to a number all processes share, and return its new value."""
         return self.team.store.add(f"{self.name}/count/{what}", amount)
 
-    def report(self, title: str, images: int) -> None:
-        """Count images of an attack as finished, and report how many all processes have finished."""
+    def report(self, title: str, images: int, work: float | None = None, note: str = "") -> None:
+        """Count images of an attack as finished, and report how many all processes have finished.
+
+        Args:
+            title: Name of the attack.
+            images: How many more are finished.
+            work: How much more work is done, in images; as many as are finished by default.
+            note: What is running in this process.
+        """
         done = self.count(title, images)
+        units = self.count(f"work/{title}", round(_UNITS * (images if work is None else work)))
         if title not in self._reported:
             self._reported.append(title)
         if self.on_progress is not None:
-            self.on_progress(title, done, self.total)
+            work = max(done, min(units / _UNITS, self.total))
+            self.on_progress(Progress(title, done, self.total, work, note))
 
     @contextmanager
     def announce_failure(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,13 @@ from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.judge import batch_dependent, check_attack_result, decisions
 from empir_plugin.evaluation.outcome import NOT_ATTACKED, BrokenImages, Outcome, Shard
 from empir_plugin.evaluation.prepare import changes, exact_float32, prepare_for_images, state_of
+from empir_plugin.evaluation.progress import AttackedImages, Tick
 from empir_plugin.models.integer.convert import BF16, FLOAT32, Backend, run_on_integers
 from empir_plugin.models.integer.fold import random_state_kept
 
+_SHARD, _SHARD_ON_GPU = 50, 500
 _COMPARED = 64
 """Images at most on which the model on int8 kernels must have the same logits."""
-
-Tick = Callable[[int], None]
-"""Called with the number of images that were finished."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Settings:
         seed: Seed of every random number in the attacks.
         batch_size: Images per forward pass of an attack.
         shard_size: Images per shard. A shard is stored as a whole, belongs to one process, and is given to AutoAttack
-            at once, whose random numbers belong to a batch.
+            at once, whose random numbers belong to a batch. By default 50 on a CPU, where that is hardly slower than
+            more, and 500 on another device; or the next multiple of the batch size of an attack that has its own.
         device: Where to compute.
         cascade: Attack only images that are robust under the attacks before. The worst case is the same wherever
             nothing of an attack depends on the images beside it; each attack's own accuracy is then that of all attacks
@@ -55,18 +55,24 @@ class Settings:
 
     seed: int = 0
     batch_size: int = 250
-    shard_size: int = 500
+    shard_size: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cascade: bool = False
     int8: bool = True
     gradients: str = FLOAT32
 
     def __post_init__(self) -> None:
-        for name, size in (("batch_size", self.batch_size), ("shard_size", self.shard_size)):
+        sizes = {"batch_size": self.batch_size, **({} if self.shard_size is None else {"shard_size": self.shard_size})}
+        for name, size in sizes.items():
             if type(size) is not int or size < 1:
                 raise InputError(f"{name} must be a whole number, 1 or more, got {size!r}")
         if self.gradients not in (FLOAT32, BF16):
             raise InputError(f"gradients must be {FLOAT32!r} or {BF16!r}, got {self.gradients!r}")
+
+    @property
+    def images_per_shard(self) -> int:
+        """The shard size, or the default one of the device."""
+        return self.shard_size or (_SHARD if self.device.type == "cpu" else _SHARD_ON_GPU)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +139,7 @@ class Evaluator:
             shard: The images.
             attacked: Which of them ``(n,)`` to attack.
             own: The model's decisions ``(n,)`` on the clean images.
-            tick: Called as images are finished.
+            tick: Called as images are finished, and within AutoAttack.
 
         Raises:
             EvaluationError: If the attack fails, breaks a rule, or changes the model.
@@ -143,19 +149,17 @@ class Evaluator:
             x, y = self._images(shard)
             rows = attacked.to(self.settings.device).nonzero().squeeze(1)
             labels = own.to(self.settings.device) if spec.labels is Labels.OWN else y
-            adversarial, details, done = x[rows], {}, 0
+            adversarial, details = x[rows], {}
+            tick(len(x) - len(rows), len(x) - len(rows), "")
             if isinstance(spec.attack, AutoAttackSuite) and len(rows):
-                adversarial, details = self._autoattack(spec, spec.attack, x, labels, rows)
+                adversarial, details = self._autoattack(spec, spec.attack, x, labels, rows, tick)
             elif len(rows):  # split() would give an attack one empty batch
                 zero = torch.zeros_like(rows, dtype=torch.bool)
                 for places in torch.arange(len(rows), device=rows.device).split(self._batch_size(spec)):
                     adversarial[places], zero[places] = self._attack_batch(spec, shard, x, labels, rows[places])
-                    reached = int(rows[places[-1]]) + 1
-                    tick(reached - done)
-                    done = reached
+                    tick(len(places), len(places), "")
                 if reports_zero_gradients(spec.attack):
                     details = {"zero_gradients": int(zero.sum())}
-            tick(len(x) - done)
             decided = torch.full_like(y, NOT_ATTACKED)
             decided[rows] = self._decisions(adversarial)
             broken = decided[rows] != y[rows]
@@ -178,11 +182,13 @@ class Evaluator:
         return check_attack_result(x[rows], images, threat), torch.zeros_like(rows, dtype=torch.bool)
 
     def _autoattack(
-        self, spec: AttackSpec, suite: AutoAttackSuite, x: Tensor, labels: Tensor, rows: Tensor
+        self, spec: AttackSpec, suite: AutoAttackSuite, x: Tensor, labels: Tensor, rows: Tensor, tick: Tick
     ) -> tuple[Tensor, dict[str, Any]]:
         """The adversarial images, and the flags and parts of the outcome."""
-        threat = spec.threat or self.threat
-        result = suite.run(self.model, x[rows], labels[rows], threat, seed=self.settings.seed)
+        threat, attacked = spec.threat or self.threat, AttackedImages(tick, len(rows))
+        seed = self.settings.seed
+        result = suite.run(self.model, x[rows], labels[rows], threat, seed=seed, on_progress=attacked.report)
+        attacked.finish()
         of_all_images = square_flags(result.accuracy)  # A share of all images, which a shard alone cannot know.
         details = {
             "flags": tuple(flag for flag in result.flags if flag not in of_all_images),

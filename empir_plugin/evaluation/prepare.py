@@ -410,11 +410,30 @@ _REPEATED = 1e-4
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Disable TF32 inside the block: its rounding moves activations to other levels of a quantized network."""
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    found = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    found = [(switch, switch.fp32_precision) for switch in _precision_switches()]
     try:
+        allowed = [place.allow_tf32 for place in places]
+    except RuntimeError:  # They cannot be read once the user's code has set the newer switches to something else.
+        allowed = None
+    try:
+        for place in places if allowed is not None else ():
+            place.allow_tf32 = False
+        for switch, _ in found:
+            if allowed is None or switch.fp32_precision == "tf32":  # as what is set for all backends may demand
+                switch.fp32_precision = "ieee"
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = found
+        for place, value in zip(places, allowed or (), strict=False):
+            place.allow_tf32 = value
+        for switch, precision in found:
+            switch.fp32_precision = "none"  # what is set for all backends
+            if switch.fp32_precision != precision:
+                switch.fp32_precision = precision
+
+
+def _precision_switches() -> list[Any]:
+    """The switches of single operators that PyTorch has since 2.9; setting the older ones sets these, too."""
+    cudnn: Any = torch.backends.cudnn
+    operators = torch.backends.cuda.matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)
+    return [operator for operator in operators if hasattr(operator, "fp32_precision")]

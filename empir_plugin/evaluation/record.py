@@ -15,15 +15,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from empir_plugin._files.atomic import write_atomically
 from empir_plugin._files.json_schema import JsonSchema
 from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.data.image_set import OFFICIAL, OFFICIAL_FINGERPRINTS
 from empir_plugin.errors import EvaluationError, InputError
+from empir_plugin.evaluation.tables import record_csv, record_html, record_rows
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 SCHEMA = 2
 CUSTOM = "custom"
@@ -193,6 +199,33 @@ class Record:
         if self.protocol.get("headline") == "AVERAGE" and self.attacks:
             return round(sum(attack.accuracy for attack in self.attacks) / len(self.attacks), 2)
         return self.worst_case_accuracy
+
+    def to_csv(self, path: Path | None = None) -> str:
+        """The accuracies as CSV text, one row for each attack; written to a file, too, if there is a path."""
+        text = record_csv(self)
+        if path is not None:
+            write_atomically(path, text.encode())
+        return text
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The accuracies as a data frame with the columns of :meth:`to_csv`; needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(record_rows(self)).set_index("attack")
+
+    def plot(self) -> Figure:
+        """A bar for each accuracy with its 95 % interval; needs matplotlib.
+
+        Raises:
+            CompatibilityError: If matplotlib is not installed.
+        """
+        from empir_plugin.evaluation.plots import plot_record  # It imports this module.
+
+        return plot_record(self)
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return record_html(self)
 
     def to_json(self) -> str:
         """The record as JSON text.

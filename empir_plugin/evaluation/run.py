@@ -15,14 +15,15 @@ from empir_plugin.evaluation.arguments import Images, as_attacks, as_image_set, 
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.cache.keys import attack_key, common_key, subject_key
 from empir_plugin.evaluation.cache.store import Cache, open_cache
-from empir_plugin.evaluation.distributed import OnProgress, Round, Team, device_of_rank
+from empir_plugin.evaluation.distributed import Round, Team, device_of_rank
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.named_attacks import NamedAttack
 from empir_plugin.evaluation.outcome import Outcome, needed_bytes, worst_images, write_images
 from empir_plugin.evaluation.prepare import check_model, exact_float32, require_weights, unwrap
+from empir_plugin.evaluation.progress import OnProgress, progress_bars
 from empir_plugin.evaluation.protocols import Protocol, default
 from empir_plugin.evaluation.record import Record
-from empir_plugin.evaluation.shards import CLEAN, ShardedRun, check_shard_size
+from empir_plugin.evaluation.shards import CLEAN, ShardedRun, check_shard_size, with_shard_size
 from empir_plugin.evaluation.summary import make_record
 
 
@@ -39,6 +40,7 @@ def evaluate(
     store: Path | None = None,
     images: Path | None = None,
     team: Team | None = None,
+    progress: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Record:
     """Attack a model and record, image by image, whether it is robust.
@@ -61,6 +63,8 @@ def evaluate(
         store: Folder to keep finished shards in. An evaluation that was killed resumes there, with the same verdicts.
         images: File (safetensors) to write the adversarial images to; needs a store.
         team: The processes that share the work. Each of them makes this call and gets the whole record.
+        progress: Whether to show bars, with the time left; by default in a terminal or notebook, unless
+            ``on_progress`` is given.
         on_progress: Called as images are finished, in the team's leader.
 
     Raises:
@@ -91,30 +95,28 @@ def evaluate(
     if given is not None or not defined:
         defined = list(chosen)  # The first that is not defined raises.
     specs = tuple(spec.with_batch_size(settings.batch_size).for_data(*about) for spec in defined)
+    evaluator = replace(evaluator, settings=with_shard_size(settings, specs))
     _check(specs, evaluator, store, images)
-    processes = team.round(len(data), on_progress)
-    with (
-        exact_float32(),
-        processes.announce_failure(),
-        _cache(model, evaluator, specs, processes, store, images) as cache,
-    ):
-        sharded = ShardedRun(evaluator, cache, processes)
-        outcomes = sharded.run(specs)
-        backends = team.round().gather(evaluator.backend.name)
-        gradients = team.round().gather(evaluator.backend.gradients)
-        record = make_record(
-            model,
-            name,
-            evaluator,
-            specs,
-            protocol if given is None else None,
-            outcomes,
-            backends=backends,
-            gradients=gradients,
-            left_out=[spec.name for spec in chosen if spec not in defined],
-        )
-        if images is not None and cache is not None and team.is_leader:
-            _write_images(images, sharded, cache, specs, outcomes, record)
+    with progress_bars(progress, on_progress) as shown, exact_float32():
+        processes = team.round(len(data), shown)
+        with processes.announce_failure(), _cache(model, evaluator, specs, processes, store, images) as cache:
+            sharded = ShardedRun(evaluator, cache, processes)
+            outcomes = sharded.run(specs)
+            backends = team.round().gather(evaluator.backend.name)
+            gradients = team.round().gather(evaluator.backend.gradients)
+            record = make_record(
+                model,
+                name,
+                evaluator,
+                specs,
+                protocol if given is None else None,
+                outcomes,
+                backends=backends,
+                gradients=gradients,
+                left_out=[spec.name for spec in chosen if spec not in defined],
+            )
+            if images is not None and cache is not None and team.is_leader:
+                _write_images(images, sharded, cache, specs, outcomes, record)
     return record
 
 
@@ -125,7 +127,7 @@ def _check(specs: Sequence[AttackSpec], evaluator: Evaluator, store: Path | None
     if images is not None and store is None:
         raise InputError("adversarial images are collected in a store: pass one, too")
     for spec in specs:
-        check_shard_size(spec, evaluator.settings.shard_size)
+        check_shard_size(spec, evaluator.settings.images_per_shard)
         if store is not None:
             attack_key({}, spec, evaluator.threat)  # Refuse what cannot be stored before anything is computed.
 

@@ -7,8 +7,9 @@ nothing outside of it: not on other shards, not on the process that computed it,
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,7 +21,7 @@ from empir_plugin.evaluation.attack_spec import AttackSpec, Labels
 from empir_plugin.evaluation.cache.keys import attack_key, clean_key, shard_key
 from empir_plugin.evaluation.cache.store import Cache, Key
 from empir_plugin.evaluation.distributed import Round
-from empir_plugin.evaluation.evaluator import Evaluator
+from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.outcome import Outcome, Shard
 
 CLEAN = "clean"
@@ -35,6 +36,20 @@ def cut(n: int, size: int) -> list[Shard]:
         ['shard 0 (images 0 to 2)', 'shard 1 (images 3 to 4)']
     """
     return [Shard(number, start, min(start + size, n)) for number, start in enumerate(range(0, n, size))]
+
+
+def with_shard_size(settings: Settings, specs: Sequence[AttackSpec]) -> Settings:
+    """The settings with a shard size: if none is set, the default, rounded up to whole batches of every attack.
+
+    Example:
+        >>> from empir_plugin.attacks import fgsm
+        >>> with_shard_size(Settings(), [AttackSpec("FGSM", fgsm(), batch_size=40)]).shard_size
+        80
+    """
+    if settings.shard_size is not None:
+        return settings
+    batch = math.lcm(*(spec.batch_size for spec in specs if spec.batch_size is not None))
+    return replace(settings, shard_size=math.ceil(settings.images_per_shard / batch) * batch)
 
 
 def check_shard_size(spec: AttackSpec, size: int) -> None:
@@ -67,7 +82,7 @@ class ShardedRun:
     @property
     def shards(self) -> list[Shard]:
         """All shards, in order."""
-        return cut(len(self.evaluator.data), self.evaluator.settings.shard_size)
+        return cut(len(self.evaluator.data), self.evaluator.settings.images_per_shard)
 
     def run(self, specs: Sequence[AttackSpec]) -> dict[str, list[Outcome]]:
         """Compute this process's share and gather it with those of the others.
@@ -118,7 +133,7 @@ class ShardedRun:
             key = shard_key(spec_key, shard, self.evaluator.data, attacked)
             finished = self.cache.load(key, with_images=self.cache.keep_images)
             if finished is not None:
-                tick(len(shard))
+                tick(len(shard), len(shard), "")
                 return finished
         outcome, broken = self.evaluator.attack(spec, shard, attacked, torch.tensor(clean.decisions), tick)
         if self.cache is None:

@@ -22,7 +22,7 @@ from empir_plugin.evaluation.protocols import Headline, Protocol
 from empir_plugin.evaluation.record import CUSTOM, AttackRecord, PartRecord, Record, percent, worst_case
 from empir_plugin.evaluation.shards import CLEAN
 from empir_plugin.models.integer.convert import FLOAT32
-from empir_plugin.zoo.checkpoints import checkpoint_sha256
+from empir_plugin.models.weight_files import checkpoint_sha256
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -69,7 +69,7 @@ def make_record(
         run=_run_table(evaluator, outcomes, backends, gradients),
         protocol=_protocol_table(protocol),
         flags=(
-            *_batch_flag(outcomes[CLEAN], evaluator.settings.shard_size),
+            *_batch_flag(outcomes[CLEAN], evaluator.settings.images_per_shard),
             *hidden_ensemble_flag(model, evaluator),
             *_undefined_flag(left_out, data),
             *chance_flag(clean, data.num_classes),
@@ -99,7 +99,7 @@ def _run_table(
     return {
         "seed": settings.seed,
         "batch_size": settings.batch_size,
-        "shard_size": settings.shard_size,
+        "shard_size": settings.images_per_shard,
         "cascade": settings.cascade,
         "device": settings.device.type,
         "backend": {

@@ -21,6 +21,7 @@ from empir_plugin.leaderboard.eligibility import (
 from empir_plugin.leaderboard.entry import Entry, escape_html
 from empir_plugin.leaderboard.evidence import OVERHEAD, Evidence, Findings, SourceFile
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
+from empir_plugin.leaderboard.publication import publishing, settle
 from empir_plugin.leaderboard.tree import CORRUPTIONS, Board, Place, Tree, board_of, copy_to_runs, publish, source_file
 
 
@@ -150,17 +151,25 @@ def add(tree: Tree, model: str, files: Files) -> Place:
     for path, record in zip(files.records, findings.records, strict=True):
         if _is_partial(board, findings.facts, record):
             copy_to_runs(tree, path, sources[path])
-    entry = compose(findings, board)
+    entry, place = compose(findings, board), tree.place(board, findings.facts.stem)
+    settle(tree.root)
+    _require_all_records(tree, model, board, sources)  # Before there is a lock: a refusal leaves no trace.
+    try:
+        with publishing(tree.root):
+            _require_all_records(tree, model, board, sources)
+            publish(tree, place, entry, files.evidence(model, sources), sources)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{tree.root} cannot be written ({reason}): choose another tree") from error
+    return place
+
+
+def _require_all_records(tree: Tree, model: str, board: Board, sources: Mapping[Path, SourceFile]) -> None:
     if missing := list(find_missing_records(tree, model, board, [source.path for source in sources.values()])):
         raise EvaluationError(
             f"{tree.runs} has more records of {model} on {board}, and an entry needs all of them: "
             f"pass {', '.join(missing)} as --record, too"
         )
-    for path, source in sources.items():
-        copy_to_runs(tree, path, source)
-    place = tree.place(board, findings.facts.stem)
-    publish(place, entry, files.evidence(model, sources))
-    return place
 
 
 def _threat_model(record: Record) -> str:

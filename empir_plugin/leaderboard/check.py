@@ -13,6 +13,7 @@ from empir_plugin.leaderboard.eligibility import find_missing_records
 from empir_plugin.leaderboard.entry import KEYS, Entry
 from empir_plugin.leaderboard.evidence import Evidence
 from empir_plugin.leaderboard.papers import Facts, require_stem
+from empir_plugin.leaderboard.publication import STAGED
 from empir_plugin.leaderboard.tree import Place, Problem, Tree, is_own, reason_of
 
 
@@ -126,8 +127,9 @@ def _stray_files(tree: Tree) -> Iterator[Problem]:
 
 
 def _is_stray(path: Path, known: Set[Path]) -> bool:
-    """Whether a file belongs to no entry; the partial file of a killed `add` does not count."""
-    return path.is_file() and path not in known and not path.name.endswith(PARTIAL) and path.name not in UNAGGREGATED
+    """Whether a file belongs to no entry; the unfinished file of a running process does not count."""
+    unfinished = path.name.startswith(".") and path.suffix in (PARTIAL, STAGED)
+    return path.is_file() and path not in known and not unfinished and path.name not in UNAGGREGATED
 
 
 UNAGGREGATED = ("unaggregated_results.csv", "unaggregated_results_3d.csv")

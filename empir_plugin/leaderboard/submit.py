@@ -16,6 +16,7 @@ from empir_plugin.leaderboard.check import check_entry
 from empir_plugin.leaderboard.entry import Entry, unescape_html
 from empir_plugin.leaderboard.evidence import Evidence, Findings
 from empir_plugin.leaderboard.papers import Facts
+from empir_plugin.leaderboard.publication import settle, sweep
 from empir_plugin.leaderboard.tree import CORRUPTIONS, Board, Place, Tree
 from empir_plugin.zoo.card import cards
 from empir_plugin.zoo.registry import load_model, timm_name
@@ -52,6 +53,7 @@ def find(tree: Tree, name: str) -> Submission:
         InputError: If there is no such entry, or more than one.
         EvaluationError: If the entry does not pass :func:`empir_plugin.leaderboard.check.check_entry`.
     """
+    settle(tree.root)
     places = [place for place in tree.places() if place.is_own]
     matches = [place for place in places if name in (place.stem, str(place), _model(place))]
     if len(matches) != 1:
@@ -125,6 +127,7 @@ def _export(found: Submission, images: Path, tensor: Path, data_dir: Path | None
 
 def _write(out: Path, texts: Mapping[str, str]) -> list[Path]:
     paths = {out / name: text for name, text in texts.items()}
+    sweep(out)
     try:
         for path, text in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from empir_plugin._files.atomic import replacing, write_atomically
+from empir_plugin._files.atomic import write_atomically
 from empir_plugin.attacks.threat import Threat
 from empir_plugin.errors import EvaluationError, InputError
 from empir_plugin.leaderboard.entry import Entry, escape_html
 from empir_plugin.leaderboard.evidence import Evidence, SourceFile
 from empir_plugin.leaderboard.foreign import BY_ATTACKS, BY_CORRUPTIONS, ForeignEntry
 from empir_plugin.leaderboard.papers import all_facts
+from empir_plugin.leaderboard.publication import publish_files, settle
 
 CORRUPTIONS = "corruptions"
 """RobustBench's name of the threat model of common corruptions, https://arxiv.org/abs/1903.12261."""
@@ -183,13 +183,14 @@ class Tree:
         return self.root / "runs"
 
     def require(self) -> None:
-        """Check that the folder exists.
+        """Check that the folder exists, and end a publication that a killed process had begun in it.
 
         Raises:
-            InputError: If it does not.
+            InputError: If it does not exist, or there is one to end and the folder cannot be written.
         """
         if not self.root.is_dir():
             raise InputError(f"there is no leaderboard at {self.root}: pass its folder as --tree")
+        settle(self.root)
 
     @property
     def evidence(self) -> Path:
@@ -240,11 +241,9 @@ def copy_to_runs(tree: Tree, path: Path, source: SourceFile) -> None:
         InputError: If the file cannot be written.
     """
     target = tree.runs / source.path
+    if is_in_runs(tree, path, source):
+        return
     try:
-        if target.exists():
-            if hashlib.sha256(target.read_bytes()).hexdigest() != source.sha256:
-                raise EvaluationError(f"{target} holds something else: rename {path}")
-            return
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, path.read_bytes())
     except OSError as error:
@@ -252,31 +251,53 @@ def copy_to_runs(tree: Tree, path: Path, source: SourceFile) -> None:
         raise InputError(f"{path} cannot be copied to {target} ({reason}): choose another tree") from error
 
 
-def publish(place: Place, entry: Entry, evidence: Evidence) -> None:
-    """Write an entry and its evidence file: both or neither.
-
-    If the entry exists, its unknown keys and the order of its keys are kept.
+def is_in_runs(tree: Tree, path: Path, source: SourceFile) -> bool:
+    """Whether the folder of runs has a source already; the arguments are those of :func:`copy_to_runs`.
 
     Raises:
+        EvaluationError: If the folder has another file of this name.
+        InputError: If that file cannot be read.
+    """
+    target = tree.runs / source.path
+    try:
+        if not target.exists():
+            return False
+        found = hashlib.sha256(target.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{target} cannot be read ({error.strerror or error}): choose another tree") from error
+    if found != source.sha256:
+        raise EvaluationError(f"{target} holds something else: rename {path}")
+    return True
+
+
+def publish(tree: Tree, place: Place, entry: Entry, evidence: Evidence, sources: Mapping[Path, SourceFile]) -> None:
+    """Write an entry, its evidence file and the sources that are not in the tree yet: all of them or none.
+
+    If the entry exists, its unknown keys and the order of its keys are kept. Call it with the lock of the tree: see
+    :func:`empir_plugin.leaderboard.publication.publishing`.
+
+    Args:
+        tree: The leaderboard.
+        place: Of the entry.
+        entry: The entry.
+        evidence: Names its sources.
+        sources: The source file of each file.
+
+    Raises:
+        EvaluationError: If the folder of runs has another file of the name of a source.
         InputError: If the files cannot be written, or the existing file is not an entry.
     """
     if place.entry.exists():
         old = Entry.read(place.entry).table() if place.evidence.exists() else place.read_foreign().values
         entry = entry.in_place_of(old)
+    copied = {tree.runs / source.path: path for path, source in sources.items() if not is_in_runs(tree, path, source)}
     try:
-        with _replacing(place.evidence) as evidence_file, _replacing(place.entry) as entry_file:
-            evidence_file.write_bytes(evidence.to_json().encode())
-            entry_file.write_bytes(entry.to_json().encode())
+        files = {target: path.read_bytes() for target, path in copied.items()}
+        texts = {place.evidence: evidence.to_json().encode(), place.entry: entry.to_json().encode()}
+        publish_files(tree.root, files | texts)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"the entry cannot be written to {place.entry} ({reason}): choose another tree") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        yield partial
 
 
 _HEAD = ("#", "model", "paper", "clean", "AutoAttack", "lowest known", "unreliable", "architecture", "venue")

@@ -117,7 +117,8 @@ def load_packed(model: nn.Module, path: Path, *, expected_sha256: str | None = N
     """
     require_file(path)
     if expected_sha256 is not None and sha256(path) != expected_sha256:
-        raise WeightsError(f"{path} is damaged or not the published file: its SHA-256 differs from the model card's")
+        reason = "its SHA-256 is not that of the model card or report"
+        raise WeightsError(f"{path} is damaged or not the published file: {reason}")
     tensors, described, inputs = _read(path)
     layers = _packable(model)
     _check_packed(path, tensors, described, layers)

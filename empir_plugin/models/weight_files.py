@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import is_tarfile
 from typing import Any
+from weakref import ref
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
 
-from empir_plugin._files.tensor_files import read_tensors, read_weights
+from empir_plugin._files.tensor_files import read_tensors, read_weights, sha256
 from empir_plugin.errors import WeightsError
 from empir_plugin.models.layers import describe_kind, is_special
 from empir_plugin.models.packing import LEARNED, check_types, is_packed, load_packed, load_strictly
@@ -81,6 +82,55 @@ def load_weights(model: nn.Module, path: Path, *, ema: bool | None = None) -> No
     if chosen.where or chosen.prefix:
         _LOG.info("%s: loaded %s", path, chosen)
     return None
+
+
+def load_checkpoint(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
+    """Load a weight file into a model, strictly; note on the model that it has weights, and log the file's SHA-256.
+
+    Raises:
+        WeightsError: See :func:`load_weights`; or if the file changes meanwhile.
+    """
+    before = sha256(path)
+    load_weights(model, path, ema=ema)
+    if sha256(path) != before:
+        raise WeightsError(f"{path} changed while it was read: load it again when nothing writes to it")
+    setattr(model, "weights_loaded", True)  # noqa: B010 - a module attribute unknown to nn.Module's type
+    _LOADED[id(model)] = _Loaded(ref(model), before, _versions(model))
+    _LOG.info("%s: sha256 %s", path, before)
+
+
+def checkpoint_sha256(model: nn.Module) -> str | None:
+    """The SHA-256 of the file that a model's weights are from.
+
+    Returns:
+        Of the file that :func:`load_checkpoint` read last; None if there was none, or the weights changed since.
+
+    Example:
+        >>> checkpoint_sha256(nn.Linear(1, 1)) is None
+        True
+    """
+    loaded = _LOADED.get(id(model))
+    if loaded is None or loaded.model() is not model or loaded.versions != _versions(model):
+        return None
+    return loaded.sha256
+
+
+def _versions(model: nn.Module) -> tuple[int, ...]:
+    """How often each tensor was changed in place."""
+    return tuple(value._version for value in model.state_dict().values() if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A model, and the file its weights are from."""
+
+    model: ref[nn.Module]
+    sha256: str
+    versions: tuple[int, ...]
+
+
+_LOADED: dict[int, _Loaded] = {}
+"""By the number of the object: a class of others may be without a hash."""
 
 
 @dataclass(frozen=True)

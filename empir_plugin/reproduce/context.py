@@ -17,6 +17,7 @@ from empir_plugin._files.atomic import write_atomically
 from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.evaluator import Settings
+from empir_plugin.evaluation.progress import Progress
 from empir_plugin.models.quantize import quantize_unit
 from empir_plugin.reproduce.subjects import Subject, Training
 from empir_plugin.reproduce.workspace import Workspace
@@ -254,9 +255,9 @@ class Context:
         if self.on_progress is not None:
             self.on_progress(note)
 
-    def report_attack(self, attack: str, done: int, total: int) -> None:
-        """Report that an attack has finished ``done`` of ``total`` images."""
-        self.report(f"{attack} {done}/{total}")
+    def report_attack(self, progress: Progress) -> None:
+        """Report how many images an attack has finished."""
+        self.report(" ".join(filter(None, (f"{progress.title} {progress.done}/{progress.total}", progress.note))))
 
     def _report_step(self, step: Step) -> None:
         self.report(f"training {step.member} {step.step}/{step.steps}, accuracy {step.accuracy:.1%}")

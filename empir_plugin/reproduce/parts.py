@@ -21,6 +21,7 @@ from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
 from empir_plugin.evaluation.overhead.report import image_shape_of, overhead
 from empir_plugin.evaluation.prepare import exact_float32
+from empir_plugin.evaluation.progress import Progress
 from empir_plugin.evaluation.protocols import Protocol
 from empir_plugin.evaluation.run import evaluate
 from empir_plugin.evaluation.shards import cut
@@ -269,12 +270,12 @@ def _count_decisions(model: nn.Module, data: ImageSet, spec: AttackSpec, threat:
     evaluator = Evaluator.of(model, data, threat, settings)
     counts = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
     with exact_float32():
-        for shard in cut(len(data), settings.shard_size):
+        for shard in cut(len(data), settings.images_per_shard):
             labels = data.labels[shard.start : shard.stop]
             clean = torch.tensor(evaluator.clean(shard).decisions)
             every_image = torch.ones_like(clean, dtype=torch.bool)
-            outcome, _ = evaluator.attack(spec, shard, every_image, clean, lambda images: None)
-            context.report_attack(spec.name, shard.stop, len(data))
+            outcome, _ = evaluator.attack(spec, shard, every_image, clean, lambda images, work, note: None)
+            context.report_attack(Progress(spec.name, shard.stop, len(data), shard.stop))
             counts.index_put_((labels, torch.tensor(outcome.decisions)), torch.tensor(1), accumulate=True)
     return counts
 

@@ -71,6 +71,13 @@ class TargetProgress:
 
 OnProgress = Callable[[TargetProgress], None]
 
+_SHARD_SIZE = 500
+"""Of the committed records: AutoAttack's random numbers belong to a shard."""
+
+
+def _with_shard_size(settings: Settings) -> Settings:
+    return replace(settings, shard_size=settings.shard_size or _SHARD_SIZE)
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -119,7 +126,7 @@ def reproduce(
     workspace.check()
     if publish is not None:
         check_publishable(publish)
-    context = Context(workspace, images, settings or Settings())
+    context = Context(workspace, images, _with_shard_size(settings or Settings()))
     _check_images(targets, context)
     with workspace.lock():
         skipped = [skip for target in targets for skip in _measure(target, context, on_progress)]

@@ -291,25 +291,30 @@ def member_of(recipe: Recipe, name: str) -> MemberRecipe:
 def _load_member(
     recipe: Recipe, member: MemberRecipe, folder: Path, images: ImageSet | None, expected_sha256: str | None = None
 ) -> nn.Module:
-    _check_report(member, folder / f"{member.name}.json")
+    recorded = _check_report(member, folder / f"{member.name}.json")
     some = load_images(recipe.dataset) if images is None else images
     network = initial_network(recipe.architecture, member, some.first(min(_IMAGES, len(some))))
-    load_packed(network, folder / f"{member.name}.safetensors", expected_sha256=expected_sha256)
+    expected = recorded if expected_sha256 is None else expected_sha256
+    load_packed(network, folder / f"{member.name}.safetensors", expected_sha256=expected)
     return network
 
 
-def _check_report(member: MemberRecipe, path: Path) -> None:
-    """Check that a report, if there is one, has the member's settings; the weights alone do not show all of them."""
+def _check_report(member: MemberRecipe, path: Path) -> str | None:
+    """The SHA-256 of the weights in a report, if there is one; it must have the member's settings.
+
+    The weights alone do not show all of them.
+    """
     if not path.is_file():
-        return
+        return None
     expected = _quantizers(report_settings(member))
-    trained = REPORT.read(path, lambda report: _quantizers(report["recipe"]))
+    trained, digest = REPORT.read(path, lambda report: (_quantizers(report["recipe"]), report.get("sha256")))
     for key, value in expected.items():
         if trained[key] != value:
             raise WeightsError(
                 f"{path.with_suffix('.safetensors')} belongs to another recipe: by its report, {member.name!r} was "
                 f"trained with {key} {trained[key]!r}, the recipe has {value!r}: pass the recipe it was trained with"
             )
+    return digest
 
 
 def _quantizers(settings: Mapping[str, object]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from empir_plugin.evaluation.identity import describe
 from empir_plugin.evaluation.judge import correct
 from empir_plugin.evaluation.overhead.count import packed_bytes
 from empir_plugin.evaluation.prepare import prepare_for_images
+from empir_plugin.evaluation.progress import OnProgress, Progress, progress_bars
 from empir_plugin.models.convert.probe import preserve_modes, run
 from empir_plugin.models.convert.report import ConversionReport
 from empir_plugin.models.packing import save_packed
@@ -213,6 +215,8 @@ class QuantizationFiles:
         return isinstance(report, dict) and json.loads(self.inputs).items() <= report.items()
 
 
+_BATCH = 500
+"""Test images at once."""
 _CURE = "choose another --out or --name, or pass --restart to replace it"
 
 
@@ -251,6 +255,8 @@ def quantize_checkpoint(
     resume: bool = True,
     on_conversion: Callable[[ConversionReport], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
+    progress: bool | None = None,
+    on_progress: OnProgress | None = None,
 ) -> QuantizedNetwork:
     """Quantize a trained network, fine-tune it if the plan says so, and write weights and report.
 
@@ -269,6 +275,8 @@ def quantize_checkpoint(
         resume: Whether to resume from a checkpoint in ``out``; files of other settings are then never replaced.
         on_conversion: Called with the conversion report, before the fine-tuning.
         on_step: Called after every step of the fine-tuning.
+        progress: Whether to show bars; by default in a terminal or notebook, unless ``on_progress`` is given.
+        on_progress: Called as test images are decided on.
 
     Raises:
         InputError: If the images are of the wrong kind, or the network cannot be quantized this way.
@@ -282,13 +290,15 @@ def quantize_checkpoint(
     files = QuantizationFiles.for_run(plan, checkpoint, training, out, ema=ema, resume=resume)
     _check_forward(model, training)
     device = device or torch.device("cpu")
-    before, size = _accuracy(model, test, device), packed_bytes(model)
-    model, conversion = convert_network(model, definition, plan.member, training, plan.extent)
-    if on_conversion is not None:
-        on_conversion(conversion)
-    after = _accuracy(model, test, device)
-    tuned, history = _fine_tune(model, files, training, device, on_step)
-    reached = Accuracies(before, after, _accuracy(tuned, test, device) if plan.member.epochs else None)
+    with progress_bars(progress, on_progress) as report:
+        accuracy = partial(_accuracy, test=test, device=device, report=report)
+        before, size = accuracy(model, title="full precision"), packed_bytes(model)
+        model, conversion = convert_network(model, definition, plan.member, training, plan.extent)
+        if on_conversion is not None:
+            on_conversion(conversion)
+        after = accuracy(model, title="converted")
+        tuned, history = _fine_tune(model, files, training, device, on_step or _steps_to(report))
+        reached = Accuracies(before, after, accuracy(tuned, title="fine-tuned") if plan.member.epochs else None)
     quantized = quantized_definition(definition, plan.member, conversion)
     digest = files.publish(tuned, conversion, reached, size, history, test, quantized)
     return QuantizedNetwork(tuned, files.weights, digest, conversion, reached, size, history)
@@ -310,11 +320,30 @@ def _fine_tune(
     return select_weights(trained, task.decays, None, None).model, trained.history
 
 
-def _accuracy(model: nn.Module, test: ImageSet, device: torch.device) -> float:
-    images = test.as_float().to(device)
-    evaluated = prepare_for_images(model, device, images[:2]).model
-    is_correct = correct(evaluated, images, test.labels.to(device))
-    return is_correct.sum().item() / len(test)
+def _steps_to(report: OnProgress | None) -> Callable[[Step], None] | None:
+    """Steps of the fine-tuning as progress."""
+    if report is None:
+        return None
+
+    def on_step(step: Step) -> None:
+        note = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}"
+        report(Progress(step.member, step.step, step.steps, step.step, note))
+
+    return on_step
+
+
+def _accuracy(
+    model: nn.Module, *, test: ImageSet, device: torch.device, title: str, report: OnProgress | None
+) -> float:
+    evaluated = prepare_for_images(model, device, test.batch(0, 2)[0].to(device)).model
+    found = done = 0
+    for start in range(0, len(test), _BATCH):
+        images, labels = test.batch(start, min(start + _BATCH, len(test)))
+        found += int(correct(evaluated, images.to(device), labels.to(device)).sum())
+        done += len(images)
+        if report is not None:
+            report(Progress(f"accuracy, {title}", done, len(test), done))
+    return found / len(test)
 
 
 def _check_images(plan: QuantizationPlan, training: ImageSet, test: ImageSet) -> None:

@@ -2,89 +2,41 @@
 
 RobustBench's ``load_model`` passes ``custom_checkpoint`` to timm's ``create_model``, which builds the model and then
 reads the file itself: timm 1.0.9 unpickles it, and a pickle can run any program. So timm's loader is told which models
-are named here, and hands their files to :func:`load_checkpoint`.
+are named here, and hands their files to :func:`~empir_plugin.models.weight_files.load_checkpoint`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import ref
 
-from torch import Tensor, nn
+from torch import nn
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
-from empir_plugin._files.tensor_files import sha256
-from empir_plugin.errors import CompatibilityError, InputError, WeightsError
-from empir_plugin.models.weight_files import load_weights
+from empir_plugin.errors import CompatibilityError, InputError
+from empir_plugin.models.weight_files import load_checkpoint
 
 with silence_harmless_warnings():
     import timm.models._factory
 
-_LOG = logging.getLogger(__name__)
 _TIMM: Any = timm.models._factory
 _LOADER = "load_checkpoint"
 _SOURCES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 """Keywords of timm that can name a file."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """A model, and the file its weights are from."""
-
-    model: ref[nn.Module]
-    sha256: str
-    versions: tuple[int, ...]
-
-
 # By the number of the object: a class of others may be without a hash.
 _NAMED: dict[int, ref[nn.Module]] = {}
-_LOADED: dict[int, _Loaded] = {}
-
-
-def load_checkpoint(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
-    """Load a weight file into a model, strictly; note on the model that it has weights, and log the file's SHA-256.
-
-    Raises:
-        WeightsError: See :func:`~empir_plugin.models.weight_files.load_weights`; or if the file changes meanwhile.
-    """
-    before = sha256(path)
-    load_weights(model, path, ema=ema)
-    if sha256(path) != before:
-        raise WeightsError(f"{path} changed while it was read: load it again when nothing writes to it")
-    setattr(model, "weights_loaded", True)  # noqa: B010 - a module attribute unknown to nn.Module's type
-    _LOADED[id(model)] = _Loaded(ref(model), before, _versions(model))
-    _LOG.info("%s: sha256 %s", path, before)
-
-
-def checkpoint_sha256(model: nn.Module) -> str | None:
-    """The SHA-256 of the file that a model's weights are from.
-
-    Returns:
-        Of the file that :func:`load_checkpoint` read last; None if there was none, or the weights changed since.
-
-    Example:
-        >>> checkpoint_sha256(nn.Linear(1, 1)) is None
-        True
-    """
-    loaded = _LOADED.get(id(model))
-    if loaded is None or loaded.model() is not model or loaded.versions != _versions(model):
-        return None
-    return loaded.sha256
-
-
-def _versions(model: nn.Module) -> tuple[int, ...]:
-    """How often each tensor was changed in place."""
-    return tuple(value._version for value in model.state_dict().values() if isinstance(value, Tensor))
 
 
 def read_tensors_only(model: nn.Module) -> None:
-    """Let timm's ``create_model`` read checkpoints for this model with :func:`load_checkpoint`, instead of its own.
+    """Keep timm's ``create_model`` from unpickling checkpoints for this model.
+
+    It reads them with :func:`~empir_plugin.models.weight_files.load_checkpoint`, instead of with its own loader.
 
     Raises:
         CompatibilityError: If this release of timm loads checkpoints in another way.

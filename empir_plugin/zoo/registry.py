@@ -26,8 +26,9 @@ from empir_plugin.models.convert.probe import preserve_modes
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import shift_above_zero_
 from empir_plugin.models.quantize import Precision, Scale
+from empir_plugin.models.weight_files import load_checkpoint
 from empir_plugin.zoo.builders import ModelBuilder
-from empir_plugin.zoo.checkpoints import load_checkpoint, read_tensors_only, refuse_other_sources, without_pickles
+from empir_plugin.zoo.checkpoints import read_tensors_only, refuse_other_sources, without_pickles
 from empir_plugin.zoo.quantized.architectures import Architecture
 from empir_plugin.zoo.quantized.build import Channels, QuantizedCard, curated_networks
 from empir_plugin.zoo.spec import ModelOptions, find_unnamed

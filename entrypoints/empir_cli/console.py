@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from empir_plugin.evaluation.progress import Progress
     from empir_plugin.training.loop import Step
 
 
@@ -58,7 +59,7 @@ class ProgressBar:
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}/{task.total}"))
         clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         self._progress = Progress(*columns, *clock, console=console(stderr=True))
         self._tasks: dict[str, Any] = {}
@@ -70,11 +71,23 @@ class ProgressBar:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def update(self, title: str, done: int, total: int, note: str = "") -> None:
-        """Advance the bar with that title; add it if it is new."""
+    def update(self, title: str, done: int, total: int, note: str = "", work: float | None = None) -> None:
+        """Advance the bar with that title; add it if it is new.
+
+        Args:
+            title: Of the bar.
+            done: How many are finished.
+            total: How many there are.
+            note: What is running.
+            work: How much is done, also of unfinished ones: the length of the bar, and the time left, follow from it.
+        """
         if title not in self._tasks:
-            self._tasks[title] = self._progress.add_task(title, total=total, note=note)
-        self._progress.update(self._tasks[title], completed=done, note=note)
+            self._tasks[title] = self._progress.add_task(title, total=total, note=note, done=done)
+        self._progress.update(self._tasks[title], completed=done if work is None else work, note=note, done=done)
+
+    def show(self, progress: Progress) -> None:
+        """Advance the bar of an attack."""
+        self.update(progress.title, progress.done, progress.total, progress.note, progress.work)
 
     def show_step(self, step: Step) -> None:
         """Advance the bar of the member in training, with its loss and accuracy."""

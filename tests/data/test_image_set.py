@@ -149,3 +149,9 @@ def test_loaded_sets_pass_the_check():
     for name in ("mnist", "cifar10"):
         data = load_images(name)
         check_images(*data.batch(0, 1000), num_classes=data.num_classes)
+
+
+def test_its_repr_is_short() -> None:
+    images = torch.zeros(1000, 3, 4, 5, dtype=torch.uint8)
+    data = ImageSet("toy", "test", images, torch.zeros(1000, dtype=torch.int64), ("a", "b"))
+    assert repr(data) == "ImageSet('toy', 'test', 1,000 images of 3x4x5, 2 classes, folder)"

@@ -129,7 +129,12 @@ def run_toy(toys: ModuleType, store: Path | None = None, **rest: Any) -> Record:
 def test_two_processes_give_the_verdicts_of_one(toys: ModuleType, tmp_path: Path, stored: bool) -> None:
     def action(team: Team) -> None:
         told: list[tuple[str, int, int]] = []
-        record = run_toy(toys, tmp_path / "store" if stored else None, team=team, on_progress=lambda *a: told.append(a))
+        record = run_toy(
+            toys,
+            tmp_path / "store" if stored else None,
+            team=team,
+            on_progress=lambda each: told.append((each.title, each.done, each.total)),
+        )
         record.write(tmp_path / f"record{team.rank}.json")
         (tmp_path / f"told{team.rank}.json").write_text(json.dumps(told))
 

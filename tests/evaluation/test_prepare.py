@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,42 @@ def test_tf32_is_off_inside_and_as_before_outside() -> None:
         failing()
     assert inside == [False]
     assert cudnn.allow_tf32 == before
+
+
+@pytest.fixture
+def newer_switches() -> Iterator[dict[str, Any]]:
+    """The switches that PyTorch has since 2.9, by name, set back after the test."""
+    backends: Any = torch.backends
+    owners = {
+        "cuda.matmul": backends.cuda.matmul,
+        "cudnn.conv": getattr(backends.cudnn, "conv", None),
+        "cudnn.rnn": getattr(backends.cudnn, "rnn", None),
+        "cudnn": backends.cudnn,
+        "all": backends,
+    }
+    if not hasattr(backends, "fp32_precision"):
+        pytest.skip(f"torch {torch.__version__} has only the older switches")
+    before = {name: owner.fp32_precision for name, owner in owners.items()}
+    yield owners
+    for owner in owners.values():
+        owner.fp32_precision = "none"
+    for name, owner in owners.items():
+        owner.fp32_precision = before[name]
+    assert {name: owner.fp32_precision for name, owner in owners.items()} == before
+
+
+@pytest.mark.parametrize("setting", [None, "cuda.matmul", "cudnn.conv", "cudnn.rnn", "cudnn", "all"])
+@pytest.mark.parametrize("value", ["tf32", "ieee"])
+def test_tf32_is_off_inside_and_as_it_was_after_whichever_switch_was_set(
+    newer_switches: dict[str, Any], setting: str | None, value: str
+) -> None:
+    if setting is not None:
+        newer_switches[setting].fp32_precision = value
+    before = {name: owner.fp32_precision for name, owner in newer_switches.items()}
+    with exact_float32():
+        inside = {name: newer_switches[name].fp32_precision for name in ("cuda.matmul", "cudnn.conv", "cudnn.rnn")}
+    assert "tf32" not in inside.values()
+    assert {name: owner.fp32_precision for name, owner in newer_switches.items()} == before
 
 
 @pytest.mark.parametrize("text", ["gpu", "", "cuda:99", "meta", "mps"])

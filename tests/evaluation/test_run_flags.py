@@ -273,7 +273,7 @@ def test_an_attack_of_which_nothing_is_defined_is_refused_before_anything_runs()
     ran: list[str] = []
     specs = [AttackSpec("FGSM", fgsm()), AttackSpec("targeted", AutoAttackSuite(attacks=("apgd-t",)))]
     with pytest.raises(InputError, match=r"targeted.*4 classes, got 2"):
-        evaluate(model, data, THREAT, specs, on_progress=lambda name, done, total: ran.append(name))
+        evaluate(model, data, THREAT, specs, on_progress=lambda each: ran.append(each.title))
     assert ran == []
 
 

@@ -123,7 +123,7 @@ def test_a_finished_evaluation_computes_nothing_again(
     first = run_toy(toys, tmp_path)
     monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
     told: list[Any] = []
-    again = run_toy(toys, tmp_path, on_progress=lambda *a: told.append(a))
+    again = run_toy(toys, tmp_path, on_progress=lambda each: told.append((each.title, each.done, each.total)))
     assert toys.verdicts(again) == toys.verdicts(first)
     assert [attack.seconds for attack in again.attacks] == [attack.seconds for attack in first.attacks]
     assert not (tmp_path / "log").exists()
@@ -194,7 +194,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_any_attack(toys: Modul
     (tmp_path / "store").write_text("")
     told: list[Any] = []
     with pytest.raises(EvaluationError, match="choose another store"):
-        run_toy(toys, tmp_path / "store", on_progress=lambda *a: told.append(a))
+        run_toy(toys, tmp_path / "store", on_progress=lambda each: told.append((each.title, each.done, each.total)))
     assert not told
 
 

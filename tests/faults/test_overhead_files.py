@@ -21,7 +21,19 @@ from empir_plugin.leaderboard.evidence import OVERHEAD
 from empir_plugin.leaderboard.tree import Tree
 
 MODEL, SHAPE = "empir-cifar", (3, 32, 32)
-UNSEEN = ("model", "backend", "unavailable", "device", "threads", "batch_size", "repeats")
+UNSEEN = (
+    "pytorch",
+    "float32",
+    "int8",
+    "bf16",
+    "model",
+    "backend",
+    "unavailable",
+    "device",
+    "threads",
+    "batch_size",
+    "repeats",
+)
 """Keys of the measured times that no file can tell from others of the same form."""
 
 
@@ -54,7 +66,9 @@ def report(record: Record) -> dict[str, Any]:
     model, baseline = {"median": 6.0, "p10": 5.0, "p90": 7.0}, {"median": 2.0, "p10": 1.0, "p90": 3.0}
     ratio = {"median": 3.0, "p10": 2.0, "p90": 4.0}
     measured = {
-        "device": "cpu: x86_64", "backend": "float32", "threads": 1, "batch_size": 32, "repeats": 20,
+        "device": "cpu: x86_64",
+        "processor": {"name": "x86_64", "pytorch": "AVX2", "float32": "AVX2", "int8": "AVX2", "bf16": "none"},
+        "backend": "float32", "threads": 1, "batch_size": 32, "repeats": 20,
         "execution": "sequential", "baseline_layout": "contiguous",
         "model": model, "baseline": baseline, "ratio": ratio,
         "backends": [
@@ -80,9 +94,9 @@ def published(path: Path, text: str, record: Record) -> bool:
 
 
 def is_allowed(path: tuple[Any, ...], value: Any) -> bool:
-    if path == ("measured",):
+    if path in {("measured",), ("measured", "processor")}:
         return value is ... or value is None
-    if path == ("measured", "backends", 2):
+    if path in {("measured", "backends", 2), ("measured_by_batch_size",)}:
         return value is ...
     if path[-1] == "unavailable":
         return value in (..., "x")

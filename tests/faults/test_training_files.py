@@ -34,6 +34,7 @@ from empir_plugin.training.checkpoint import (
     previous_file,
     save_checkpoint,
 )
+from empir_plugin.training.networks import load_trained_member
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.run import train_recipe
 from empir_plugin.training.schedules import MemberRecipe
@@ -298,6 +299,21 @@ def test_weights_that_do_not_fit_are_one_sentence(tiny_mnist: ImageSet, tmp_path
     (tmp_path / "solo.safetensors").mkdir()
     with pytest.raises(WeightsError, match=r"solo\.safetensors cannot be written"):
         train_recipe(recipe, tiny_mnist, tmp_path)
+
+
+def test_damaged_weights_of_a_member_are_refused(
+    tiny_mnist: ImageSet, toys: ModuleType, tmp_path: Path, tally: Callable[[str, int, int], None]
+) -> None:
+    recipe = replace(RECIPE, members=(replace(MEMBER, epochs=1, batch_size=48),))
+    (member,) = train_recipe(recipe, tiny_mnist, tmp_path)
+    refused = 0
+    for content in toys.damaged_bytes(member.weights.read_bytes(), 20, seed=6):
+        member.weights.write_bytes(content)
+        try:
+            load_trained_member(recipe, tmp_path, "full", images=tiny_mnist)
+        except WeightsError:
+            refused += 1
+    tally("weights of a trained member, damaged", 20, refused)
 
 
 def test_an_output_folder_that_is_a_file_is_one_sentence(tiny_mnist: ImageSet, tmp_path: Path) -> None:

@@ -24,10 +24,9 @@ from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.models.layers import QuantConv2d
 from empir_plugin.models.packing import is_packed, load_packed, save_packed
 from empir_plugin.models.quantize import Precision
-from empir_plugin.models.weight_files import load_weights
+from empir_plugin.models.weight_files import checkpoint_sha256, load_checkpoint, load_weights
 from empir_plugin.models.weight_quantizers import UniformWeightQuantizer
 from empir_plugin.training.networks import load_pretrained
-from empir_plugin.zoo.checkpoints import checkpoint_sha256, load_checkpoint
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -1,11 +1,13 @@
-"""Damage for every kind of file: mutations of JSON values and of bytes."""
+"""Damage for every kind of file, kills at any system call, and a full disk."""
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import random
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 VALUES: tuple[Any, ...] = (None, True, -1, 0.1, 10**400, "x", "\ud800", [], {}, [[]], {"x": 1})
@@ -73,3 +75,58 @@ def damaged_bytes(content: bytes, n: int, seed: int = 0) -> Iterator[bytes]:
             yield content + content[place:]
         else:
             yield content[:place] + chance.randbytes(16) + content[place + 16 :]
+
+
+def die_at(call: str, moment: int, after: bool) -> None:
+    """Have this process killed, as from outside, before or after it makes a system call for the n-th time."""
+    made, count = getattr(os, call), iter(range(1, 10_000))
+
+    def killed(*args: Any, **more: Any) -> Any:
+        now = next(count) == moment
+        if now and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = made(*args, **more)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(os, call, killed)
+
+
+def dies(call: str, moment: int, after: bool, work: Callable[[], object]) -> bool:
+    """Whether the work, in a process of its own, was killed; False once it makes fewer such calls."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_at(call, moment, after)
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def with_full_disk(size: int, work: Callable[[], object]) -> str:
+    """The error that ends the work, in a process that may write no file longer than ``size`` bytes; empty if none does.
+
+    That is how a quota or a full disk looks to a program: an ``OSError`` from a write.
+    """
+    import resource
+
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        text = ""
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            work()
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(theirs, text.encode())
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as pipe:
+        text = pipe.read().decode()
+    assert os.waitpid(pid, 0)[1] == 0
+    return text

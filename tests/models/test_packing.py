@@ -321,7 +321,7 @@ def test_a_corrupted_file_differs_from_its_card(file: Path, share: float, flip: 
     digest, content = sha256(file), bytearray(file.read_bytes())
     content[int(share * len(content))] ^= flip
     file.write_bytes(content)
-    refused(model, file, "SHA-256 differs from the model card's", expected_sha256=digest)
+    refused(model, file, "SHA-256 is not that of the model card or report", expected_sha256=digest)
 
 
 def test_the_digest_of_the_card_is_accepted(file: Path) -> None:

@@ -27,8 +27,10 @@ from torch import nn
 from empir_plugin import load_model, register_quantized
 from empir_plugin._files.tensor_files import sha256
 from empir_plugin.errors import CompatibilityError, EmpirError, InputError, WeightsError
+from empir_plugin.models import weight_files
+from empir_plugin.models.weight_files import checkpoint_sha256, load_checkpoint
 from empir_plugin.zoo import checkpoints, registry
-from empir_plugin.zoo.checkpoints import checkpoint_sha256, load_checkpoint, without_pickles
+from empir_plugin.zoo.checkpoints import without_pickles
 from empir_plugin.zoo.quantized.architectures import empir, network
 
 NAME = "cifarconv-w2a2"
@@ -294,7 +296,7 @@ def test_the_sha256_is_forgotten_when_the_weights_change(tmp_path: Path) -> None
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "x.pt")
-    monkeypatch.setattr(checkpoints, "load_weights", lambda model, path, ema: path.write_bytes(b"other"))
+    monkeypatch.setattr(weight_files, "load_weights", lambda model, path, ema: path.write_bytes(b"other"))
     with pytest.raises(WeightsError, match="changed while it was read"):
         load_checkpoint(model := nn.Linear(2, 2), tmp_path / "x.pt")
     assert checkpoint_sha256(model) is None

@@ -331,7 +331,7 @@ class Auditor:
         return torch.zeros_like(x) if found is None else found
 
 
-def _ignore(images: int) -> None:
+def _ignore(images: int, work: float, note: str) -> None:
     """No progress within a measurement."""
 
 

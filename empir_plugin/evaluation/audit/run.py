@@ -17,6 +17,7 @@ from empir_plugin.evaluation.audit.report import AuditReport, verdict_on
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
 from empir_plugin.evaluation.identity import code_sha256, data_table, model_table, now, versions
 from empir_plugin.evaluation.prepare import exact_float32, require_weights, unwrap
+from empir_plugin.evaluation.progress import OnProgress, Progress, progress_bars
 from empir_plugin.evaluation.shards import cut
 from empir_plugin.evaluation.summary import hidden_ensemble_flag
 
@@ -31,6 +32,7 @@ def audit(
     *,
     settings: Settings | None = None,
     name: str = "",
+    progress: bool | None = None,
     on_progress: OnMeasurement | None = None,
 ) -> AuditReport:
     """Look for signs of gradient masking, with many small attacks that should agree.
@@ -46,6 +48,7 @@ def audit(
         threat: The budget of the evaluation in question; finite.
         settings: Seed, batch size and device, as for an evaluation.
         name: Name of the model in the report; its class by default.
+        progress: Whether to show a bar; by default in a terminal or notebook, unless ``on_progress`` is given.
         on_progress: Called before every measurement.
 
     Raises:
@@ -66,9 +69,10 @@ def audit(
     evaluator = Evaluator.of(model, data, threat, settings)
     if math.isinf(threat.eps):
         raise InputError(f"an audit compares attacks under a budget, got {threat}: name a finite eps")
-    with exact_float32():
+    shown = None if on_progress is None else _measurements_to(on_progress)
+    with exact_float32(), progress_bars(progress, shown) as report:
         auditor = Auditor(_on_correct_images(evaluator))
-        measurements = auditor.measure(on_progress)
+        measurements = auditor.measure(None if report is None else _measurements_from(report))
         hidden = tuple(hidden_ensemble_flag(model, evaluator))
     findings = tuple(check(measurements) for check in CHECKS)
     return AuditReport(
@@ -82,6 +86,14 @@ def audit(
         verdict=verdict_on(findings),
         run=_run_table(settings),
     )
+
+
+def _measurements_to(on_progress: OnMeasurement) -> OnProgress:
+    return lambda progress: on_progress(progress.note, progress.done, progress.total)
+
+
+def _measurements_from(report: OnProgress) -> OnMeasurement:
+    return lambda name, done, total: report(Progress("audit", done, total, done, name))
 
 
 def _on_correct_images(evaluator: Evaluator) -> Evaluator:

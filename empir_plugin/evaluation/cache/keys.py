@@ -67,7 +67,7 @@ def common_key(subject: str, evaluator: Evaluator) -> Key:
     return {
         "subject": subject,
         "seed": settings.seed,
-        "shard_size": settings.shard_size,
+        "shard_size": settings.images_per_shard,
         "batch_size": settings.batch_size,
         "device": settings.device.type,
         "backward": evaluator.backend.backward,

@@ -157,8 +157,9 @@ def _of_times(measured: Latency) -> Iterator[str]:
             yield f"overhead.measured.{key} must be 1 or more, got {getattr(measured, key)}"
     if measured.execution != "sequential":
         yield f"overhead.measured.execution must be 'sequential', got {measured.execution!r}"
-    if not measured.device.startswith(("cpu: ", "cuda: ")):
-        yield f"overhead.measured.device must be such as 'cpu: x86_64', got {measured.device!r}"
+    kind, _, name = measured.device.partition(": ")
+    if kind not in ("cpu", "cuda") or name != (measured.processor.name if measured.processor else name):
+        yield f"overhead.measured.device must be 'cpu: ' and the processor's name, got {measured.device!r}"
     for index, row in enumerate(measured.backends):
         yield from _of_row(f"overhead.measured.backends[{index}]", row)
     rows = {(row.network, row.backend): row for row in measured.backends}

@@ -20,7 +20,7 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.models.integer.codes import NO_GRADIENT, Inexact, NotANumber, StaysFloat
 from empir_plugin.models.integer.fold import fold_norms_, random_state_kept
 from empir_plugin.models.integer.fuse import fuse
-from empir_plugin.models.integer.kernels import Kernel, float32_kernels, kernel_for
+from empir_plugin.models.integer.kernels import Kernel, Unfolded, float32_kernels, kernel_for
 from empir_plugin.models.integer.layers import IntegerLayer, integer_layer, use_kernels_
 from empir_plugin.models.integer.selftest import Agreement, agree, check_layer
 from empir_plugin.models.layers import QuantizedLayer, frozen_copy, quantized_layers
@@ -436,6 +436,8 @@ def _use_exact_kernel_(layer: QuantizedLayer, gradients: torch.dtype, *, int8: b
             use_kernels_(layer, alike, gradients)
             if layer.on_integers is None:
                 break
+            if isinstance(kernel, Unfolded):
+                rounding = rounding or f"float32 convolutions may round on {device.type}"
             return kernel.name, f"{rounding}: {kernel.name} instead" if rounding else ""
         rounding = str(alike) if kernel in in_float32 and isinstance(alike, Inexact) else rounding
     if layer.inexact_reason or (device.type == "cpu" and not rounding):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from empir_cli.console import ProgressBar, console, table
+from empir_cli.drawings import EPS_CURVE, PICTURES, adversarial_images, draw_pictures, report_curve
 from empir_cli.group import CommandError
 from empir_cli.model_options import ModelArguments, model_arguments
 from empir_cli.names import complete_attacks, complete_protocols
@@ -51,9 +52,8 @@ if TYPE_CHECKING:
 @click.option(
     "--shard-size",
     type=int,
-    default=500,
-    show_default=True,
-    help="Images per shard: the most an interrupted run has to repeat, and what AutoAttack attacks at once.",
+    help="Images per shard: the most an interrupted run has to repeat, and what AutoAttack attacks at once.  "
+    "[50 on a CPU, 500 on a GPU]",
 )
 @click.option(
     "--store", type=click.Path(path_type=Path), help="Folder for finished shards; an interrupted run resumes there."
@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write the adversarial images to this file (safetensors); needs --store.",
 )
+@EPS_CURVE
+@PICTURES
 @THREADS
 @click.option(
     "--out", "record", type=click.Path(path_type=Path), help="Write the run record here.  [runs/MODEL-TIME.json]"
@@ -91,12 +93,14 @@ def evaluate(
     data_dir: Path | None,
     device: str,
     seed: int,
-    shard_size: int,
+    shard_size: int | None,
     store: Path | None,
     cascade: bool,
     no_int8: bool,
     gradients: str,
     images: Path | None,
+    eps_curve: str | None,
+    pictures: int | None,
     threads: int | None,
     record: Path | None,
     as_json: bool,
@@ -114,6 +118,11 @@ def evaluate(
     model's own weights first, and where one is missing or inexact, float32 is used, and the record gives the reason.
     --no-int8 turns the kernels off.
 
+    With --eps-curve, every attack runs at each radius, and an image it has broken is not attacked again at a larger
+    one. The record holds the records of all radii. With matplotlib (the extra `plots`), robust accuracy over eps and a
+    histogram of the smallest eps that breaks an image are written beside it, as SVG and PNG. The radius of --threat is
+    not used, and there is no --store.
+
     With --threat corruptions, no attack is run: the images are those of CIFAR-10-C (or CIFAR-100-C), which must be in
     --data-dir beside the clean ones, and the result is RobustBench's mean over 15 corruptions at 5 severities. With
     --make-corruptions they are made from the clean images; their numbers cannot be compared with the leaderboard's.
@@ -123,8 +132,10 @@ def evaluate(
     from empir_plugin.attacks.threat import Threat
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.corruptions import evaluate_corruptions
+    from empir_plugin.evaluation.curve import evaluate_curve, parse_radii
     from empir_plugin.evaluation.distributed import torchrun_team
     from empir_plugin.evaluation.evaluator import Settings
+    from empir_plugin.evaluation.named_attacks import attack_specs
     from empir_plugin.evaluation.prepare import parse_device, require_weights
     from empir_plugin.evaluation.protocols import parse_protocol
     from empir_plugin.evaluation.run import evaluate as run_evaluation
@@ -147,9 +158,15 @@ def evaluate(
     dataset = evaluated.dataset
     wanted = n_examples if n_examples is not None or data_dir is not None else _QUICK
     run: Callable[..., Record]
+    given = {"--images": images is not None, "--pictures": pictures is not None, "--store": store is not None}
+    if eps_curve is not None:
+        _refuse("--eps-curve has results of its own", {**given, "--cascade": cascade, "--json": as_json})
     if threat is not None and threat.lower() == "corruptions":
-        _refuse_without_attacks(protocol, chosen, images, cascade)
+        unused = {"--protocol": protocol != "default", "--attack": bool(chosen), **given, "--cascade": cascade}
+        unused = {**unused, "--eps-curve": eps_curve is not None}
+        _refuse("--threat corruptions runs no attack", {**unused, "--store": False})
         corrupted = _load_corruptions(dataset, data_dir, wanted, make_corruptions, seed)
+        data = corrupted.clean
         network = evaluated.load("corruptions")
         require_weights(network, evaluated.name)
         run = partial(evaluate_corruptions, network, corrupted)
@@ -160,24 +177,29 @@ def evaluate(
         data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
         network = evaluated.load(str(budget.norm))
         require_weights(network, evaluated.name)
-        run = partial(run_evaluation, network, data, budget, chosen or None, protocol=plan, images=images)
-    with torchrun_team() as team, ProgressBar() as progress:
-        about = {"name": evaluated.name, "settings": settings, "store": store}
-        result = run(**about, team=team, on_progress=progress.update)
-    if team.is_leader:
-        result.write(target)
-        click.echo(result.to_json(), nl=False) if as_json else _print_report(result, target)
+        attacks = attack_specs(chosen, network, plan, dataset) or None
+        if eps_curve is not None:
+            about: dict[str, Any] = {"name": evaluated.name, "settings": settings, "protocol": plan}
+            with ProgressBar() as progress:
+                about["on_progress"] = progress.show
+                curve = evaluate_curve(network, data, budget.norm, parse_radii(eps_curve), attacks, **about)
+            report_curve(curve, target)
+            return
+        run = partial(run_evaluation, network, data, budget, attacks, protocol=plan)
+    with adversarial_images(pictures is not None, store, images) as (folder, file):
+        with torchrun_team() as team, ProgressBar() as progress:
+            shared: dict[str, Any] = {"name": evaluated.name, "settings": settings, "store": folder}
+            files: dict[str, Any] = {} if file is None else {"images": file}
+            result = run(**shared, **files, team=team, on_progress=progress.show)
+        if team.is_leader:
+            result.write(target)
+            click.echo(result.to_json(), nl=False) if as_json else _print_report(result, target)
+            draw_pictures(network, data, result, file, pictures or 0, target)
 
 
-def _refuse_without_attacks(protocol: str, chosen: tuple[str, ...], images: Path | None, cascade: bool) -> None:
-    given = {
-        "--protocol": protocol != "default",
-        "--attack": bool(chosen),
-        "--images": images is not None,
-        "--cascade": cascade,
-    }
+def _refuse(reason: str, given: Mapping[str, bool]) -> None:
     if names := [name for name, is_given in given.items() if is_given]:
-        raise CommandError(f"--threat corruptions runs no attack, got {', '.join(names)}: leave that out")
+        raise CommandError(f"{reason}, got {', '.join(names)}: leave that out")
 
 
 def _load_corruptions(

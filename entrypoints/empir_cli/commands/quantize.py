@@ -142,6 +142,7 @@ def quantize(
             resume=resume,
             on_conversion=None if as_json else _print_conversion,
             on_step=progress.show_step,
+            on_progress=progress.show,
         )
     if as_json:
         click.echo((folder / f"{plan.member.name}.json").read_text("utf-8"), nl=False)

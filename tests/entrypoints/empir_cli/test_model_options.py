@@ -236,7 +236,7 @@ def test_weights_that_were_changed_are_refused(folder: Path, tmp_path: Path) -> 
     for name in ("tiny-fp.json", "tiny-fp.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "tiny-fp.safetensors").write_bytes((folder / "tiny-w2a4.safetensors").read_bytes())
-    assert "SHA-256 differs" in _error(tmp_path, str(tmp_path / "tiny-fp.json"))
+    assert "its SHA-256 is not that of the model card or report" in _error(tmp_path, str(tmp_path / "tiny-fp.json"))
 
 
 def test_a_folder_of_several_networks_asks_for_one(folder: Path, tmp_path: Path) -> None:

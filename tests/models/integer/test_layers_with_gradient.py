@@ -434,6 +434,16 @@ def test_exact_float32_kernels_need_no_word() -> None:
     assert backend.reason == "int8 kernels are turned off"
 
 
+def test_a_device_whose_convolutions_may_round_does_not_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "float32_kernels", lambda device: (Unfolded(),))
+    _, backend = run_on_integers(prepare(rectified(), CPU), images(), int8=False)
+    assert backend.reason == (
+        "int8 kernels are turned off; float32 convolutions may round on cpu: float32, unfolded instead"
+    )
+    _, backend = run_on_integers(prepare(rectified(), CPU), images())
+    assert (backend.name, backend.reason) == ("int8 (int_mm)", "")
+
+
 def test_on_a_gpu_no_convolution_sums_integers_in_float32() -> None:
     on_gpu = torch.device("cuda")
     assert [kernel.name for kernel in (kernel_for(on_gpu), *float32_kernels(on_gpu))] == ["int_mm", "float32, unfolded"]

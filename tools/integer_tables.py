@@ -1,0 +1,60 @@
+"""Tables of docs/benchmarks.md on execution on integers: verdicts that differ, and this build against an older one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from markdown_tables import markdown_table
+from run_records import read_run, read_times
+
+from empir_plugin.evaluation.comparison import CLEAN, Change, compare, ranges
+
+DEFINED = ("empir-cifar", "empir-cifar-at", "empir-mnist", "empir-mnist-at")
+ROUNDED = ("empir-cifar", "empir-cifar-at")
+
+
+def definition_table() -> str:
+    """Verdicts under standard AutoAttack before and after integers became the definition, on the first 500 images."""
+    head = "model", "correct", "AutoAttack before", "and after", "images broken only after", "only before"
+    rows = []
+    for model in DEFINED:
+        found = compare(read_run(f"{model}-500"), read_run(f"integers/{model}"))
+        (attack,) = (change for change in found.changes if change.name == "AutoAttack")
+        (clean,) = (change for change in found.changes if change.name == CLEAN)
+        changed = "the same" if not (clean.lost or clean.gained) else _images(clean.lost + clean.gained)
+        rows.append((model, changed, *_accuracies(attack), _images(attack.lost), _images(attack.gained)))
+    return markdown_table(head, rows, "llrr")
+
+
+def gradients_table() -> str:
+    """Robust accuracy with gradients in float32 and in bf16."""
+    head = "model", "images", "attack", "float32", "bf16", "broken only with bf16", "only with float32", "p-value"
+    return markdown_table(head, [row for model in ROUNDED for row in _rounded(model)], "lrlrr")
+
+
+def _rounded(model: str) -> Iterator[tuple[str, ...]]:
+    before, after = read_run(f"integers/{model}-float32"), read_run(f"integers/{model}-bf16")
+    for change in compare(before, after).changes:
+        if change.name != CLEAN:
+            counts = str(len(change.lost)), str(len(change.gained)), f"{change.p_value:.2g}"
+            yield model, f"{before.data['n']:,}", change.name, *_accuracies(change), *counts
+
+
+def _accuracies(change: Change) -> tuple[str, str]:
+    table = change.to_table()
+    return f"{table['before']:.2f} %", f"{table['after']:.2f} %"
+
+
+def _images(numbers: tuple[int, ...]) -> str:
+    return f"{len(numbers)} (image {ranges(numbers)})" if numbers else "0"
+
+
+def builds_table() -> str:
+    """``benchmarks/builds.py``: this build relative to an older one."""
+    record = read_times("builds")
+    rows = []
+    for name, ratio in record["ratios"].items():
+        target = record["targets"].get(name)
+        limit = "" if target is None else f"at most {target['at_most']} ({'met' if target['met'] else 'missed'})"
+        rows.append((name, f"**{ratio:.2f}**", limit))
+    return markdown_table(("work", "relative to the older build", "target"), rows, "lr")
