@@ -141,11 +141,12 @@ def _prepare_before(ensemble: Any) -> Any:
 def autoattack(root: Path, model: str, n_images: int) -> dict[str, Any]:
     """Standard AutoAttack by the command line of a build: processor seconds, peak memory, robust accuracy."""
     with TemporaryDirectory() as folder:
-        record = Path(folder) / "record.json"
         command = [sys.executable, "-c", "from empir_cli import main; main()", "evaluate", model]
-        command += ["--protocol", "standard", "--n-examples", str(n_images), "--threads", "1", "--record", str(record)]
-        process = subprocess.Popen(command, cwd=folder, env=_environment(root), stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
+        command += ["--protocol", "standard", "--n-examples", str(n_images), "--threads", "1", "--json"]
+        record = Path(folder) / "record.json"
+        with record.open("w") as out:
+            process = subprocess.Popen(command, cwd=folder, env=_environment(root), stdout=out)
+            _, status, used = os.wait4(process.pid, 0)
         if status:
             raise click.ClickException(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)} in {root}")
         found = json.loads(record.read_text())

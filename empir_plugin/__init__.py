@@ -4,6 +4,9 @@ Importing this package makes RobustBench importable, and registers the models wi
 ``load_model`` finds them. Import it before ``robustbench``.
 """
 
+from importlib.metadata import PackageNotFoundError as _NotInstalled
+from importlib.metadata import version as _version
+
 from empir_plugin import _compat
 from empir_plugin.attacks.registry import load_attack
 from empir_plugin.attacks.threat import Threat
@@ -59,6 +62,11 @@ __all__ = [
     "register_quantized",
     "to_integer",
 ]
+
+try:
+    __version__ = _version("empir-plugin")
+except _NotInstalled:  # imported from a folder of sources that is not installed
+    __version__ = "0+unknown"
 
 _compat.install()
 registry.register()

@@ -35,7 +35,8 @@ def discover(
         ['gcd']
     """
     found: dict[str, T] = {}
-    for point in sorted(points, key=_ours_first):
+    names = _DistributionNames()
+    for point in sorted(points, key=names.ours_first):
         problem, value = _problem_of_name(kind, point.name, found), None
         if not problem:
             value, problem = _load(point, accept, wanted)
@@ -47,6 +48,19 @@ def discover(
     return MappingProxyType(found)
 
 
+class _DistributionNames:
+    """The names of distributions, each read once: reading one parses the distribution's metadata."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+
+    def ours_first(self, point: EntryPoint) -> tuple[bool, str]:
+        """A key to sort entry points by."""
+        name = self._names.setdefault(id(point.dist), "") or _distribution(point)
+        self._names[id(point.dist)] = name
+        return name != "empir-plugin", name
+
+
 def _problem_of_name(kind: str, name: str, found: Collection[str]) -> str:
     """What is wrong with a name; empty if nothing is."""
     if name in found:
@@ -56,10 +70,6 @@ def _problem_of_name(kind: str, name: str, found: Collection[str]) -> str:
     except InputError as error:
         return str(error)
     return ""
-
-
-def _ours_first(point: EntryPoint) -> tuple[bool, str]:
-    return _distribution(point) != "empir-plugin", _distribution(point)
 
 
 def _distribution(point: EntryPoint) -> str:

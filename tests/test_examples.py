@@ -36,7 +36,7 @@ class Passed:
 out, example = map(Path, sys.argv[1:])
 results = {
     "list": empir("list"),
-    "evaluate": empir("evaluate", "blurred-cifarconv", "--n-examples", "4", "--record", str(out / "record.json")),
+    "evaluate": empir("evaluate", "blurred-cifarconv", "--n-examples", "4", "--out", str(out / "record.json")),
 }
 from empir_plugin import load_attack
 from robustbench.utils import load_model
@@ -83,7 +83,7 @@ def test_empir_list_shows_the_model(results: dict[str, Any]) -> None:
     assert results["list"]["code"] == 0
     (row,) = (line for line in results["list"]["output"].splitlines() if "blurred-cifarconv" in line)
     assert "cifar10" in row
-    assert "another package's" in row
+    assert "of empir-example-blurred" in row
     assert "empir-cifar" in results["list"]["output"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ def test_public_names() -> None:
     names = {name for name in vars(empir_plugin) if not name.startswith("_")}
     submodules = {name for name in names if f"empir_plugin.{name}" in sys.modules} - PUBLIC
     assert names - submodules - {"registry"} == PUBLIC
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert empir_plugin.__version__ == version("empir-plugin")
 
 
 @pytest.mark.slow

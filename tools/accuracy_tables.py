@@ -8,10 +8,9 @@ from types import MappingProxyType
 from markdown_tables import markdown_table
 from run_records import accuracy_under, read_full_run, read_run
 
+from empir_cli.names import model_rows
 from empir_plugin.evaluation.record import Record
 from empir_plugin.zoo.card import cards
-from empir_plugin.zoo.registry import builders
-from empir_plugin.zoo.show import rows
 
 HEADLINE = (
     "cifarconv-fp-500",
@@ -58,7 +57,7 @@ def models_table() -> str:
 
 def _rows() -> list[tuple[str, ...]]:
     has_weights = {name for name, card in cards().items() if card.has_weights}
-    return list(rows({name: builder for name, builder in builders().items() if name in has_weights}))
+    return [row.cells() for row in model_rows() if row.name in has_weights]
 
 
 PUBLISHED = {"CW": 48.51, "FGSM": 20.45, "BIM": 24.59, "PGD": 13.55}

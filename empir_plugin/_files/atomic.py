@@ -28,7 +28,7 @@ def check_output_file(name: str, path: Path) -> None:
         InputError: If the path is a folder, or its parent is a file or read-only.
 
     Example:
-        >>> check_output_file("--record", Path("runs", "mine.json"))
+        >>> check_output_file("--out", Path("runs", "mine.json"))
     """
     if path.is_dir():
         raise InputError(f"{name} must be a file, got the folder {path}: name a file in it")

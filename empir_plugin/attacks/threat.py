@@ -127,7 +127,7 @@ _NORMS: Mapping[str, Norm] = MappingProxyType({"Linf": Linf(), "L2": L2()})
 
 
 def parse_norm(text: str) -> Norm:
-    """Read ``"Linf"`` or ``"L2"``.
+    """Read ``"Linf"`` or ``"L2"``, in upper or lower case.
 
     Raises:
         InputError: If the text names another norm.
@@ -136,9 +136,10 @@ def parse_norm(text: str) -> Norm:
         >>> parse_norm("L2")
         L2()
     """
-    if text not in _NORMS:
+    norm = next((norm for name, norm in _NORMS.items() if name.lower() == text.lower()), None)
+    if norm is None:
         raise InputError(f"a norm is one of {', '.join(_NORMS)}, got {text!r}")
-    return _NORMS[text]
+    return norm
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,23 @@ def parse_device(text: str) -> torch.device:
     return device
 
 
+def check_model(model: object) -> None:
+    """Check that a model is a module, and not its name.
+
+    Raises:
+        InputError: If it is anything else.
+
+    Example:
+        >>> check_model("toy")
+        Traceback (most recent call last):
+        empir_plugin.errors.InputError: a model must be a torch.nn.Module, got 'toy': pass load_model('toy')
+    """
+    if isinstance(model, str):
+        raise InputError(f"a model must be a torch.nn.Module, got {model!r}: pass load_model({model!r})")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one")
+
+
 def require_weights(model: nn.Module, name: str) -> None:
     """Refuse a model whose weights were not loaded.
 
@@ -65,8 +82,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
         >>> prepare(nn.Conv2d(3, 8, 3), torch.device("cpu")).weight.requires_grad
         False
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one")
+    check_model(model)
     subject = frozen_copy(model)
     bake_(subject)
     fold_norms_(subject)

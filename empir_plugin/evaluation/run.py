@@ -10,15 +10,16 @@ from pathlib import Path
 from torch import nn
 
 from empir_plugin.attacks.threat import Threat
-from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
+from empir_plugin.evaluation.arguments import Images, as_attacks, as_image_set, as_threat, preprocess
 from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.cache.keys import attack_key, common_key, subject_key
 from empir_plugin.evaluation.cache.store import Cache, open_cache
 from empir_plugin.evaluation.distributed import Round, Team, device_of_rank
 from empir_plugin.evaluation.evaluator import Evaluator, Settings
+from empir_plugin.evaluation.named_attacks import NamedAttack
 from empir_plugin.evaluation.outcome import Outcome, needed_bytes, worst_images, write_images
-from empir_plugin.evaluation.prepare import exact_float32, require_weights, unwrap
+from empir_plugin.evaluation.prepare import check_model, exact_float32, require_weights, unwrap
 from empir_plugin.evaluation.progress import OnProgress, progress_bars
 from empir_plugin.evaluation.protocols import Protocol, default
 from empir_plugin.evaluation.record import Record
@@ -28,10 +29,11 @@ from empir_plugin.evaluation.summary import make_record
 
 def evaluate(
     model: nn.Module,
-    data: ImageSet,
-    threat: Threat,
-    attacks: Sequence[AttackSpec] | None = None,
+    data: Images,
+    threat: Threat | str,
+    attacks: NamedAttack | Sequence[NamedAttack] | None = None,
     *,
+    preprocessing: nn.Module | None = None,
     protocol: Protocol = default,
     name: str = "",
     settings: Settings | None = None,
@@ -49,9 +51,12 @@ def evaluate(
 
     Args:
         model: From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``.
-        data: Images and true labels.
-        threat: The budget.
-        attacks: Instead of the protocol's.
+        data: Images and true labels: an image set, a pair of tensors, or a ``DataLoader`` that does not shuffle; see
+            :func:`~empir_plugin.evaluation.arguments.as_image_set`.
+        threat: The budget, also as text.
+        attacks: Instead of the protocol's: names such as ``"pgd"``, attacks, or their specifications.
+        preprocessing: From images in [0, 1] to what the model takes, such as ``torchvision.transforms.Normalize``, for
+            a model that does not normalise images itself.
         protocol: Which attacks to run, and what their numbers mean.
         name: Name of the model in the record; its class by default.
         settings: How to run.
@@ -69,22 +74,25 @@ def evaluate(
 
     Example:
         >>> from empir_plugin import load_images, load_model
-        >>> from empir_plugin.attacks import fgsm
-        >>> data, attacks = load_images("cifar10").first(4), [AttackSpec("FGSM", fgsm())]
-        >>> record = evaluate(load_model("cifarconv-w2a2"), data, Threat.parse("Linf:8/255"), attacks)
+        >>> record = evaluate(load_model("cifarconv-w2a2"), load_images("cifar10").first(4), "Linf:8/255", ["fgsm"])
         >>> [attack.name for attack in record.attacks]
         ['FGSM']
     """
     settings, team, name = settings or Settings(), team or Team(), name or type(model).__name__
     if team.size > 1:
         settings = replace(settings, device=device_of_rank(settings.device))
+    check_model(model)
     require_weights(model, name)
     model = unwrap(model)
+    if preprocessing is not None:
+        model = preprocess(model, preprocessing)
+    threat, data = as_threat(threat), as_image_set(data, model)
     evaluator = Evaluator.of(model, data, threat, settings)
-    chosen = protocol.attacks(model, data.name) if attacks is None else attacks
+    given = as_attacks(attacks, model, protocol, data.name)
+    chosen = protocol.attacks(model, data.name) if given is None else given
     about = data.num_classes, data.images.shape[1:], threat
     defined = [spec for spec in chosen if spec.is_defined_on(*about)]
-    if attacks is not None or not defined:
+    if given is not None or not defined:
         defined = list(chosen)  # The first that is not defined raises.
     specs = tuple(spec.with_batch_size(settings.batch_size).for_data(*about) for spec in defined)
     evaluator = replace(evaluator, settings=with_shard_size(settings, specs))
@@ -101,7 +109,7 @@ def evaluate(
                 name,
                 evaluator,
                 specs,
-                protocol if attacks is None else None,
+                protocol if given is None else None,
                 outcomes,
                 backends=backends,
                 gradients=gradients,

@@ -72,6 +72,7 @@ def make_record(
             *_batch_flag(outcomes[CLEAN], evaluator.settings.images_per_shard),
             *hidden_ensemble_flag(model, evaluator),
             *_undefined_flag(left_out, data),
+            *chance_flag(clean, data.num_classes),
         ),
     )
 
@@ -198,6 +199,29 @@ def _undefined_flag(left_out: Sequence[str], data: ImageSet) -> Iterator[str]:
         yield (
             f"without attacks of the protocol that are not defined on {data.num_classes} classes and images of {shape} "
             f"under this threat: {', '.join(left_out)}"
+        )
+
+
+_FEW = 20
+"""Images below which an accuracy says nothing about chance."""
+
+
+def chance_flag(clean: str, num_classes: int) -> Iterator[str]:
+    """A flag if a model classifies images little better than chance: it may be given other images than in training.
+
+    Args:
+        clean: One character per clean image, 1 if it is classified correctly.
+        num_classes: K.
+
+    Example:
+        >>> next(chance_flag("10" + "0" * 38, 10))[:46]
+        'the clean accuracy, 2.5 %, is near that of cha'
+    """
+    share, chance = clean.count("1") / len(clean), 1 / num_classes
+    if len(clean) >= _FEW and share <= min(1.5 * chance, (1 + chance) / 2):
+        yield (
+            f"the clean accuracy, {100 * share:.3g} %, is near that of chance, {100 * chance:.3g} %: if the network "
+            "needs normalised images, pass preprocessing= (--mean and --std)"
         )
 
 

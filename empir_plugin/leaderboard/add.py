@@ -83,7 +83,7 @@ class Files:
     Args:
         records: Run records.
         audit: An audit for gradient masking.
-        overhead: Overhead of the model, as ``empir overhead --json`` writes it.
+        overhead: Overhead of the model, as ``empir overhead --out`` writes it.
         paper: Facts about a model that this package does not know (TOML).
     """
 

@@ -21,7 +21,7 @@ from empir_plugin.evaluation.record import Record
 from empir_plugin.leaderboard.papers import Facts, facts_of, read_facts
 
 OVERHEAD = JsonKind("an overhead", InputError)
-"""Overhead files, as ``empir overhead --json`` writes them."""
+"""Overhead files, as ``empir overhead --out`` writes them."""
 
 _SOURCES = JsonKind("the sources of an entry", InputError)
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f]")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from empir_plugin.attacks.batch import Attack
-from empir_plugin.attacks.registry import load_attack
 from empir_plugin.attacks.threat import Threat, parse_norm
 from empir_plugin.data.image_set import ImageSet, load_images
 from empir_plugin.errors import InputError
@@ -22,11 +19,12 @@ from empir_plugin.evaluation.attack_spec import AttackSpec
 from empir_plugin.evaluation.comparison import ranges
 from empir_plugin.evaluation.evaluator import Settings
 from empir_plugin.evaluation.identity import describe
+from empir_plugin.evaluation.named_attacks import NamedAttack, attack_specs, name_of
 from empir_plugin.evaluation.prepare import parse_device, require_weights
-from empir_plugin.evaluation.protocols import Protocol, default_plan, parse_protocol
+from empir_plugin.evaluation.protocols import Protocol, parse_protocol
 from empir_plugin.evaluation.record import Record
-from empir_plugin.zoo.registry import load_model
-from empir_plugin.zoo.show import dataset_of, default_threat
+from empir_plugin.zoo.find import ModelSource, find_model, threat_of
+from empir_plugin.zoo.spec import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -117,34 +115,6 @@ def _broken(clean: str, robust: str) -> list[int]:
     return [i for i, (before, after) in enumerate(zip(clean, robust, strict=True)) if before == "1" and after == "0"]
 
 
-_STRONG = "PGD-100"
-"""Prefix of the default protocol's PGD attacks: on the model's output and, for an ensemble, on all members."""
-
-
-def named_attacks(name: str, model: nn.Module) -> tuple[AttackSpec, ...]:
-    """The attacks that a name stands for.
-
-    ``pgd`` is the PGD of the default protocol: 100 steps of size eps / 4, and for an ensemble also on the mean
-    probability of all members. Any other name is the registered attack with its default settings.
-
-    Args:
-        name: As :func:`empir_plugin.attacks.registry.load_attack` takes it.
-        model: The model to attack.
-
-    Raises:
-        InputError: If no attack has that name, or it needs settings.
-
-    Example:
-        >>> [spec.attack.steps for spec in named_attacks("pgd", nn.Flatten())]
-        [100]
-    """
-    attack = load_attack(name)
-    if name.lower() != "pgd":
-        return (AttackSpec(name, attack),)
-    strong = [spec for spec in default_plan(model, "") if spec.name.startswith(_STRONG)]
-    return tuple(replace(spec, name=spec.name.replace(_STRONG, name)) for spec in strong)
-
-
 _QUICK = 100
 """Number of images of the bundled sample, the default of ``empir evaluate``."""
 
@@ -154,7 +124,7 @@ class Case:
     """What to evaluate; empty text and None stand for the default.
 
     Args:
-        model: Name of a model, as in :func:`empir_plugin.load_model`; empty for a model object of your own.
+        model: What names a model, see :func:`empir_plugin.zoo.find.find_model`; empty for a model object of your own.
         dataset: Name of the data set; by default the one on the named model's card.
         threat: Norm, by default ``"Linf"``, or norm and radius, such as ``"Linf:8/255"``.
         eps: Radius in units of the image, as a number or as text such as ``"8/255"``; by default the protocol's, or the
@@ -187,7 +157,7 @@ class Case:
     dataset: str = ""
     threat: str = ""
     eps: str | float = ""
-    attack: tuple[str | AttackSpec | Attack, ...] = ()
+    attack: tuple[NamedAttack, ...] = ()
     protocol: str = ""
     n_examples: int | None = None
     data: Path | str | None = None
@@ -240,7 +210,7 @@ class Case:
             return _threat(self.threat or "Linf", self.eps)
         threat = self.plan.threat(self._dataset)
         if threat is None and self.model:
-            threat = Threat.parse(default_threat(self.model, self._dataset))
+            threat = threat_of(self.source)
         if threat is None or self.threat not in ("", str(threat.norm)):
             whose = f"there is no default under {self.threat}" if self.threat else "a model of your own has no default"
             raise InputError(f"an evaluation needs a radius, {whose}: pass eps, such as '8/255' (--rb-eps)")
@@ -248,7 +218,13 @@ class Case:
 
     @property
     def _dataset(self) -> str:
-        return self.dataset or (dataset_of(self.model) if self.model else "")
+        return self.dataset or (self.source.dataset if self.model else "")
+
+    @property
+    def source(self) -> ModelSource:
+        """The model it names, before it is loaded."""
+        checkpoint = None if self.checkpoint is None else Path(self.checkpoint)
+        return find_model(self.model, ModelOptions(checkpoint, self.ema, self.dataset))
 
     def load_model(self) -> nn.Module:
         """The named model, with its weights.
@@ -263,10 +239,7 @@ class Case:
                 "name one with --rb-model or model='...', or define a fixture rb_model that returns a torch.nn.Module"
             )
             raise InputError(f"an evaluation needs a model, got none: {hint}")
-        norm, checkpoint = str(self.budget.norm), self.checkpoint or ""
-        model = load_model(
-            self.model, dataset=self._dataset, threat_model=norm, custom_checkpoint=checkpoint, ema=self.ema
-        )
+        model = self.source.load(str(self.budget.norm))
         require_weights(model, self.model)
         return model
 
@@ -289,7 +262,7 @@ class Case:
         Raises:
             InputError: If an attack is not known.
         """
-        return _number_duplicates([spec for attack in self.attack for spec in _specs(attack, model)]) or None
+        return attack_specs(self.attack, model) or None
 
     def images_file(self, name: str, fingerprints: str) -> Path | None:
         """The file for the adversarial images, one for each evaluation; None without ``adv_out``.
@@ -325,35 +298,3 @@ def _threat(norm: str, eps: str | float) -> Threat:
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise InputError(f"eps must be a number or text such as '8/255', got {eps!r}")
     return Threat(parse_norm(norm), float(eps))
-
-
-def _specs(attack: str | AttackSpec | Attack, model: nn.Module) -> Sequence[AttackSpec]:
-    if isinstance(attack, str):
-        return named_attacks(attack, model)
-    return [attack if isinstance(attack, AttackSpec) else AttackSpec(name_of(attack), attack)]
-
-
-def _number_duplicates(specs: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
-    """The same attacks, with a number behind every repeated name."""
-    seen: Counter[str] = Counter()
-    numbered: list[AttackSpec] = []
-    for spec in specs:
-        seen[spec.name] += 1
-        number = seen[spec.name]
-        numbered.append(spec if number == 1 else replace(spec, name=f"{spec.name} {number}"))
-    return tuple(numbered)
-
-
-def name_of(attack: str | AttackSpec | Attack) -> str:
-    """The name of an attack in tables.
-
-    Example:
-        >>> from empir_plugin.attacks import fgsm
-        >>> name_of("pgd"), name_of(fgsm())
-        ('pgd', 'GradientAttack')
-    """
-    if isinstance(attack, str):
-        return attack
-    if isinstance(attack, AttackSpec):
-        return attack.name
-    return getattr(attack, "__name__", type(attack).__name__)

@@ -12,9 +12,10 @@ from torch import nn
 from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError
 from empir_plugin.evaluation.identity import model_fingerprint, now, settings_fingerprint
+from empir_plugin.evaluation.named_attacks import named_attacks
 from empir_plugin.evaluation.record import Record, merge_compatible, merge_records, parse_record
 from empir_plugin.evaluation.run import evaluate
-from empir_plugin.suite.case import Case, named_attacks
+from empir_plugin.suite.case import Case
 
 
 @dataclass
@@ -42,6 +43,7 @@ class EvaluationSession:
     """
 
     _model: _LastLoaded = field(default_factory=_LastLoaded)
+    _loaded_state: tuple[Any, Hashable] = (None, None)
     _data: _LastLoaded = field(default_factory=_LastLoaded)
     _finished: dict[Hashable, Record] = field(default_factory=dict)
     _finished_on: tuple[Any, Any] = (None, None)
@@ -49,7 +51,10 @@ class EvaluationSession:
     def model(self, case: Case) -> nn.Module:
         """The model that a case names; see :meth:`Case.load_model`."""
         key = case.model, case.dataset, str(case.budget.norm), str(case.checkpoint), case.ema
-        return self._model.get(key, case.load_model)
+        model = self._model.get(key, case.load_model)
+        if model is not self._loaded_state[0]:
+            self._loaded_state = model, _model_state(model)
+        return model
 
     def data(self, case: Case) -> ImageSet:
         """The images of a case; see :meth:`Case.load_data`."""
@@ -74,9 +79,12 @@ class EvaluationSession:
             data: Images and true labels.
 
         Raises:
-            InputError: If the case names something that does not exist, or has an invalid value.
+            InputError: If the case names something that does not exist, or has an invalid value, or it names a model
+                and this is another one.
             EvaluationError: If the evaluation cannot be trusted or cannot continue.
         """
+        if case.model:
+            self._check_is_named(case.model, model)
         if len(case.attack) < 1 or case.store is not None or not all(isinstance(each, str) for each in case.attack):
             return _evaluate(case, model, data)
         if self._finished_on[0] is not model or self._finished_on[1] is not data:
@@ -86,6 +94,20 @@ class EvaluationSession:
         return merge_records(
             [self._record_once(replace(case, attack=(name,)), model, data, state) for name in case.attack]
         )
+
+    def _check_is_named(self, name: str, model: nn.Module) -> None:
+        """Refuse to write a record in the name of a model about another one, such as that of a fixture."""
+        loaded, state = self._loaded_state
+        if model is not loaded:
+            raise InputError(
+                f"the test names the model {name!r}, and its fixture rb_model returns another one, a "
+                f"{type(model).__name__}: leave model= out of the marker (--rb-model), or remove the fixture"
+            )
+        if isinstance(state, tuple) and _model_state(model) != state:
+            raise InputError(
+                f"the test names the model {name!r}, whose {type(model).__name__} a fixture or an earlier test has "
+                "changed in place: change a copy.deepcopy() of it, in a fixture rb_model of a test that names no model"
+            )
 
     def _record_once(self, case: Case, model: nn.Module, data: ImageSet, state: Hashable) -> Record:
         key = state, case.model, case.attack, str(case.budget), case.seed, case.batch_size, case.device

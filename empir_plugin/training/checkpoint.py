@@ -19,12 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from empir_plugin._files.atomic import replacing
-from empir_plugin._files.strict_json import JsonKind
 from empir_plugin._files.tensor_files import checksum, parse_json, read_metadata, read_tensors, write_tensors
 from empir_plugin.errors import WeightsError
-
-REPORT = JsonKind("a training report", WeightsError)
-"""The report of a finished training run, written next to the weights."""
 
 STEMS = (".checkpoint", ".checkpoint.previous")
 """What the stems of a run's two checkpoints have behind the run's name."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,11 @@ from empir_plugin.models.convert.report import ConversionReport, report_as_built
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.packing import load_packed, load_strictly, packed_names
-from empir_plugin.models.quantize import Precision
 from empir_plugin.models.weight_files import holds_codes, load_weights
-from empir_plugin.training.checkpoint import REPORT
 from empir_plugin.training.recipe import Recipe
 from empir_plugin.training.schedules import MemberRecipe, report_settings
-from empir_plugin.zoo.quantized.architectures import network
-from empir_plugin.zoo.quantized.build import settings_for
+from empir_plugin.zoo.definition import REPORT, NetworkDefinition
+from empir_plugin.zoo.quantized.build import Channels
 
 
 def load_pretrained(model: nn.Module, path: Path, *, ema: bool | None = None) -> None:
@@ -102,7 +101,7 @@ def initial_network(
         if architecture in ARCHITECTURES:
             model = _release_network(architecture, member, training.num_classes)
         else:
-            model = _build_full_precision(architecture, training)
+            model = full_precision_definition(architecture, training).full_precision()
         if start is not None:
             load_strictly(model, _without_ranges(start), Path(member.start))
         if architecture not in ARCHITECTURES and not member.precision.is_full:
@@ -110,24 +109,51 @@ def initial_network(
     return model
 
 
-def full_precision_network(architecture: str, member: MemberRecipe, training: ImageSet) -> nn.Module:
+def full_precision_definition(
+    architecture: str,
+    training: ImageSet,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+) -> NetworkDefinition:
+    """How a network for some images is built in full precision; see the definition for the arguments.
+
+    Example:
+        >>> full_precision_definition("WideResNet-10-1", load_images("cifar10", n_examples=1)).image_shape
+        (3, 32, 32)
+    """
+    about = architecture, training.name, training.num_classes, tuple(training.images.shape[1:])
+    return NetworkDefinition(*about, settings=settings or {}, mean=mean, std=std)
+
+
+def quantized_definition(
+    definition: NetworkDefinition, member: MemberRecipe, conversion: ConversionReport
+) -> NetworkDefinition:
+    """How a network is built after it was quantized with a member's settings."""
+    layers = tuple(layer.name for layer in conversion.converted)
+    how = {"scale": member.scale, "activations": member.activations, "layers": layers}
+    return replace(definition, precision=member.precision, **how)
+
+
+def full_precision_network(definition: NetworkDefinition, member: MemberRecipe) -> nn.Module:
     """Build a member's network in full precision, with random weights from the member's seed.
 
     Raises:
         InputError: If there is no such architecture.
     """
     with _seeded(member.seed):
-        return _build_full_precision(architecture, training)
+        return definition.full_precision()
 
 
 def convert_network(
-    model: nn.Module, architecture: str, member: MemberRecipe, training: ImageSet, extent: Extent
+    model: nn.Module, definition: NetworkDefinition, member: MemberRecipe, training: ImageSet, extent: Extent
 ) -> tuple[nn.Module, ConversionReport]:
     """Quantize a network from :func:`full_precision_network`, as :func:`initial_network` does.
 
     Args:
         model: Network with the weights to keep, quantized in place unless it is one of EMPIR's own architectures.
-        architecture: Name of its architecture.
+        definition: How it was built.
         member: Precision, scale and activations.
         training: Training images; the first ones are used for calibration.
         extent: Which part of the network is quantized.
@@ -138,6 +164,7 @@ def convert_network(
     Raises:
         InputError: If it cannot be quantized this way.
     """
+    architecture = definition.architecture
     with _seeded(member.seed):
         if architecture not in ARCHITECTURES:
             return model, _convert(model, member, training, extent)
@@ -159,13 +186,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def _build_full_precision(architecture: str, training: ImageSet) -> nn.Module:
-    classes = training.num_classes
-    if architecture in ARCHITECTURES:
-        return ARCHITECTURES[architecture](Precision(), num_classes=classes)
-    return network(architecture, num_classes=classes, **settings_for(architecture, training.name))
 
 
 def _release_network(architecture: str, member: MemberRecipe, num_classes: int) -> nn.Module:

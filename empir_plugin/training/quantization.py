@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,12 +23,21 @@ from empir_plugin.evaluation.progress import OnProgress, Progress, progress_bars
 from empir_plugin.models.convert.probe import preserve_modes, run
 from empir_plugin.models.convert.report import ConversionReport
 from empir_plugin.models.packing import save_packed
-from empir_plugin.training.checkpoint import REPORT, checkpoint_file, facts_of, has_checkpoint, make_folder
+from empir_plugin.training.checkpoint import checkpoint_file, facts_of, has_checkpoint, make_folder
 from empir_plugin.training.loop import Step, Task, fit
-from empir_plugin.training.networks import Extent, convert_network, full_precision_network, load_pretrained
+from empir_plugin.training.networks import (
+    Extent,
+    convert_network,
+    full_precision_definition,
+    full_precision_network,
+    load_pretrained,
+    quantized_definition,
+)
 from empir_plugin.training.objectives import DistilledFrom, Objective
 from empir_plugin.training.schedules import MemberRecipe, report_settings
 from empir_plugin.training.selection import select_weights
+from empir_plugin.zoo.definition import REPORT, NetworkDefinition, network_table
+from empir_plugin.zoo.quantized.build import Channels
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class QuantizationPlan:
         architecture: Architecture of the checkpoint, see :func:`~empir_plugin.training.networks.initial_network`.
         member: Precision, quantizers, and the schedule of the fine-tuning; with 0 epochs there is no fine-tuning.
         extent: Which part of the network is quantized.
+        settings: Keywords of the architecture: values that JSON can hold.
+        mean: Mean of each channel of images in [0, 1], for their normalisation; None if the network needs none.
+        std: Standard deviation of each channel.
 
     Raises:
         InputError: If the precision is full, or the member refers to another one.
@@ -47,6 +59,9 @@ class QuantizationPlan:
     architecture: str
     member: MemberRecipe
     extent: Extent = field(default_factory=Extent)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mean: Channels | None = None
+    std: Channels | None = None
 
     def __post_init__(self) -> None:
         if self.member.precision.is_full:
@@ -60,6 +75,12 @@ class QuantizationPlan:
     def objective(self) -> Objective:
         """The objective of the fine-tuning."""
         return cast(Objective, self.member.objective)
+
+    def definition(self, training: ImageSet) -> NetworkDefinition:
+        """How the network of the checkpoint is built, in full precision."""
+        return full_precision_definition(
+            self.architecture, training, settings=self.settings, mean=self.mean, std=self.std
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,8 @@ class QuantizationFiles:
             "recipe": report_settings(plan.member),
             "checkpoint_sha256": sha256(checkpoint),
             **({} if ema is None else {"checkpoint_ema": ema}),
+            **({"settings": dict(plan.settings)} if plan.settings else {}),
+            **({} if plan.mean is None else {"mean": plan.mean, "std": plan.std}),
             "training_images": training.fingerprint,
         }
         files = cls(plan, out, json.dumps(facts, sort_keys=True), resume)
@@ -145,6 +168,7 @@ class QuantizationFiles:
         full_precision_bytes: int,
         history: Sequence[dict[str, float]],
         test: ImageSet,
+        definition: NetworkDefinition,
     ) -> str:
         """Write weights and report; returns the SHA-256 of the weight file.
 
@@ -156,6 +180,7 @@ class QuantizationFiles:
         report = {
             **json.loads(self.inputs),
             "sha256": digest,
+            **network_table(definition),
             "bytes": self.weights.stat().st_size,
             "full_precision_bytes": full_precision_bytes,
             "accuracies": asdict(reached),
@@ -259,7 +284,8 @@ def quantize_checkpoint(
         EvaluationError: If a loss is no longer finite.
     """
     _check_images(plan, training, test)
-    model = full_precision_network(plan.architecture, plan.member, training)
+    definition = plan.definition(training)
+    model = full_precision_network(definition, plan.member)
     load_pretrained(model, checkpoint, ema=ema)
     files = QuantizationFiles.for_run(plan, checkpoint, training, out, ema=ema, resume=resume)
     _check_forward(model, training)
@@ -267,13 +293,14 @@ def quantize_checkpoint(
     with progress_bars(progress, on_progress) as report:
         accuracy = partial(_accuracy, test=test, device=device, report=report)
         before, size = accuracy(model, title="full precision"), packed_bytes(model)
-        model, conversion = convert_network(model, plan.architecture, plan.member, training, plan.extent)
+        model, conversion = convert_network(model, definition, plan.member, training, plan.extent)
         if on_conversion is not None:
             on_conversion(conversion)
         after = accuracy(model, title="converted")
         tuned, history = _fine_tune(model, files, training, device, on_step or _steps_to(report))
         reached = Accuracies(before, after, accuracy(tuned, title="fine-tuned") if plan.member.epochs else None)
-    digest = files.publish(tuned, conversion, reached, size, history, test)
+    quantized = quantized_definition(definition, plan.member, conversion)
+    digest = files.publish(tuned, conversion, reached, size, history, test, quantized)
     return QuantizedNetwork(tuned, files.weights, digest, conversion, reached, size, history)
 
 

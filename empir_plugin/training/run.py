@@ -17,10 +17,11 @@ from empir_plugin.data.image_set import ImageSet
 from empir_plugin.errors import InputError, WeightsError
 from empir_plugin.evaluation.identity import describe
 from empir_plugin.models.ensemble import Ensemble
+from empir_plugin.models.layers import quantized_layers
 from empir_plugin.models.packing import save_packed
-from empir_plugin.training.checkpoint import REPORT, checkpoint_file, make_folder
+from empir_plugin.training.checkpoint import checkpoint_file, make_folder
 from empir_plugin.training.loop import Step, Task, TrainedNetwork, fit, parts_of
-from empir_plugin.training.networks import initial_network, load_trained_member
+from empir_plugin.training.networks import full_precision_definition, initial_network, load_trained_member
 from empir_plugin.training.objectives import DistilledFrom, Objective
 from empir_plugin.training.recipe import HoldOut, Recipe
 from empir_plugin.training.schedules import (
@@ -33,6 +34,7 @@ from empir_plugin.training.schedules import (
 )
 from empir_plugin.training.selection import WeightSelection, select_weights
 from empir_plugin.zoo.card import RULES
+from empir_plugin.zoo.definition import REPORT, NetworkDefinition, ensemble_table, network_table
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def train_recipe(
     """Train a recipe's members one after the other and then, if the recipe says so, together.
 
     Writes to ``out``: a checkpoint of each run; packed weights and a report of each member; and finally the state dict
-    of the whole ensemble, ``<recipe>.safetensors``, which RobustBench accepts as ``custom_checkpoint``. Members that
+    of the whole ensemble, ``<recipe>.safetensors``, which RobustBench accepts as ``custom_checkpoint``, with a report
+    that names the members. Members that
     are trained together are written after that. For a recipe with ``[finish]``, the files before that stage are written
     to ``out/joint``, and the stage starts from them.
 
@@ -98,9 +101,10 @@ def train_recipe(
     if recipe.finish:
         earlier = load_before_finish(recipe, finish_from or folder, data, device)
         members = earlier | _by_name(trainer.train_together("finish", recipe.finish, earlier))
-        published = {name: _publish(member, out) for name, member in members.items()}
+        published = {name: _publish(trainer, member, out) for name, member in members.items()}
     final = [member.model for member in members.values() if member.recipe.in_ensemble]
     _save_state_dict(Ensemble(final), out / f"{recipe.name}.safetensors")
+    _write_ensemble_report(recipe, out)
     return tuple(published[member.name] for member in recipe.members)
 
 
@@ -128,10 +132,10 @@ def _train(trainer: RecipeTrainer, folder: Path) -> tuple[dict[str, MemberState]
     for member in recipe.members:
         members[member.name] = trainer.train_alone(member, members)
         if not recipe.joint or not member.in_ensemble:
-            published[member.name] = _publish(members[member.name], folder)
+            published[member.name] = _publish(trainer, members[member.name], folder)
     if recipe.joint:
         together = _by_name(trainer.train_together("joint", recipe.joint, members))
-        published |= {name: _publish(member, folder) for name, member in together.items()}
+        published |= {name: _publish(trainer, member, folder) for name, member in together.items()}
         members |= together
     return members, published
 
@@ -287,8 +291,8 @@ def _check_report(recipe: Recipe, member: MemberRecipe, report: dict[str, Any]) 
     return report
 
 
-def _publish(state: MemberState, out: Path) -> TrainedMember:
-    """Write a member's packed weights and its report."""
+def _publish(trainer: RecipeTrainer, state: MemberState, out: Path) -> TrainedMember:
+    """Write a member's packed weights and its report, which says how its network is built."""
     member = state.recipe
     weights = out / f"{member.name}.safetensors"
     make_folder(out)
@@ -296,12 +300,28 @@ def _publish(state: MemberState, out: Path) -> TrainedMember:
     report = {
         "recipe": report_settings(member),
         "sha256": digest,
+        **network_table(_definition(trainer, state)),
         "threads": torch.get_num_threads(),
         "history": state.history[: member.epochs],
         **state.report,
     }
     REPORT.write(out / f"{member.name}.json", report)
     return TrainedMember(member.name, weights, digest, state.history)
+
+
+def _definition(trainer: RecipeTrainer, state: MemberState) -> NetworkDefinition:
+    definition = full_precision_definition(trainer.recipe.architecture, trainer.training)
+    member, quantized = state.recipe, quantized_layers(state.model)
+    layers = tuple(name for name, layer in quantized if not layer.precision.is_full)
+    how = {"scale": member.scale, "activations": member.activations, "layers": layers}
+    return replace(definition, precision=member.precision, **how)
+
+
+def _write_ensemble_report(recipe: Recipe, out: Path) -> None:
+    members = [member.name for member in recipe.members if member.in_ensemble]
+    threat = recipe.holdout.threat if recipe.holdout else None
+    table = ensemble_table(members, "max_vote", recipe.dataset, "" if threat is None else str(threat))
+    REPORT.write(out / f"{recipe.name}.json", table)
 
 
 def _save_state_dict(model: nn.Module, path: Path) -> None:

@@ -41,6 +41,7 @@ class NetworkCard:
             :func:`~empir_plugin.models.convert.quantize_.quantize_`.
         weights: File in the package's ``zoo/weights``; empty if none is shipped.
         sha256: Of that file.
+        parameters: Number of parameters, which lists show without building the network.
 
     Raises:
         InputError: If a name is not plain, or an architecture that is not converted has settings of a conversion.
@@ -54,6 +55,7 @@ class NetworkCard:
     layers: Layers | str = INNER
     weights: str = ""
     sha256: str = ""
+    parameters: int = 0
 
     def __post_init__(self) -> None:
         check_name("a network", self.name)

@@ -6,7 +6,8 @@ RobustBench's own ``load_model`` looks models up in timm's registry.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import signature
@@ -19,7 +20,7 @@ from torch import nn
 from empir_plugin._compat.hooks import silence_harmless_warnings
 from empir_plugin._entry_points import discover, find, hint
 from empir_plugin._files.names import check_name
-from empir_plugin.errors import InputError
+from empir_plugin.errors import InputError, WeightsError, cause
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.convert.probe import preserve_modes
 from empir_plugin.models.convert.select import INNER, Layers
@@ -30,6 +31,7 @@ from empir_plugin.zoo.builders import ModelBuilder
 from empir_plugin.zoo.checkpoints import read_tensors_only, refuse_other_sources, without_pickles
 from empir_plugin.zoo.quantized.architectures import Architecture
 from empir_plugin.zoo.quantized.build import Channels, QuantizedCard, curated_networks
+from empir_plugin.zoo.spec import ModelOptions, find_unnamed
 
 with silence_harmless_warnings():
     import timm.models
@@ -38,8 +40,6 @@ GROUP = "robustbench.models"
 """Entry-point group: the name is the model id, the value a :class:`~empir_plugin.zoo.builders.ModelBuilder`."""
 
 _TIMM_MODULE = "empir_plugin.zoo._timm_entrypoints"
-_ROBUSTBENCH_DATASETS = ("cifar10", "cifar100", "imagenet")
-_ROBUSTBENCH_THREATS = ("Linf", "L2", "corruptions")
 
 
 @cache
@@ -80,9 +80,6 @@ def register() -> None:
 def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
     """Register a name with timm, once for each data set and threat model it is meant for.
 
-    The name is registered for RobustBench's other data sets and threat models, too: there, it raises an error that says
-    which ones to use.
-
     Args:
         name: Model id.
         family: The model's builders, one for each data set.
@@ -97,22 +94,19 @@ def register_family(name: str, family: Sequence[ModelBuilder]) -> None:
     """
     check_name("a model", name)
     module = _timm_module()
-    by_dataset = {builder.dataset: builder for builder in family}
-    for dataset in dict.fromkeys((*by_dataset, *_ROBUSTBENCH_DATASETS)):
-        builder = by_dataset.get(dataset, family[0])
-        for threat in dict.fromkeys((*builder.threats, *_ROBUSTBENCH_THREATS)):
-            _register_one(module, name, builder, dataset, threat)
+    for builder in family:
+        for threat in builder.threats:
+            _register_one(module, name, builder, threat)
 
 
-def _register_one(module: ModuleType, name: str, builder: ModelBuilder, dataset: str, threat: str) -> None:
-    key = timm_name(name, dataset, threat)
+def _register_one(module: ModuleType, name: str, builder: ModelBuilder, threat: str) -> None:
+    key = timm_name(name, builder.dataset, threat)
     if timm.models.is_model(key):
         return
-    fits = dataset == builder.dataset and threat in builder.threats
-    function = _entrypoint(name, builder) if fits else _explanation(name, builder, dataset, threat)
+    function = _entrypoint(name, builder)
     function.__name__ = function.__qualname__ = key
     function.__module__ = module.__name__
-    vars(function).update({"builder": builder} if fits else {})
+    vars(function)["builder"] = builder
     setattr(module, key, function)
     timm.models.register_model(function)
 
@@ -178,15 +172,13 @@ def _check_takes_attributes(name: str, model: Any) -> None:
     del model._model_args
 
 
-def _explanation(name: str, builder: ModelBuilder, dataset: str, threat: str) -> Callable[..., nn.Module]:
-    def explain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if dataset not in ("None", builder.dataset):
-            advice = f"pass dataset={builder.dataset!r}, or use empir_plugin.load_model, which knows it"
-            raise InputError(f"{name} is a model for {builder.dataset}, got dataset={dataset!r}: {advice}")
+def _refuse_other_use(name: str, builder: ModelBuilder, dataset: str | None, threat: str) -> None:
+    """Refuse a data set or a threat model that a model is not meant for."""
+    if dataset not in (None, builder.dataset):
+        raise InputError(f"{name} is a model for {builder.dataset}, got dataset={dataset!r}: leave it out")
+    if threat not in builder.threats:
         known = " or ".join(repr(text) for text in builder.threats)
         raise InputError(f"{name} is registered for {known}, got threat_model={threat!r}: pass one of these")
-
-    return explain
 
 
 def register_quantized(
@@ -282,7 +274,8 @@ def load_model(
 
     Args:
         model_name: A discovered id such as ``"empir-cifar"``, a quantized network such as ``"dorefa-w4a4-resnet18"``,
-            or any name RobustBench knows.
+            or any name RobustBench knows; also ``package.module:callable``, an architecture (``"ResNet-18"``) with
+            ``custom_checkpoint``, or a path of what ``empir train`` or ``empir quantize`` wrote.
         model_dir: Where RobustBench keeps the weights it downloads; unused by discovered models.
         dataset: The data set; the model's own by default, ``"cifar10"`` for a model of RobustBench.
         threat_model: ``"Linf"``, ``"L2"`` or another that RobustBench knows.
@@ -309,12 +302,12 @@ def load_model(
         raise InputError(f"ema={ema} chooses among the weights in a file: pass custom_checkpoint (--checkpoint), too")
     builder = find_builder(model_name, dataset)
     if builder is None:
-        model = _load_from_robustbench(
-            model_name, model_dir, dataset or "cifar10", threat_model, custom_checkpoint, ema
-        )
+        checkpoint = Path(custom_checkpoint) if custom_checkpoint else None
+        unnamed = find_unnamed(model_name, ModelOptions(checkpoint, ema, dataset or ""))
+        where = model_name, model_dir, dataset or "cifar10", threat_model
+        model = unnamed.load() if unnamed else _load_from_robustbench(*where, custom_checkpoint, ema)
     else:
-        if dataset not in (None, builder.dataset) or threat_model not in builder.threats:
-            _explanation(model_name, builder, str(dataset), threat_model)()
+        _refuse_other_use(model_name, builder, dataset, threat_model)
         model = _build(model_name, builder, builder.num_classes)
         if custom_checkpoint:
             load_checkpoint(model, Path(custom_checkpoint), ema=ema)
@@ -350,11 +343,40 @@ def _load_from_robustbench(
         advice = hint(name, [*builders(), *curated_networks(), *known], f"this package has {', '.join(builders())}")
         raise InputError(f"no model {name!r} here or in RobustBench: {advice}")
     tables = {(data.value, each.value): rows for data, by in model_dicts.items() for each, rows in by.items()}
+    _check_in_robustbench(name, dataset, threat, tables)
     row = tables.get((dataset, threat), {}).get(name, {})
     with without_pickles():
         # For models with a gdrive_id, RobustBench ignores custom_checkpoint, and loads the weights that it downloads.
         is_timm_s = not checkpoint or row.get("gdrive_id") is None
-        model: nn.Module = robustbench_load_model(name, model_dir, dataset, threat) if is_timm_s else row["model"]()
+        if is_timm_s:
+            with _explain_download(name, Path(model_dir, dataset, threat.replace("_3d", ""), f"{name}.pt")):
+                model: nn.Module = robustbench_load_model(name, model_dir, dataset, threat)
+        else:
+            model = row["model"]()
     if checkpoint:
         load_checkpoint(model, Path(checkpoint), ema=ema)
     return model.eval()
+
+
+@contextmanager
+def _explain_download(name: str, file: Path) -> Iterator[None]:
+    """One sentence in place of whatever RobustBench's download raises, and reading what is not there then."""
+    try:
+        yield
+    except Exception as error:
+        if file.is_file():
+            raise
+        raise WeightsError(
+            f"the weights of {name} are not in {file}, and RobustBench could not download them ({cause(error)}): put "
+            "the file there, or pass it as --checkpoint"
+        ) from error
+
+
+def _check_in_robustbench(
+    name: str, dataset: str, threat: str, tables: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> None:
+    """Refuse a data set or threat model for which RobustBench has no model of that id."""
+    has = [where for where, rows in tables.items() if name in rows]
+    if (dataset, threat.replace("_3d", "")) not in has:
+        known = " or ".join(f"{data}, {norm}" for data, norm in has)
+        raise InputError(f"RobustBench has {name} for {known}, got {dataset}, {threat}: pass --dataset and --threat")

@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Any:
-    """A terminal that does not colour numbers, so that output looks the same everywhere."""
+    """A terminal that does not colour numbers, so that output looks the same everywhere; a pipe cuts no line."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal:
+        made.width = _UNLIMITED
+    return made
+
+
+_UNLIMITED = 10_000
+"""Columns of a pipe or a file, where lines are as long as they are."""
 
 
 def show_log() -> None:

@@ -131,6 +131,11 @@ def test_eps_cannot_be_nan() -> None:
         Threat(L2(), math.nan)
 
 
+def test_a_norm_in_any_case_is_written_in_one() -> None:
+    texts = "LINF:8/255", "linf:8/255", "l2:0.5"
+    assert [str(Threat.parse(text)) for text in texts] == ["Linf:8/255", "Linf:8/255", "L2:0.5"]
+
+
 @pytest.mark.parametrize(
     "eps", ["1e999", "7" * 5000, "1/" + "7" * 5000, "1e-99999999", "\u0663", "8/255\n"], ids=lambda eps: eps[:12]
 )
@@ -140,9 +145,9 @@ def test_numbers_that_no_float_holds_are_refused_at_once(eps: str) -> None:
     assert len(str(caught.value)) < 150
 
 
-@pytest.mark.parametrize("text", ["L1:0.5", "linf:8/255"])
+@pytest.mark.parametrize("text", ["L1:0.5", "l-inf:8/255"])
 def test_unknown_norm(text: str) -> None:
-    with pytest.raises(InputError, match=r"Linf, L2, got '(L1|linf)'"):
+    with pytest.raises(InputError, match=r"Linf, L2, got '(L1|l-inf)'"):
         Threat.parse(text)
 
 

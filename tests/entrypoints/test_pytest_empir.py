@@ -520,7 +520,8 @@ def test_marked_parameters_evaluate_once_and_the_others_follow_the_options(toys:
     _own(toys, body).assert_outcomes(passed=2, skipped=1)
     assert [case["test"] for case in _report(toys)["cases"]] == [f"test_own.py::test_mine[{n}]" for n in (1, 2)]
     models = ("--rb-model", "toy", "--rb-model", "toy-wrong", "--rb-eps", "8/255", "--rb-attack", "fgsm")
-    _own(toys, body, *models).assert_outcomes(passed=4)
+    # The marked ones have the model of their own fixture; a test that follows the options must not.
+    _own(toys, body, *models).assert_outcomes(passed=2, errors=2)
     names = {case["test"].partition("[")[2] for case in _report(toys)["cases"]}
     assert names == {"1]", "2]", "toy-fgsm-3]", "toy-wrong-fgsm-3]"}
 
@@ -660,3 +661,48 @@ def test_an_unknown_model_prints_one_sentence(toys: pytest.Pytester) -> None:
     result = toys.runpytest_subprocess(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "ERROR: no model 'empir-cifra' here or in RobustBench: did you mean 'empir-cifar'?" in result.errlines
+
+
+NAMED = '@pytest.mark.robustness(model="toy", eps="8/255", attack="fgsm")\ndef test_mine(rb_record): pass\n'
+CHANGED = (
+    "import copy\nimport pytest\nimport torch\n"
+    "@pytest.fixture\ndef rb_model(rb_model):\n"
+    "    {change}\n    rb_model.extra = torch.nn.Linear(1, 1)\n    return rb_model\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (HEAD + NAMED, "names the model 'toy', and its fixture rb_model returns another one, a Compare: leave model="),
+        (CHANGED.format(change="rb_model = copy.deepcopy(rb_model)") + NAMED, "returns another one, a Compare"),
+        (
+            CHANGED.format(change="pass") + NAMED,
+            "names the model 'toy', whose Compare a fixture or an earlier test has",
+        ),
+    ],
+    ids=["another", "a changed copy", "changed in place"],
+)
+def test_a_record_never_carries_the_name_of_another_model(toys: pytest.Pytester, text: str, sentence: str) -> None:
+    toys.makepyfile(test_own=text)
+    result = toys.runpytest("test_own.py", *OWN)
+    result.assert_outcomes(errors=1)
+    assert sentence in " ".join(result.stdout.str().split())
+    assert not (toys.path / "out.json").exists()
+
+
+def test_options_do_not_name_the_model_of_a_fixture(toys: pytest.Pytester) -> None:
+    result = _own(
+        toys, "def test_mine(rb_record): pass\n", "--rb-model", "toy", "--rb-eps", "8/255", "--rb-attack", "fgsm"
+    )
+    result.assert_outcomes(errors=1)
+    assert "'toy', and its fixture rb_model returns another one, a Compare" in " ".join(result.stdout.str().split())
+
+
+def test_a_test_that_changes_its_model_does_not_lend_the_name_to_the_next(toys: pytest.Pytester) -> None:
+    change = '@pytest.mark.robustness(model="toy", eps="8/255", attack="fgsm")\ndef test_first(rb_record, rb_model):\n'
+    toys.makepyfile(test_own=f"import pytest, torch\n{change}    rb_model.extra = torch.nn.Linear(1, 1)\n" + NAMED)
+    result = toys.runpytest("test_own.py", *OWN)
+    result.assert_outcomes(passed=1, errors=1)
+    assert [row["record"] for row in _report(toys)["cases"] if "record" in row] == []
+    assert [record["model"]["name"] for record in _report(toys)["records"]] == ["toy"]

@@ -80,7 +80,7 @@ def signal_at(name: str, moment: int, times: int = 1) -> None:
 
 
 def options(folder: Path) -> tuple[str, ...]:
-    return (*EVALUATE, "--store", str(folder / "store"), "--record", str(folder / "record.json"))
+    return (*EVALUATE, "--store", str(folder / "store"), "--out", str(folder / "record.json"))
 
 
 def stored(folder: Path) -> dict[str, bytes]:

@@ -13,8 +13,9 @@ from torch import nn
 from empir_plugin.attacks import AutoAttackSuite, fgsm, mean_probability, pgd, plain
 from empir_plugin.errors import EmpirError, InputError
 from empir_plugin.evaluation.attack_spec import AttackSpec
+from empir_plugin.evaluation.named_attacks import name_of, named_attacks
 from empir_plugin.models.ensemble import Ensemble
-from empir_plugin.suite.case import Case, name_of, named_attacks
+from empir_plugin.suite.case import Case
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_pgd_is_that_of_the_default_protocol() -> None:
     (single,) = named_attacks("pgd", nn.Flatten())
     assert (single.name, single.attack.steps, single.attack.step_size.ratio) == ("pgd", 100, 0.25)  # pyright: ignore
     both = named_attacks("PGD", Ensemble([nn.Flatten(), nn.Flatten()]))
-    assert [each.name for each in both] == ["PGD", "PGD mean_probability"]
+    assert [each.name for each in both] == ["pgd", "pgd mean_probability"]
     assert [each.attack.surrogate for each in both] == [plain, mean_probability]  # pyright: ignore
 
 

@@ -130,6 +130,12 @@ def test_parameters_are_counted_as_in_full_precision() -> None:
         assert count_parameters(card.networks[0], 10) == by_hand
 
 
+@pytest.mark.parametrize("card", cards().values(), ids=list(cards()))
+def test_the_parameters_on_a_card_are_those_of_the_network(card: ModelCard) -> None:
+    for each in card.networks:
+        assert each.parameters == count_parameters(each, card.num_classes)
+
+
 def test_released_cards_are_read_as_before() -> None:
     one = cards()["cifarconv-w4a2"].networks[0]
     assert (one.scale, one.activations, one.layers) == ("none", Activations.UNSIGNED, INNER)

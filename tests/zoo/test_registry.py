@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -20,6 +21,7 @@ from empir_plugin.models.ensemble import Ensemble
 from empir_plugin.zoo import registry
 from empir_plugin.zoo.builders import ModelBuilder, build_model
 from empir_plugin.zoo.card import cards
+from empir_plugin.zoo.quantized.build import curated_networks
 from empir_plugin.zoo.registry import load_model, timm_name
 
 
@@ -41,22 +43,28 @@ def test_timm_s_own_call_gives_the_model_whatever_keywords_its_release_adds() ->
 @pytest.mark.parametrize(
     ("name", "keywords", "message"),
     [
-        (
-            "empir_mnist_cifar10_linf",
-            {},
-            "empir-mnist is a model for mnist, got dataset='cifar10': pass dataset='mnist'",
-        ),
-        (
-            "empir_imagenet_imagenet_corruptions",
-            {},
-            "empir-imagenet is registered for 'Linf' or 'L2', got threat_model='corr",
-        ),
         ("empir_cifar_cifar10_linf", {"num_classes": 100}, "empir-cifar has 10 classes, got num_classes=100"),
     ],
 )
-def test_errors_say_what_to_do(name: str, keywords: dict[str, int], message: str) -> None:
+def test_timm_s_errors_say_what_to_do(name: str, keywords: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         timm.create_model(name, pretrained=True, **keywords)
+
+
+def test_timm_s_registry_grows_by_names_that_can_be_built_alone() -> None:
+    # One for each data set and threat model that a model is for; test models of other packages may add theirs.
+    families = {**{key: (value,) for key, value in registry.builders().items()}, **curated_networks()}
+    own = {
+        timm_name(name, each.dataset, threat)
+        for name, family in families.items()
+        for each in family
+        for threat in each.threats
+    }
+    assert all(timm.is_model(name) for name in own)
+    assert not timm.is_model("empir_mnist_cifar10_linf")
+    assert not timm.is_model("empir_imagenet_imagenet_corruptions")
+    module = sys.modules[registry._TIMM_MODULE]
+    assert all(hasattr(getattr(module, name), "builder") for name in module.__all__)
 
 
 def test_load_model_knows_each_model_s_data_set_and_ignores_case_and_dashes() -> None:
@@ -70,6 +78,14 @@ def test_load_model_knows_each_model_s_data_set_and_ignores_case_and_dashes() ->
     ("arguments", "message"),
     [
         ({"model_name": "empir-cifar", "dataset": "mnist"}, "empir-cifar is a model for cifar10, got dataset='mnist'"),
+        (
+            {"model_name": "empir-mnist", "dataset": "cifar10"},
+            "empir-mnist is a model for mnist, got dataset='cifar10'",
+        ),
+        (
+            {"model_name": "empir-imagenet", "threat_model": "corruptions"},
+            "empir-imagenet is registered for 'Linf' or 'L2', got threat_model='corr",
+        ),
         ({"model_name": "empir-cifar", "threat_model": "L7"}, "is registered for 'Linf' or 'L2' or 'corruptions', got"),
     ],
 )

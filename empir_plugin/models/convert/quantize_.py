@@ -216,7 +216,8 @@ def _check(model: nn.Module, selected: Plan, allow_unsupported: bool) -> None:
         advice = "leave them in full precision with allow_unsupported=True, or name others with layers="
         raise InputError(f"{name} has layers that cannot be quantized: {shown}{more}: {advice}")
     if not selected.chosen:
-        reasons = ", ".join(sorted({layer.reason for layer in selected.kept})) or "no submodule is a layer"
+        others = {layer.reason for layer in (*selected.kept, *selected.refused)}
+        reasons = ", ".join(sorted(others)) or "no submodule is a layer"
         raise InputError(f"nothing to quantize in {name} ({reasons}): name layers with layers=, or pass layers='all'")
 
 

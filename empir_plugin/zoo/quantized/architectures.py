@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
-from types import MappingProxyType
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
 from empir_plugin._compat.hooks import silence_harmless_warnings
-from empir_plugin.errors import InputError
+from empir_plugin.errors import InputError, cause
 from empir_plugin.models.activations import Activations
+from empir_plugin.models.architectures import ARCHITECTURES
 from empir_plugin.models.convert.quantize_ import quantize_
 from empir_plugin.models.convert.select import INNER, Layers
 from empir_plugin.models.ensemble import Ensemble, Rule
 from empir_plugin.models.quantize import Precision, Scale
 from empir_plugin.zoo.checkpoints import refuse_other_sources, without_pickles
+from empir_plugin.zoo.quantized.robustbench import family_names, find_family, find_zoo_network
 
 with silence_harmless_warnings():
     import timm
 
 Architecture = str | Callable[..., nn.Module]
-"""A name, or a function called with ``num_classes`` as keyword."""
+"""A name, ``package.module:callable``, or a function called with ``num_classes`` as keyword."""
 
-_CIFAR_SIZE = (3, 32, 32)
-_WIDE_RESNET = re.compile(r"wide_?resnet_?([0-9]+)_([0-9]+)")
-_PREACT_RESNET = re.compile(r"preact_?resnet_?([0-9]+)")
-_PREACT_BLOCKS: Mapping[int, list[int]] = MappingProxyType({18: [2, 2, 2, 2], 34: [3, 4, 6, 3]})
-"""Blocks in each stage. RobustBench cannot build deeper ones: its bottleneck rejects its own network's arguments."""
+_REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*(?:\.\w+)*)")
 
 
 def network(architecture: Architecture, *, num_classes: int, **settings: Any) -> nn.Module:
@@ -41,8 +41,9 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
     Its ``default_cfg`` holds the size of its images, where this is known.
 
     Args:
-        architecture: A name of timm, such as ``"resnet18"``; RobustBench's ``"WideResNet-28-10"`` (any depth and width
-            it can have) and ``"PreActResNet-18"``; torchvision's ``"alexnet"``; or a function.
+        architecture: A name of timm, such as ``"resnet18"``; RobustBench's ``"ResNet-18"``, ``"PreActResNet-18"``,
+            ``"WideResNet-28-10"`` and ``"DMWideResNet-28-10-silu"`` in any size, or the id of one of its models, as in
+            ``"Carmon2019Unlabeled"``; torchvision's ``"alexnet"``; ``package.module:callable``; or a function.
         num_classes: K.
         **settings: Keywords of the architecture, such as ``img_size=32`` for a transformer of timm; none that names a
             file of weights.
@@ -56,6 +57,8 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
     """
     if not isinstance(architecture, str):
         return architecture(num_classes=num_classes, **settings)
+    if is_reference(architecture):
+        return _from_reference(architecture, num_classes, settings)
     refuse_other_sources(architecture, settings)
     with without_pickles():
         return _by_name(architecture, num_classes, settings)
@@ -64,16 +67,84 @@ def network(architecture: Architecture, *, num_classes: int, **settings: Any) ->
 def _by_name(architecture: str, num_classes: int, settings: Mapping[str, Any]) -> nn.Module:
     if timm.is_model(architecture):
         return _with_image_size(timm.create_model(architecture, num_classes=num_classes, **settings), settings)
-    plain = architecture.lower().replace("-", "_")
-    if match := _WIDE_RESNET.fullmatch(plain):
-        return _wide_resnet(int(match[1]), int(match[2]), num_classes=num_classes, **settings)
-    if match := _PREACT_RESNET.fullmatch(plain):
-        return _preact_resnet(int(match[1]), num_classes=num_classes, **settings)
-    if plain == "alexnet":
+    if (build := find_family(architecture)) is not None:
+        return build(num_classes=num_classes, **settings)
+    if architecture.lower() == "alexnet":
         return _alexnet(num_classes=num_classes, **settings)
-    close = get_close_matches(plain, timm.list_models(), n=1)
-    advice = f"did you mean {close[0]!r}?" if close else "timm.list_models() has the names"
-    raise InputError(f"no architecture {architecture!r} in timm or RobustBench: {advice}")
+    if (of_zoo := find_zoo_network(architecture, num_classes)) is not None:
+        if settings:
+            raise InputError(f"the network of {architecture} takes no settings, got {', '.join(settings)}")
+        return of_zoo()
+    raise InputError(f"no architecture {architecture!r} in timm or RobustBench: {_advice(architecture)}")
+
+
+def _advice(name: str) -> str:
+    known = {each.lower(): each for each in (*timm.list_models(), *family_names())}
+    close = get_close_matches(name.lower(), known, n=1)
+    return f"did you mean {known[close[0]]!r}?" if close else "timm.list_models() has the names"
+
+
+def is_reference(architecture: Architecture) -> bool:
+    """Whether a text names an object of a module, as ``package.module:callable``.
+
+    Example:
+        >>> is_reference("torchvision.models:resnet18"), is_reference("resnet18"), is_reference("C:/weights.pt")
+        (True, False, False)
+    """
+    return isinstance(architecture, str) and _REFERENCE.fullmatch(architecture) is not None
+
+
+def is_architecture(text: str) -> bool:
+    """Whether a text is the name of an architecture of :func:`network`, other than the id of a model of RobustBench.
+
+    Example:
+        >>> is_architecture("resnet18"), is_architecture("ResNet-18"), is_architecture("cifarconv")
+        (True, True, True)
+        >>> is_architecture("empir-cifar")
+        False
+    """
+    own = text in ARCHITECTURES or text.lower() == "alexnet"
+    return own or timm.is_model(text) or find_family(text) is not None
+
+
+def _from_reference(text: str, num_classes: int, settings: Mapping[str, Any]) -> nn.Module:
+    """The network that ``package.module:callable`` returns, or a copy of the network it names.
+
+    It is called with the settings, and with ``num_classes`` if it takes that keyword.
+    """
+    made = _imported(text)
+    if isinstance(made, nn.Module):
+        if settings:
+            raise InputError(f"{text} is a network already, and takes no settings, got {', '.join(settings)}")
+        return deepcopy(made)
+    if not callable(made):
+        raise InputError(f"{text} must be a function or class that returns a torch.nn.Module, got {made!r}")
+    try:
+        parameters = signature(made).parameters.values()
+        takes_classes = any(each.name == "num_classes" or each.kind is each.VAR_KEYWORD for each in parameters)
+        model = made(**({"num_classes": num_classes} if takes_classes else {}), **settings)
+    except Exception as error:  # the caller's own code, which may fail in any way
+        given = ", ".join(f"{key}={value!r}" for key, value in settings.items()) or "no settings"
+        raise InputError(f"{text} cannot be called with {given} ({cause(error)}): see --model-args") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{text} must return a torch.nn.Module, got a {type(model).__name__}: wrap it in one")
+    return model
+
+
+def _imported(text: str) -> Any:
+    module, _, name = text.partition(":")
+    try:
+        found: Any = import_module(module)
+    except Exception as error:  # importing runs the module
+        cure = "check its spelling, run from its folder, or install it"
+        raise InputError(f"module {module} of {text} cannot be imported ({cause(error)}): {cure}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            close = get_close_matches(part, vars(found), n=1)
+            advice = f"did you mean {close[0]!r}?" if close else "check its spelling"
+            raise InputError(f"{module} has no {part!r} ({text}): {advice}")
+        found = getattr(found, part)
+    return found
 
 
 def empir(
@@ -137,24 +208,6 @@ def _with_image_size(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module
     if (size := settings.get("img_size")) is not None:
         sides = [size, size] if isinstance(size, int) else size
     return _with_config(model, {**config, "input_size": (settings.get("in_chans") or channels, *sides)})
-
-
-def _wide_resnet(depth: int, width: int, **settings: Any) -> nn.Module:
-    from robustbench.model_zoo.architectures.wide_resnet import WideResNet
-
-    if depth < 10 or (depth - 4) % 6:
-        raise InputError(f"a WideResNet has 6 n + 4 layers, 10 at least, got {depth}: as in WideResNet-28-10")
-    return _with_config(WideResNet(depth=depth, widen_factor=width, **settings), {"input_size": _CIFAR_SIZE})
-
-
-def _preact_resnet(depth: int, **settings: Any) -> nn.Module:
-    from robustbench.model_zoo.architectures import resnet
-
-    if depth not in _PREACT_BLOCKS:
-        known = " or ".join(str(each) for each in _PREACT_BLOCKS)
-        raise InputError(f"RobustBench builds a PreActResNet of {known} layers, got {depth}: name one of them")
-    model = resnet.PreActResNet(resnet.PreActBlock, _PREACT_BLOCKS[depth], **settings)
-    return _with_config(model, {"input_size": _CIFAR_SIZE})
 
 
 def _alexnet(**settings: Any) -> nn.Module:

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from empir_plugin._files.tables import loads
 from empir_plugin.errors import InputError
 from empir_plugin.models.activations import Activations
 from empir_plugin.models.architectures.networks import Normalize
@@ -148,54 +150,50 @@ def _has_latent_weights(layer: QuantizedLayer) -> bool:
     return not torch.allclose(from_codes, layer.weight, rtol=1e-4, atol=1e-6)
 
 
-PRECISIONS = tuple(Precision.parse(text) for text in ("w1a2", "w2a2", "w2a4", "w4a4", "w8a8"))
 THREATS = ("Linf", "L2", "corruptions")
 _CIFAR: Mapping[str, int] = MappingProxyType({"cifar10": 10, "cifar100": 100})
-_IMAGENET: Mapping[str, int] = MappingProxyType({"imagenet": 1000})
+_CLASSES: Mapping[str, int] = MappingProxyType({**_CIFAR, "imagenet": 1000})
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class _Family:
-    """One architecture, with its settings for the small images of CIFAR."""
+class Family:
+    """One architecture of the predefined networks.
+
+    Args:
+        architecture: Its name, which is part of the names of the networks.
+        datasets: The data sets there is a network for.
+        for_cifar: Another architecture for the small images of CIFAR.
+        cifar: Keywords of the architecture for them.
+        mean: Normalisation of the images of ImageNet.
+        std: Likewise.
+    """
 
     architecture: str
-    classes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({**_CIFAR, **_IMAGENET}))
+    datasets: tuple[str, ...] = tuple(_CLASSES)
+    for_cifar: str = ""
     cifar: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     mean: Channels = _IMAGENET_MEAN
     std: Channels = _IMAGENET_STD
 
     def card(self, precision: Precision, dataset: str) -> QuantizedCard:
-        name, classes = f"dorefa-{precision}-{self.architecture}", self.classes[dataset]
-        of = (name, self.architecture, precision, dataset, classes, THREATS)
-        return (
-            QuantizedCard(*of, settings=self.cifar)
-            if dataset in _CIFAR
-            else QuantizedCard(*of, mean=self.mean, std=self.std)
-        )
+        """The network of a precision for a data set."""
+        name, about = f"dorefa-{precision}-{self.architecture}", (precision, dataset, _CLASSES[dataset], THREATS)
+        if dataset in _CIFAR:
+            return QuantizedCard(name, self.for_cifar or self.architecture, *about, settings=self.cifar)
+        return QuantizedCard(name, self.architecture, *about, mean=self.mean, std=self.std)
 
 
-_VIT: Mapping[str, Any] = MappingProxyType(
-    {"cifar": {"img_size": 32, "patch_size": 4}, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-)
-FAMILIES = (
-    _Family("resnet18"),
-    _Family("resnet34"),
-    _Family("resnet50"),
-    _Family("wide_resnet_16_4", classes=_CIFAR),
-    _Family("wide_resnet_28_10", classes=_CIFAR),
-    _Family("preact_resnet18", classes=_CIFAR),
-    _Family("mobilenetv2_100"),
-    _Family("mobilenetv3_small_100"),
-    _Family("mobilenetv3_large_100"),
-    _Family("efficientnet_b0"),
-    _Family("convnext_atto"),
-    _Family("convnext_tiny"),
-    _Family("vit_tiny_patch16_224", **_VIT),
-    _Family("vit_small_patch16_224", **_VIT),
-    _Family("swin_tiny_patch4_window7_224", cifar={"img_size": 32, "window_size": 4}),
-    _Family("alexnet", classes=_IMAGENET),
-)
+def _read_families() -> tuple[tuple[Precision, ...], tuple[Family, ...]]:
+    table = loads(files(__package__ or "").joinpath("families.toml").read_text("utf-8"))
+    lists = {"datasets", "mean", "std"}
+    rows: list[dict[str, Any]] = [
+        {key: tuple(value) if key in lists else value for key, value in row.items()} for row in table["families"]
+    ]
+    return tuple(Precision.parse(text) for text in table["precisions"]), tuple(Family(**row) for row in rows)
+
+
+PRECISIONS, FAMILIES = _read_families()
 
 
 @cache
@@ -209,7 +207,7 @@ def curated_networks() -> Mapping[str, tuple[ModelBuilder, ...]]:
     named = {f"dorefa-{precision}-{family.architecture}": (family, precision) for family, precision in _pairs()}
     return MappingProxyType(
         {
-            name: tuple(family.card(precision, dataset).builder() for dataset in family.classes)
+            name: tuple(family.card(precision, dataset).builder() for dataset in family.datasets)
             for name, (family, precision) in named.items()
         }
     )
@@ -226,5 +224,5 @@ def settings_for(architecture: str, dataset: str) -> Mapping[str, Any]:
     return found if found is not None and dataset in _CIFAR else MappingProxyType({})
 
 
-def _pairs() -> list[tuple[_Family, Precision]]:
+def _pairs() -> list[tuple[Family, Precision]]:
     return [(family, precision) for family in FAMILIES for precision in PRECISIONS]

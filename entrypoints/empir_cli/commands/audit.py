@@ -8,35 +8,34 @@ from typing import TYPE_CHECKING
 import click
 
 from empir_cli.console import ProgressBar, console, table
-from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, SEED
+from empir_cli.model_options import ModelArguments, model_arguments
+from empir_cli.options import DATA_DIR, DEVICE, SEED
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.audit.report import AuditReport, Finding
 
 
 @click.command()
-@click.argument("model")
+@model_arguments
 @click.option("--threat", help="Norm and radius, such as Linf:8/255.  [the model card's]")
 @click.option(
     "--n-examples", type=int, default=64, show_default=True, help="Number of test images, counted from the first."
 )
 @DATA_DIR
-@CHECKPOINT
-@EMA
 @DEVICE
 @SEED
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the report to this file (JSON).")
+@click.option("--out", "target", type=click.Path(path_type=Path), help="Also write the report to this file (JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 @click.option("--fail-on-masking", is_flag=True, help="Exit with code 1 if the audit finds masking.")
 def audit(
-    model: str,
+    source: ModelArguments,
     threat: str | None,
     n_examples: int,
     data_dir: Path | None,
-    checkpoint: Path | None,
-    ema: bool | None,
     device: str,
     seed: int,
     target: Path | None,
+    as_json: bool,
     fail_on_masking: bool,
 ) -> None:
     """Check MODEL for gradient masking: can gradient-based attacks on it be trusted?
@@ -50,31 +49,32 @@ def audit(
     from empir_plugin.evaluation.audit.run import audit as run_audit
     from empir_plugin.evaluation.evaluator import Settings
     from empir_plugin.evaluation.prepare import parse_device, require_weights
-    from empir_plugin.zoo.registry import load_model
-    from empir_plugin.zoo.show import dataset_of, default_threat
+    from empir_plugin.zoo.find import threat_of
 
     if target is not None:
-        check_output_file("--json", target)
-    settings, dataset = Settings(seed=seed, device=parse_device(device)), dataset_of(model)
-    budget = Threat.parse(default_threat(model, dataset) if threat is None else threat)
-    network = load_model(
-        model, dataset=dataset, threat_model=str(budget.norm), custom_checkpoint=checkpoint or "", ema=ema
-    )
-    require_weights(network, model)
-    data = load_images(dataset, data_dir=data_dir, n_examples=n_examples)
+        check_output_file("--out", target)
+    settings, audited = Settings(seed=seed, device=parse_device(device)), source.find()
+    budget = threat_of(audited) if threat is None else Threat.parse(threat)
+    network = audited.load(str(budget.norm))
+    require_weights(network, audited.name)
+    data = load_images(audited.dataset, data_dir=data_dir, n_examples=n_examples)
     with ProgressBar() as progress:
         report = run_audit(
             network,
             data,
             budget,
             settings=settings,
-            name=model,
+            name=audited.name,
             on_progress=lambda measurement, done, total: progress.update("audit", done, total, measurement),
         )
-    _print_report(report)
     if target is not None:
         report.write(target)
-        console().print(f"Report: {target}", markup=False, soft_wrap=True)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    else:
+        _print_report(report)
+        if target is not None:
+            console().print(f"Report: {target}", markup=False, soft_wrap=True)
     if fail_on_masking and report.masked:
         raise click.exceptions.Exit(1)
 

@@ -12,22 +12,33 @@ import click
 
 from empir_cli.console import ProgressBar, console, table
 from empir_cli.drawings import EPS_CURVE, PICTURES, adversarial_images, draw_pictures, report_curve
-from empir_cli.evaluated_model import MEMBER, RULE, TRAINED, parse_model
 from empir_cli.group import CommandError
-from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, SEED, THREADS, set_threads
+from empir_cli.model_options import ModelArguments, model_arguments
+from empir_cli.names import complete_attacks, complete_protocols
+from empir_cli.options import DATA_DIR, DEVICE, SEED, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.data.corruptions import CorruptedImages
-    from empir_plugin.evaluation.attack_spec import AttackSpec
     from empir_plugin.evaluation.record import Record
 
 
 @click.command()
-@click.argument("model")
+@model_arguments
 @click.option(
-    "--protocol", default="default", show_default=True, help="default, standard, adaptive, paper or released."
+    "--protocol",
+    default="default",
+    show_default=True,
+    shell_complete=complete_protocols,
+    help="default, standard, adaptive, paper or released.",
 )
-@click.option("--attack", "chosen", multiple=True, help="Run only this attack of the protocol (repeatable).")
+@click.option(
+    "--attack",
+    "chosen",
+    multiple=True,
+    shell_complete=complete_attacks,
+    help="Run only this attack (repeatable): one of the protocol, or pgd, fgsm, autoattack, square, ...  [all of the "
+    "protocol's]",
+)
 @click.option(
     "--threat", help="Norm and radius, such as Linf:8/255, or corruptions.  [the protocol's, or the model card's]"
 )
@@ -36,11 +47,6 @@ if TYPE_CHECKING:
 )
 @click.option("--n-examples", type=int, help="Number of test images, counted from the first.  [100; all of --data-dir]")
 @DATA_DIR
-@CHECKPOINT
-@EMA
-@TRAINED
-@RULE
-@MEMBER
 @DEVICE
 @SEED
 @click.option(
@@ -74,22 +80,17 @@ if TYPE_CHECKING:
 @PICTURES
 @THREADS
 @click.option(
-    "--record", type=click.Path(path_type=Path), help="Write the run record to this file.  [runs/MODEL-TIME.json]"
+    "--out", "record", type=click.Path(path_type=Path), help="Write the run record here.  [runs/MODEL-TIME.json]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the run record instead of the table.")
 def evaluate(
-    model: str,
+    source: ModelArguments,
     protocol: str,
     chosen: tuple[str, ...],
     threat: str | None,
     make_corruptions: bool,
     n_examples: int | None,
     data_dir: Path | None,
-    checkpoint: Path | None,
-    ema: bool | None,
-    trained: Path | None,
-    rule: str | None,
-    member: str | None,
     device: str,
     seed: int,
     shard_size: int | None,
@@ -105,6 +106,9 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Report MODEL's accuracy under attack: FGSM, PGD and AutoAttack, or another protocol's attacks.
+
+    MODEL is a name (empir list), package.module:callable, an architecture such as ResNet-18 with --checkpoint, what
+    empir train or empir quantize wrote (its report, or the folder), or a model of RobustBench.
 
     Without --data-dir, the first images of the bundled sample of the test set are used; no download is needed. Under
     torchrun, the images are divided among the processes.
@@ -131,9 +135,11 @@ def evaluate(
     from empir_plugin.evaluation.curve import evaluate_curve, parse_radii
     from empir_plugin.evaluation.distributed import torchrun_team
     from empir_plugin.evaluation.evaluator import Settings
-    from empir_plugin.evaluation.prepare import parse_device
+    from empir_plugin.evaluation.named_attacks import attack_specs
+    from empir_plugin.evaluation.prepare import parse_device, require_weights
     from empir_plugin.evaluation.protocols import parse_protocol
     from empir_plugin.evaluation.run import evaluate as run_evaluation
+    from empir_plugin.zoo.find import threat_of
 
     set_threads(threads)
     settings = Settings(
@@ -144,9 +150,9 @@ def evaluate(
         int8=not no_int8,
         gradients=gradients,
     )
-    plan, evaluated = parse_protocol(protocol), parse_model(model, checkpoint, trained, rule, member, ema=ema)
+    plan, evaluated = parse_protocol(protocol), source.find()
     target = record or Path("runs", f"{plain_name(evaluated.name)}-{datetime.now():%Y%m%d-%H%M%S}.json")
-    check_output_file("--record", target)
+    check_output_file("--out", target)
     if images is not None:
         check_output_file("--images", images)
     dataset = evaluated.dataset
@@ -155,21 +161,23 @@ def evaluate(
     given = {"--images": images is not None, "--pictures": pictures is not None, "--store": store is not None}
     if eps_curve is not None:
         _refuse("--eps-curve has results of its own", {**given, "--cascade": cascade, "--json": as_json})
-    if threat == "corruptions":
+    if threat is not None and threat.lower() == "corruptions":
         unused = {"--protocol": protocol != "default", "--attack": bool(chosen), **given, "--cascade": cascade}
         unused = {**unused, "--eps-curve": eps_curve is not None}
         _refuse("--threat corruptions runs no attack", {**unused, "--store": False})
         corrupted = _load_corruptions(dataset, data_dir, wanted, make_corruptions, seed)
         data = corrupted.clean
-        network = evaluated.load(threat, data)
+        network = evaluated.load("corruptions")
+        require_weights(network, evaluated.name)
         run = partial(evaluate_corruptions, network, corrupted)
     else:
         if make_corruptions:
             raise CommandError("--make-corruptions is for --threat corruptions: pass that, too")
-        budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or evaluated.threat()
+        budget = Threat.parse(threat) if threat is not None else plan.threat(dataset) or threat_of(evaluated)
         data = load_images(dataset, data_dir=data_dir, n_examples=wanted)
-        network = evaluated.load(str(budget.norm), data)
-        attacks = _select_attacks(plan.attacks(network, dataset), chosen)
+        network = evaluated.load(str(budget.norm))
+        require_weights(network, evaluated.name)
+        attacks = attack_specs(chosen, network, plan, dataset) or None
         if eps_curve is not None:
             about: dict[str, Any] = {"name": evaluated.name, "settings": settings, "protocol": plan}
             with ProgressBar() as progress:
@@ -213,15 +221,6 @@ def _load_corruptions(
 
 _QUICK = 100
 """Number of images by default: about two minutes on two cores."""
-
-
-def _select_attacks(attacks: tuple[AttackSpec, ...], names: tuple[str, ...]) -> tuple[AttackSpec, ...] | None:
-    """The attacks with those names; without names None, which means the whole protocol."""
-    known = {spec.name: spec for spec in attacks}
-    for name in names:
-        if name not in known:
-            raise CommandError(f"--attack must be one of {', '.join(map(repr, known))}, got {name!r}")
-    return tuple(known[name] for name in names) or None
 
 
 def _print_report(result: Record, path: Path) -> None:

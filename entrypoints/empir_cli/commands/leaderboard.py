@@ -28,7 +28,7 @@ def leaderboard() -> None:
 @click.argument("model")
 @click.option("--record", "records", type=_PATH, multiple=True, required=True, help="Run record (repeatable).")
 @click.option("--audit", type=_PATH, help="Report of `empir audit`.")
-@click.option("--overhead", type=_PATH, help="Costs of the model: the JSON of `empir overhead`.")
+@click.option("--overhead", type=_PATH, help="Costs of the model: the file of `empir overhead --out`.")
 @click.option("--paper", type=_PATH, help="Paper and architecture (TOML), for a model this package has none for.")
 @_TREE
 def add(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from empir_cli.console import console, table
-from empir_cli.options import CHECKPOINT, DEVICE, EMA, MOST_THREADS
+from empir_cli.model_options import ModelArguments, model_arguments
+from empir_cli.options import DEVICE, MOST_THREADS
 
 if TYPE_CHECKING:
     from empir_plugin.evaluation.overhead.latency import Latency
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write all numbers to this file (JSON).")
+@model_arguments
+@click.option("--out", "target", type=click.Path(path_type=Path), help="Also write all numbers to this file (JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON instead of tables.")
 @click.option("--layers", is_flag=True, help="Show every layer and its quantization error.")
 @click.option(
     "--latency/--no-latency", default=True, show_default=True, help="Measure forward passes; use an idle machine."
@@ -42,12 +44,11 @@ if TYPE_CHECKING:
     help="Time for each batch size; slow networks get fewer rounds, or none.",
 )
 @click.option("--image-shape", help="Shape of an input image, such as 3x32x32.  [the data set's]")
-@CHECKPOINT
-@EMA
 @DEVICE
 def overhead(
-    model: str,
+    source: ModelArguments,
     target: Path | None,
+    as_json: bool,
     layers: bool,
     latency: bool,
     batch_sizes: tuple[int, ...],
@@ -55,8 +56,6 @@ def overhead(
     repeats: int,
     seconds: float,
     image_shape: str | None,
-    checkpoint: Path | None,
-    ema: bool | None,
     device: str,
 ) -> None:
     """Compare MODEL's costs with one full-precision network: parameters, operations, bytes, Equation 6, time.
@@ -71,23 +70,23 @@ def overhead(
     from empir_plugin.evaluation.overhead.report import overhead as compute_overhead
     from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.leaderboard.evidence import OVERHEAD
-    from empir_plugin.zoo.registry import find_builder, load_model
-    from empir_plugin.zoo.show import dataset_of
 
     if target is not None:
-        check_output_file("--json", target)
+        check_output_file("--out", target)
     how = LatencySettings(batch_sizes, repeats, threads, parse_device(device), seconds)
-    dataset, builder = dataset_of(model), find_builder(model)
-    threat = builder.threats[0] if builder else "Linf"
-    network = load_model(model, dataset=dataset, threat_model=threat, custom_checkpoint=checkpoint or "", ema=ema)
-    shape = parse_image_shape(image_shape) if image_shape else image_shape_of(dataset)
+    costly = source.find()
+    network = costly.load()
+    shape = parse_image_shape(image_shape) if image_shape else image_shape_of(costly.dataset)
     trained = getattr(network, "weights_loaded", True)
     report = compute_overhead(network, shape, latency=how if latency else None, errors=layers and trained)
-    _print_report(model, report)
-    if layers:
-        _print_layers(report)
     if target is not None:
         OVERHEAD.write(target, report.to_dict())
+    if as_json:
+        click.echo(OVERHEAD.text(report.to_dict()), nl=False)
+        return
+    _print_report(costly.name, report)
+    if layers:
+        _print_layers(report)
 
 
 def _print_report(model: str, report: Overhead) -> None:

@@ -9,35 +9,41 @@ import click
 
 from empir_cli.console import ProgressBar, console, table
 from empir_cli.group import CommandError
-from empir_cli.options import DATA_DIR, DEVICE, THREADS, set_threads
+from empir_cli.model_options import (
+    DATASET,
+    MEAN,
+    MODEL_ARGS,
+    STD,
+    import_from_here,
+    parse_channels,
+    parse_settings,
+)
+from empir_cli.names import check_name, complete_models
+from empir_cli.options import CHECKPOINT, DATA_DIR, DEVICE, EMA, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.data.image_set import ImageSet
     from empir_plugin.models.convert.report import ConversionReport
     from empir_plugin.training.quantization import QuantizationPlan, QuantizedNetwork
+    from empir_plugin.zoo.spec import DefinedModel
 
 
 @click.command()
-@click.argument("architecture", metavar="ARCH")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--precision", required=True, help="Bits of weights and inputs, such as w4a4.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Full-precision weights: safetensors, packed or plain, or a PyTorch file (.pt).",
-)
-@click.option(
-    "--checkpoint-ema/--no-checkpoint-ema",
-    default=None,
-    help="Start from the moving average in --checkpoint, or from the weights beside it.",
-)
+@CHECKPOINT
+@EMA
 @DATA_DIR
-@click.option("--dataset", default="cifar10", show_default=True, help="mnist, cifar10 or cifar100.")
+@DATASET
+@MODEL_ARGS
+@MEAN
+@STD
 @click.option("--finetune", type=click.IntRange(min=0), default=0, metavar="EPOCHS", help="Epochs of fine-tuning.  [0]")
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Peak learning rate of fine-tuning.")
 @click.option("--batch-size", type=int, default=128, show_default=True, help="Images per step of fine-tuning.")
 @click.option(
-    "--ema",
+    "--ema-decay",
+    "decay",
     type=float,
     default=0.0,
     show_default=True,
@@ -69,7 +75,7 @@ if TYPE_CHECKING:
     "--seed", type=int, default=0, show_default=True, help="Seed of the order and augmentation of the images."
 )
 @DEVICE
-@click.option("--name", help="Name of the files.  [ARCH-PRECISION]")
+@click.option("--name", help="Name of the files.  [MODEL-PRECISION]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.  [runs/quantize]")
 @click.option(
     "--resume/--restart", default=True, show_default=True, help="Resume from a checkpoint in --out, or start over."
@@ -77,11 +83,14 @@ if TYPE_CHECKING:
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def quantize(
-    architecture: str,
-    checkpoint: Path,
-    checkpoint_ema: bool | None,
+    model: str,
+    checkpoint: Path | None,
+    ema: bool | None,
     data_dir: Path | None,
-    dataset: str,
+    dataset: str | None,
+    model_args: tuple[str, ...],
+    mean: str | None,
+    std: str | None,
     device: str,
     out: Path | None,
     resume: bool,
@@ -89,34 +98,46 @@ def quantize(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Quantize a trained network of timm or RobustBench, such as resnet18 or WideResNet-28-10, and fine-tune it.
+    """Quantize a trained network, and fine-tune it.
+
+    MODEL is an architecture of timm or RobustBench, such as resnet18 (timm's, for ImageNet), ResNet-18 (RobustBench's,
+    for CIFAR) or WideResNet-28-10, the id of a model of RobustBench, or package.module:callable, each with
+    --checkpoint; or a full-precision model with weights: a name, or the report that empir train wrote. The result is
+    evaluated by the path of its report, empir evaluate OUT/NAME.json.
 
     The first training images calibrate the network: whether a layer's inputs are signed, and the statistics of batch
     normalization. A checkpoint is written after every epoch: an interrupted run resumes from the last one, with the
     same result. Accuracies are measured on the test images.
     """
+    check_name(model)
     from empir_plugin.data.image_set import load_images
     from empir_plugin.evaluation.prepare import parse_device
     from empir_plugin.training.quantization import quantize_checkpoint
+    from empir_plugin.zoo.find import find_full_precision
+    from empir_plugin.zoo.spec import ModelOptions
 
     set_threads(threads)
-    plan, target = _plan(architecture, dataset, **settings), parse_device(device)
+    import_from_here()
+    channels = parse_channels("--mean", mean), parse_channels("--std", std)
+    options = ModelOptions(checkpoint, ema, dataset or "", parse_settings(model_args), *channels)
+    source, target = find_full_precision(model, options), parse_device(device)
+    plan = _plan(model, source, **settings)
     if data_dir is None:
         raise CommandError(
             "--data-dir is missing: calibration and fine-tuning need training images, and the bundled sample holds "
             "only test images"
         )
-    training = load_images(dataset, data_dir=data_dir, split="train")
-    test = load_images(dataset, data_dir=data_dir)
+    training = load_images(source.dataset, data_dir=data_dir, split="train")
+    test = load_images(source.dataset, data_dir=data_dir)
     folder = out or Path("runs", "quantize")
     with ProgressBar() as progress:
         network = quantize_checkpoint(
             plan,
-            checkpoint,
+            source.weights,
             training,
             test,
             folder,
-            ema=checkpoint_ema,
+            ema=ema,
             device=target,
             resume=resume,
             on_conversion=None if as_json else _print_conversion,
@@ -130,8 +151,8 @@ def quantize(
 
 
 def _plan(
-    architecture: str,
-    dataset: str,
+    model: str,
+    source: DefinedModel,
     *,
     precision: str,
     finetune: int,
@@ -140,10 +161,12 @@ def _plan(
     layers: tuple[str, ...],
     allow_unsupported: bool,
     name: str | None,
+    decay: float,
     **schedule: Any,
 ) -> QuantizationPlan:
     from empir_plugin._files.names import plain_name
     from empir_plugin.models.activations import Activations
+    from empir_plugin.models.convert.select import INNER
     from empir_plugin.models.quantize import Precision
     from empir_plugin.training.networks import Extent
     from empir_plugin.training.quantization import QuantizationPlan
@@ -151,16 +174,19 @@ def _plan(
 
     bits = Precision.parse(precision)
     member = MemberRecipe(
-        name or plain_name(f"{architecture}-{precision}".lower()),
+        name or plain_name(f"{Path(model).name.removesuffix('.json')}-{precision}".lower()),
+        ema=decay,
         epochs=finetune,
         precision=bits,
         activations=Activations.parse(activations),
-        flip=augment and dataset != "mnist",
+        flip=augment and source.dataset != "mnist",
         shift=_SHIFT if augment else 0,
         **schedule,
     )
-    kinds: tuple[str, ...] | str = layers[0] if layers in (("inner",), ("all",)) else layers or "inner"
-    return QuantizationPlan(architecture, member, Extent(kinds, allow_unsupported))
+    kinds = {(): INNER, ("inner",): INNER, ("all",): "all"}.get(layers, layers)
+    network = source.definition
+    how = {"settings": network.settings, "mean": network.mean, "std": network.std}
+    return QuantizationPlan(network.architecture, member, Extent(kinds, allow_unsupported), **how)
 
 
 _SHIFT = 3

@@ -44,7 +44,7 @@ def _canned(monkeypatch: pytest.MonkeyPatch, report: AuditReport) -> None:
 @pytest.mark.slow
 def test_a_real_audit_prints_a_table_and_writes_a_report(tmp_path: Path) -> None:
     target = tmp_path / "new" / "audit.json"
-    result = _run("mnistconv-fp", "--n-examples", "21", "--json", str(target))
+    result = _run("mnistconv-fp", "--n-examples", "21", "--out", str(target))
     assert result.exit_code == 0, result.output
     report = AuditReport.read(target)
     assert report.model["name"] == "mnistconv-fp"
@@ -72,7 +72,7 @@ def test_masking_fails_only_with_fail_on_masking(monkeypatch: pytest.MonkeyPatch
     target = tmp_path / "audit.json"
     _canned(monkeypatch, MASKED)
     assert _run("cifarconv-fp").exit_code == 0
-    assert _run("cifarconv-fp", "--fail-on-masking", "--json", str(target)).exit_code == 1
+    assert _run("cifarconv-fp", "--fail-on-masking", "--out", str(target)).exit_code == 1
     assert AuditReport.read(target) == MASKED
     _canned(monkeypatch, CANNED)
     assert _run("cifarconv-fp", "--fail-on-masking").exit_code == 0
@@ -111,7 +111,7 @@ def test_bad_input_prints_one_sentence_and_exits_with_2(
     arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = _run(*arguments, "--json", "audit.json")
+    result = _run(*arguments, "--out", "audit.json")
     assert result.exit_code == 2
     assert sentence in result.output
     assert "Traceback" not in result.output
@@ -119,9 +119,9 @@ def test_bad_input_prints_one_sentence_and_exits_with_2(
 
 
 def test_a_report_path_that_is_a_folder_is_rejected_before_the_audit(tmp_path: Path) -> None:
-    result = _run("cifarconv-fp", "--json", str(tmp_path))
+    result = _run("cifarconv-fp", "--out", str(tmp_path))
     assert result.exit_code == 2
-    assert f"--json must be a file, got the folder {tmp_path}: name a file" in result.output
+    assert f"--out must be a file, got the folder {tmp_path}: name a file" in result.output
 
 
 def test_a_model_without_weights_is_rejected() -> None:

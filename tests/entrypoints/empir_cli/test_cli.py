@@ -40,7 +40,7 @@ def test_list_shows_models_with_precision_accuracy_and_size() -> None:
 
 def test_evaluate_prints_a_table_and_writes_a_record(tmp_path: Path) -> None:
     target = tmp_path / "new" / "record.json"
-    result = _run("evaluate", "cifarconv-fp", "--n-examples", "6", "--threat", "Linf:16/255", "--record", str(target))
+    result = _run("evaluate", "cifarconv-fp", "--n-examples", "6", "--threat", "Linf:16/255", "--out", str(target))
     assert result.exit_code == 0, result.output
     assert "cifarconv-fp under Linf:16/255, 6 images of cifar10 (bundled sample)" in " ".join(result.output.split())
     assert all(row in result.output for row in ("none (clean)", "FGSM", "PGD-100", "AutoAttack", "worst case"))
@@ -50,7 +50,7 @@ def test_evaluate_prints_a_table_and_writes_a_record(tmp_path: Path) -> None:
 
 def test_the_number_to_quote_is_the_bold_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    arguments = ("evaluate", "mnistconv-w2a4", "--n-examples", "4", "--record", str(tmp_path / "r"))
+    arguments = ("evaluate", "mnistconv-w2a4", "--n-examples", "4", "--out", str(tmp_path / "r"))
     averaged = _run(*arguments, "--protocol", "released").output.splitlines()
     (average,) = (line for line in averaged if "average of the attacks" in line)
     (worst,) = (line for line in averaged if "worst case per image" in line)
@@ -65,7 +65,7 @@ def test_int8_kernels_are_used_by_default_and_one_option_turns_them_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "record.json"
-    arguments = ("evaluate", "cifarconv-w2a2", "--n-examples", "4", "--attack", "FGSM", "--record", str(target))
+    arguments = ("evaluate", "cifarconv-w2a2", "--n-examples", "4", "--attack", "FGSM", "--out", str(target))
     monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
     _run(*arguments)
     int8 = Record.read(target)
@@ -82,21 +82,21 @@ def test_int8_kernels_are_used_by_default_and_one_option_turns_them_off(
 
 def test_json_replaces_the_table(tmp_path: Path) -> None:
     target = tmp_path / "record.json"
-    arguments = ("evaluate", "cifarconv-fp", "--n-examples", "2", "--json", "--record", str(target))
+    arguments = ("evaluate", "cifarconv-fp", "--n-examples", "2", "--json", "--out", str(target))
     result = CliRunner().invoke(empir_cli.main, arguments)
     assert json.loads(result.stdout) == json.loads(target.read_text())
 
 
 def test_a_cascade_is_noted_and_images_are_written(tmp_path: Path) -> None:
     folders = ("--store", str(tmp_path / "store"), "--images", str(tmp_path / "adv.safetensors"))
-    arguments = ("--n-examples", "6", "--attack", "FGSM", "--attack", "PGD-100", "--record", str(tmp_path / "r.json"))
+    arguments = ("--n-examples", "6", "--attack", "FGSM", "--attack", "PGD-100", "--out", str(tmp_path / "r.json"))
     result = _run("evaluate", "cifarconv-fp", *arguments, *folders, "--cascade", "--threads", "1")
     assert result.exit_code == 0, result.output
     assert "only on images that the attacks above did not break" in " ".join(result.output.split())
     assert Record.read(tmp_path / "r.json").run["cascade"] is True
     assert load_file(tmp_path / "adv.safetensors")["images"].shape == (6, 3, 32, 32)
     independent = _run(
-        "evaluate", "cifarconv-fp", "--n-examples", "2", "--attack", "FGSM", "--record", str(tmp_path / "s")
+        "evaluate", "cifarconv-fp", "--n-examples", "2", "--attack", "FGSM", "--out", str(tmp_path / "s")
     )
     assert "attacks above" not in independent.output
 
@@ -113,7 +113,7 @@ BAD = {
     "no such GPU": (("evaluate", "empir-cifar", "--device", "cuda:99"), "use --device cpu"),
     "no device": (("evaluate", "empir-cifar", "--device", "tpu?"), "a device is written"),
     "checkpoint": (("evaluate", "empir-cifar", "--checkpoint", "nowhere.safetensors"), "no weight file at nowhere"),
-    "record is a folder": (("evaluate", "cifarconv-fp", "--record", "."), "--record must be a file, got the folder ."),
+    "record is a folder": (("evaluate", "cifarconv-fp", "--out", "."), "--out must be a file, got the folder ."),
     "images under a file": (
         ("evaluate", "cifarconv-fp", "--store", "s", "--images", f"{__file__}/x.safetensors"),
         "is a file: choose another path",
@@ -152,7 +152,7 @@ def test_a_checkpoint_as_a_training_script_saves_it(tmp_path: Path) -> None:
         result = _run(command, *arguments)
         assert result.exit_code == 2
         assert "(--ema or --no-ema)" in result.output
-    small = ("--n-examples", "20", "--attack", "FGSM", "--json", "--record", str(tmp_path / "record.json"))
+    small = ("--n-examples", "20", "--attack", "FGSM", "--json", "--out", str(tmp_path / "record.json"))
     accuracies = []
     for ema in ("--no-ema", "--ema"):
         result = _run("evaluate", *arguments, *small, ema)
@@ -172,10 +172,10 @@ def test_a_model_without_weights_is_rejected() -> None:
 
 
 def test_a_bug_is_one_sentence_and_a_traceback_with_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> str:
+    def broken(*args: str) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("empir_plugin.zoo.show.default_threat", broken)
+    monkeypatch.setattr("empir_plugin.zoo.find.default_threat", broken)
     result = _run("evaluate", "empir-cifar")
     assert result.exit_code == 2
     assert result.output == (
@@ -195,7 +195,7 @@ def test_starting_the_command_line_loads_no_torch() -> None:
 def test_threads_apply_to_one_command_only(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     options = ("--n-examples", "2", "--attack", "FGSM", "--threads", str(before + 1))
-    result = _run("evaluate", "cifarconv-fp", *options, "--record", str(tmp_path / "r.json"))
+    result = _run("evaluate", "cifarconv-fp", *options, "--out", str(tmp_path / "r.json"))
     assert result.exit_code == 0, result.output
     assert Record.read(tmp_path / "r.json").run["threads"] == [before + 1]
     assert torch.get_num_threads() == before
@@ -219,7 +219,7 @@ class Writes(nn.Module):
 def test_a_failing_model_is_one_sentence_without_traceback(
     model: nn.Module, sentence: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("empir_plugin.zoo.registry.load_model", lambda *args, **kwargs: model)
+    monkeypatch.setattr("empir_plugin.zoo.find.load_model", lambda *args, **kwargs: model)
     monkeypatch.chdir(tmp_path)
     result = _run(command, "cifarconv-fp")
     text = " ".join(result.output.split())

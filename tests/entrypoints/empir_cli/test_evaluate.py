@@ -32,7 +32,7 @@ def test_the_mean_and_every_corruption_are_printed(
     corrupted_dir: Path, bundled_clean_images: None, tmp_path: Path
 ) -> None:
     path = tmp_path / "record.json"
-    result = run("cifarconv-w2a2", "--threat", "corruptions", "--data-dir", str(corrupted_dir), "--record", str(path))
+    result = run("cifarconv-w2a2", "--threat", "corruptions", "--data-dir", str(corrupted_dir), "--out", str(path))
     assert result.exit_code == 0, result.output
     record = Record.read(path)
     assert "12 images of CIFAR-10-C (folder)" in result.output

@@ -67,7 +67,7 @@ def test_equation_6_stands_beside_the_measured_ratio_at_every_batch_size(
     monkeypatch.setattr(integer, "kernel_for", lambda device: IntMM())
     target = tmp_path / "overhead.json"
     sizes = ("--batch-size", "3", "--batch-size", "1")
-    result = _run("empir-cifar", "--repeats", "1", *sizes, "--json", str(target))
+    result = _run("empir-cifar", "--repeats", "1", *sizes, "--out", str(target))
     table = json.loads(target.read_text())
     found, eq6 = table["measured_by_batch_size"], table["eq6"]["time"]
     assert list(found) == ["1", "3"]
@@ -87,7 +87,7 @@ def test_equation_6_stands_beside_the_measured_ratio_at_every_batch_size(
 def test_batch_sizes_that_take_too_long_are_left_out_with_a_reason(tmp_path: Path) -> None:
     target = tmp_path / "overhead.json"
     limit = ("--batch-size", "1000000", "--seconds", "0.01")
-    result = _run("cifarconv-w4a2", *limit, "--json", str(target))
+    result = _run("cifarconv-w4a2", *limit, "--out", str(target))
     table = json.loads(target.read_text())
     assert table["measured"] is None
     assert table["measured_by_batch_size"]["1000000"].startswith("a round of it would take about")
@@ -101,7 +101,7 @@ def test_without_latency_nothing_is_measured() -> None:
 
 def test_json_holds_every_number(tmp_path: Path) -> None:
     target = tmp_path / "new" / "overhead.json"
-    assert _run("cifarconv-w4a2", "--json", str(target), *FAST).exit_code == 0
+    assert _run("cifarconv-w4a2", "--out", str(target), *FAST).exit_code == 0
     report = json.loads(target.read_text())
     assert report["eq6"]["storage"]["ideal"] == 0.125
     assert report["measured"]["repeats"] == 2
@@ -144,9 +144,9 @@ def test_bad_input_prints_one_sentence_and_exits_with_2(arguments: tuple[str, ..
 
 
 def test_an_output_path_that_is_a_folder_is_rejected(tmp_path: Path) -> None:
-    result = _run("cifarconv-w4a2", "--no-latency", "--json", str(tmp_path))
+    result = _run("cifarconv-w4a2", "--no-latency", "--out", str(tmp_path))
     assert result.exit_code == 2
-    assert f"--json must be a file, got the folder {tmp_path}: name a file" in result.output
+    assert f"--out must be a file, got the folder {tmp_path}: name a file" in result.output
 
 
 @pytest.mark.slow

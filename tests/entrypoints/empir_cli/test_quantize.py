@@ -138,3 +138,79 @@ def _check_error(result: Result, sentence: str) -> None:
     assert "Traceback" not in result.output
     errors = [line for line in result.output.strip().splitlines() if not line.startswith("accuracy, ")]
     assert len(errors) == 1, "beside the progress of what was measured before"
+
+
+def _train_a_little(model: torch.nn.Module, steps: int = 2) -> None:
+    """A few training steps on noise, so that weights and statistics are no longer the initial ones."""
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.train()(images), torch.arange(8)).backward()
+        optimizer.step()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("noise")
+def test_from_a_checkpoint_of_robustbench_s_resnet_to_an_evaluated_ensemble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = network("ResNet-18", num_classes=10)
+        _train_a_little(model)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, "full.pth")
+    files = ("--checkpoint", "full.pth", "--data-dir", ".", "--out", "out")
+    for precision in ("w4a4", "w2a2"):
+        result = _run("quantize", "ResNet-18", "--precision", precision, *files)
+        assert result.exit_code == 0, result.output
+    parts = ["full.pth", "out/resnet-18-w4a4.json", "out/resnet-18-w2a2.json"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--n-examples", "2", "--attack", "fgsm", "--json")
+    single = _run("evaluate", parts[1], *arguments)
+    assert single.exit_code == 0, single.output
+    assert json.loads(single.stdout)["model"]["name"] == "resnet-18-w4a4"
+    named = _run("evaluate", "ResNet-18", "--checkpoint", "out/resnet-18-w4a4.safetensors", *arguments)
+    assert json.loads(named.stdout)["model"]["sha256"] == json.loads(single.stdout)["model"]["sha256"]
+    members = [part for path in parts[1:] for part in ("--member", path)]
+    ensemble = json.loads(_run("evaluate", *members, "--rule", "mean_probability", *arguments).stdout)
+    assert ensemble["model"]["name"] == "resnet-18-w4a4 + resnet-18-w2a2 (mean_probability)"
+    with pytest.warns(UserWarning, match="quantized after training|comes without weights"):
+        dorefa = empir_plugin.load_model("dorefa-w4a4-resnet18", custom_checkpoint="full.pth")
+    again = empir_plugin.load_model(parts[1])
+    assert [name for name, _ in quantized_layers(dorefa)] == [name for name, _ in quantized_layers(again)]
+
+
+@pytest.mark.usefixtures("noise")
+def test_a_callable_with_arguments_and_a_normalisation_is_quantized_and_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callable_, arguments = "robustbench.model_zoo.architectures.wide_resnet:WideResNet", ("depth=10", "widen_factor=1")
+    settings = [part for each in arguments for part in ("--model-args", each)]
+    checkpoint = _checkpoint("WideResNet-10-1", tmp_path / "full.safetensors")
+    files = ("--checkpoint", str(checkpoint), "--data-dir", ".", "--out", "out", "--name", "tiny")
+    channels = ("--mean", "0.49,0.48,0.45", "--std", "0.25,0.24,0.26")
+    result = _run("quantize", callable_, "--precision", "w4a4", *settings, *channels, *files, "--activations", "pact")
+    assert result.exit_code == 0, result.output
+    definition = json.loads(Path("out/tiny.json").read_text())["network"]
+    assert definition["settings"] == {"depth": 10, "widen_factor": 1}
+    assert definition["mean"] == [0.49, 0.48, 0.45]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    evaluated = _run("evaluate", callable_, "--checkpoint", "out/tiny.safetensors", "--n-examples", "2", "--json")
+    assert evaluated.exit_code == 0, evaluated.output
+
+
+@pytest.mark.usefixtures("noise")
+def test_a_named_model_and_a_report_bring_their_weights(tmp_path: Path) -> None:
+    files = ("--precision", "w4a4", "--data-dir", str(tmp_path), "--out", str(tmp_path), "--scale", "none")
+    result = _run("quantize", "cifarconv-fp", "--activations", "unsigned", *files)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "cifarconv-fp-w4a4.json").is_file()
+    again = _run("quantize", str(tmp_path / "cifarconv-fp-w4a4.json"), *files)
+    _check_error(again, "is quantized already (w4a4): start from full precision")
+    _check_error(_run("quantize", "empir-cifar", *files), "is an ensemble: name one of its networks")
+    _check_error(_run("quantize", "ResNet-18", *files), "ResNet-18 comes without weights: pass --checkpoint")
