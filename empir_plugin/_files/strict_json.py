@@ -100,7 +100,7 @@ class JsonKind:
             return parse(self._current(value))
         except EmpirError as error:
             raise self.error(f"{path} is not {self.name}: {error}{self._end}") from error
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise self.error(f"{path} is not {self.name} ({type(error).__name__}: {error}){self._end}") from error
 
     @property

@@ -93,6 +93,7 @@ def initial_network(
 
     Example:
         >>> from empir_plugin.data.image_set import load_images
+        >>> from empir_plugin.models.quantize import Precision
         >>> member = MemberRecipe("m", seed=0, epochs=1, precision=Precision.parse("w4a4"), scale="max")
         >>> type(initial_network("WideResNet-10-1", member, load_images("cifar10", n_examples=16))).__name__
         'WideResNet'

@@ -152,8 +152,7 @@ def find_model(text: str, options: ModelOptions | None = None) -> ModelSource:
         WeightsError: If a report is missing or damaged.
 
     Example:
-        >>> from importlib.resources import files
-    from pathlib import Path
+        >>> from pathlib import Path
         >>> source = find_model("empir-mnist")
         >>> source.dataset, source.threat_text
         ('mnist', 'Linf:0.3')

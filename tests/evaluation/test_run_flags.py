@@ -80,8 +80,7 @@ class Centred(nn.Module):
 @pytest.mark.parametrize("wrap", [InBatch, Centred])
 def test_decisions_that_depend_on_the_batch_are_flagged(toys: ModuleType, wrap: type[nn.Module]) -> None:
     record = run(wrap(Brightness()), shaded(toys), batch_size=8, shard_size=20)
-    (flag,) = record.flags
-    assert "other images of the batch" in flag
+    (flag,) = (flag for flag in record.flags if "other images of the batch" in flag)
     assert record.run["batch_dependent"] > 2
     assert f"{record.run['batch_dependent']} of 40" in flag
 

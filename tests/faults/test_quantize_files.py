@@ -30,7 +30,7 @@ class KilledError(BaseException):
 @pytest.fixture
 def quantize(tiny_mnist: ImageSet, tmp_path: Path) -> Callable[[Path], QuantizedNetwork]:
     checkpoint = tmp_path / "full.safetensors"
-    save_file(full_precision_network("mnistconv", TUNED, tiny_mnist).state_dict(), checkpoint)
+    save_file(full_precision_network(PLAN.definition(tiny_mnist), TUNED).state_dict(), checkpoint)
     test = ImageSet("mnist", "test", tiny_mnist.images, tiny_mnist.labels, tiny_mnist.class_names)
     return lambda out: quantize_checkpoint(PLAN, checkpoint, tiny_mnist, test, out)
 
