@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from empir_plugin.evaluation.audit.report import SIGNIFICANCE
+from empir_plugin.evaluation.intervals import CONFIDENCE, wilson_interval
 from empir_plugin.evaluation.record import Record
 from empir_plugin.zoo.card import cards
 
@@ -32,6 +33,9 @@ GENERATED = (
 )
 
 pytestmark = pytest.mark.skipif(len(PAGES) == 1, reason="the source distribution has no docs/")
+
+
+PLAIN = "peer on the network as written"
 
 
 def _name(path: Path) -> str:
@@ -132,7 +136,8 @@ def _relative_times(records: Any, record: str, case: str, form: str) -> list[flo
 def _fraction(records: Any) -> tuple[str]:
     """The time of PGD as a fraction of the fastest other library's, in words."""
     fastest = min(_relative_times(records, "attacks", "pgd", "as written"))
-    return ({5: "fifth", 6: "sixth", 7: "seventh"}[round(fastest)],)
+    words = "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"
+    return (words[round(fastest) - 5],)
 
 
 def _pyautoattack(records: Any) -> tuple[int, str, str]:
@@ -160,6 +165,21 @@ def _resnet18_ensemble(records: Any) -> tuple[str, ...]:
 
 def _storage(records: Any, form: str) -> float:
     return records.read_overhead("empir-cifar")["eq6"]["storage"][form]
+
+
+def _interval(_: Any) -> tuple[str, ...]:
+    low, high = wilson_interval(10, 100)
+    return f"{10:g}", f"{100 * low:.1f}", f"{100 * high:.1f}"
+
+
+def _pgd_bf16(records: Any) -> tuple[str]:
+    return (f"{records.read_times('attacks')['cases']['pgd-standing']['speedup_over_fastest_bf16'][PLAIN]:.1f}",)
+
+
+def _changed_verdicts(_: Any) -> tuple[int, str]:
+    tables = importlib.import_module("integer_tables")
+    changes = [tables.change_of_definition(model) for model in tables.DEFINED]
+    return sum(len(each.lost) + len(each.gained) for each in changes), f"{sum(len(each.before) for each in changes):,}"
 
 
 def _joint_epochs(records: Any) -> tuple[int]:
@@ -249,6 +269,10 @@ CLAIMS = (
         _pyautoattack,
     ),
     Claim("docs/benchmarks.md", "the {} test images, bit for bit", _compared_images),
+    Claim("docs/benchmarks.md", "and with bf16 gradients {} times as fast", _pgd_bf16),
+    Claim("docs/benchmarks.md", "{} of {} verdicts changed", _changed_verdicts),
+    Claim("docs/evaluate.md", "The {} % intervals in tables are Wilson's.", lambda _: (f"{100 * CONFIDENCE:g}",)),
+    Claim("docs/evaluate.md", "{} % of 100 images is anything from {} % to {} %.", _interval),
     Claim("docs/quantize.md", "a w4a4 ResNet-18 takes {} to {} of the time of float32", _resnet18),
     Claim(
         "docs/quantize.md",
@@ -281,7 +305,7 @@ def test_numbers_in_sentences_follow_from_the_records(claim: Claim) -> None:
     assert prose.count(_written(claim)) == 1, _written(claim)
 
 
-_NUMBER = re.compile(r"\d[\d.]* %|\d[\d.]* times|\d+ (?:more )?of (?:the|its) \d|(?:fifth|sixth|seventh) of the time")
+_NUMBER = re.compile(r"\d[\d.]* %|\d[\d.]* times|\d+ (?:more )?of (?:the|its) \d|(?:\w+(?:ir|f|x|n|h)th) of the time")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

@@ -73,11 +73,12 @@ def machine_line(record: str) -> str:
     table = read_times(record)
     machine, settings = table["machine"], table["settings"]
     cases = [*table.get("cases", {}).values(), *table.get("series", {}).values()]
-    images = sorted({case.get("n_images", settings.get("batch_size")) for case in cases})
+    images = sorted({case.get("n_images", settings.get("batch_size")) for case in cases} or {settings["n_images"]})
+    rounds = settings["rounds"] if "rounds" in settings else settings["repeats"]
     facts = [
         f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores",
         f"load average {machine['load_average'][0]:g}",
-        f"{_count(settings['threads'], 'thread')}, {_count(settings['repeats'], 'round')}",
+        f"{_count(settings['threads'], 'thread')}, {_count(rounds, 'round')}",
         f"{' or '.join(map(str, images))} images",
         f"torch {table['versions']['torch']}",
         table["finished"][:10],

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import accuracy_tables
 import architecture
 import benchmark_tables
+import integer_tables
 import robust_tables
 from markdown_tables import markdown_table
 from run_records import ROOT, RUNS
@@ -73,6 +74,10 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
             "integer": benchmark_tables.integer_times_table,
             "integer record": partial(benchmark_tables.machine_line, "integer"),
             "agreement": benchmark_tables.agreement_table,
+            "definition": integer_tables.definition_table,
+            "gradients": integer_tables.gradients_table,
+            "builds": integer_tables.builds_table,
+            "builds record": partial(benchmark_tables.machine_line, "builds"),
             "faults": benchmark_tables.faults_table,
         },
         "docs/models.md": {"models": accuracy_tables.models_table},

@@ -25,7 +25,7 @@ from empir_plugin.evaluation.progress import AttackedImages, Tick
 from empir_plugin.models.integer.convert import BF16, FLOAT32, Backend, run_on_integers
 from empir_plugin.models.integer.fold import random_state_kept
 
-_SHARD, _SHARD_ON_GPU = 50, 500
+_SHARD, _SHARD_ON_GPU = 250, 500
 _COMPARED = 64
 """Images at most on which the model on int8 kernels must have the same logits."""
 
