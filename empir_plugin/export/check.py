@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -72,10 +71,9 @@ class ExportedModel(nn.Module):
             del graph.value_info[:]
             wrapper = self._wrapper = wrapper.transform(library("qonnx.transformation.infer_shapes").InferShapes())
         # The executor wraps each standard operation in a file of onnx's newest container.
-        previous, onnx.helper.IR_VERSION = onnx.helper.IR_VERSION, min(onnx.helper.IR_VERSION, _NEWEST_IR)
+        previous, onnx.IR_VERSION = onnx.IR_VERSION, min(onnx.IR_VERSION, _NEWEST_IR)
         try:
             result = library("qonnx.core.onnx_exec").execute_onnx(wrapper, {self._input: images})
         finally:
-            with suppress(AttributeError):
-                onnx.helper.IR_VERSION = previous
+            onnx.IR_VERSION = previous
         return result[wrapper.graph.output[0].name]

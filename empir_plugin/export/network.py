@@ -81,7 +81,8 @@ class _Writer:
         return self._network(graph, module, x, example)
 
     def _ensemble(self, graph: Graph, ensemble: Ensemble, x: str, example: Tensor) -> tuple[str, tuple[int, ...]]:
-        members, shape = [], ()
+        members: list[str] = []
+        shape: tuple[int, ...] = ()
         for index, member in enumerate(ensemble.members):
             with graph.scope(f"members.{index}"):
                 name, shape = self.module(graph, member, x, example)

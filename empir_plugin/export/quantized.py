@@ -1,4 +1,4 @@
-"""Quantized layers in ONNX: ``operation(A, W) * scale + bias`` on integers, as :mod:`empir_plugin.models.layers` has it.
+"""Quantized layers in ONNX: ``operation(A, W) * scale + bias`` on integers, as our own layers compute it.
 
 The factor stays behind the sum, also in QONNX, whose quantizers have the scale 1: a scale of ``1 / n`` would divide
 where the definition multiplies, and send some activations to the neighbouring level.

@@ -64,7 +64,7 @@ def export(
     check_output_file("--out", out)
     named = NamedModel(model, checkpoint, ema)
     images = load_images(named.dataset, data_dir=data_dir, n_examples=n_images)
-    network = named.load(Threat.parse(default_threat(model)).norm.name, images)
+    network = named.load(str(Threat.parse(default_threat(model)).norm), images)
     _print(export_model(network, out, images.as_float(), format=form))
 
 
