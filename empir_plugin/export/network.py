@@ -81,13 +81,12 @@ class _Writer:
         return self._network(graph, module, x, example)
 
     def _ensemble(self, graph: Graph, ensemble: Ensemble, x: str, example: Tensor) -> tuple[str, tuple[int, ...]]:
-        members: list[str] = []
-        shape: tuple[int, ...] = ()
+        written: list[tuple[str, tuple[int, ...]]] = []
         for index, member in enumerate(ensemble.members):
             with graph.scope(f"members.{index}"):
-                name, shape = self.module(graph, member, x, example)
-            members.append(name)
-        return write_rule(graph, members, ensemble.rule, ensemble.leader, shape[-1]), shape
+                written.append(self.module(graph, member, x, example))
+        shape = written[0][1]
+        return write_rule(graph, [name for name, _ in written], ensemble.rule, ensemble.leader, shape[-1]), shape
 
     def _discretized(self, graph: Graph, module: Discretized, x: str, example: Tensor) -> tuple[str, tuple[int, ...]]:
         quantizer = module.activation_quantizer
