@@ -126,14 +126,18 @@ class _Writer:
         if node.op == "call_module":
             with graph.scope(str(node.target)):
                 return self._call_module(graph, traced.get_submodule(str(node.target)), inputs, node, before)
-        write = FUNCTIONS.get(node.target)
-        if write is None:
-            target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-            raise refuse(graph, f"no ONNX form of {target} ({node.name}) is known")
         named = {key: _name_of(graph, value, names) for key, value in node.kwargs.items()}
         if not inputs and "input" in named:
             inputs = [named.pop("input")]
-        return write(Call(graph, inputs, before, _shape(node), named))
+        with graph.scope(_module_of(node)):
+            return self._call_function(Call(graph, inputs, before, _shape(node), named), node)
+
+    def _call_function(self, call: Call, node: fx.Node) -> str:
+        write = FUNCTIONS.get(node.target)
+        if write is None:
+            target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+            raise refuse(call.graph, f"no ONNX form of {target} is known")
+        return write(call)
 
     def _call_module(
         self, graph: Graph, module: nn.Module, inputs: list[Any], node: fx.Node, before: tuple[int, ...]
@@ -157,6 +161,12 @@ def write_discretizer(graph: Graph, x: str, quantizer: InputDiscretizer) -> str:
     if quantizer.levels is Levels.FLOOR:
         return graph.add("Div", quotient, constant(n))
     return graph.add("Div", graph.add("Add", quotient, constant(0.5)), constant(2**quantizer.bits))
+
+
+def _module_of(node: fx.Node) -> str:
+    """The name of the module whose code calls a function."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 def _is_tensor(node: fx.Node) -> bool:

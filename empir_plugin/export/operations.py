@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +143,38 @@ def _pad(call: Call, padding: Sequence[int], mode: str, value: float | None) -> 
     return graph.add("Pad", call.inputs[0], graph.constant(pads, np.int64), graph.constant(value or 0.0))
 
 
+def _permute(call: Call) -> str:
+    axes = call.value(1, "dims")
+    axes = list(call.inputs[1:]) if isinstance(axes, int) else list(axes)
+    return call.graph.add("Transpose", call.inputs[0], perm=[axis % len(axes) for axis in axes])
+
+
+def _transpose(call: Call) -> str:
+    axes = list(range(len(call.before)))
+    first, second = call.value(1, "dim0"), call.value(2, "dim1")
+    axes[first], axes[second] = axes[second], axes[first]
+    return call.graph.add("Transpose", call.inputs[0], perm=axes)
+
+
+def _batch_norm_function(call: Call) -> str:
+    mean, variance, gain, shift = (call.value(1 + i, n) for i, n in enumerate(_NORM_ARGUMENTS))
+    if call.value(5, "training", False) or not all(isinstance(each, str) for each in (mean, variance, gain, shift)):
+        raise refuse(call.graph, "a batch normalization by the batch, or without weights, is not supported")
+    constants = gain, shift, mean, variance
+    return call.graph.add("BatchNormalization", call.inputs[0], *constants, epsilon=call.value(7, "eps", 1e-5))
+
+
+_NORM_ARGUMENTS = ("running_mean", "running_var", "weight", "bias")
+
+
+def _write_layer_norm(call: Call, norm: nn.LayerNorm) -> str:
+    parameters = [call.graph.constant(_numpy(each)) for each in (norm.weight, norm.bias) if each is not None]
+    if not parameters:
+        raise refuse(call.graph, "a layer normalization without weights is not supported")
+    axis = -len(norm.normalized_shape)
+    return call.graph.add("LayerNormalization", call.inputs[0], *parameters, axis=axis, epsilon=norm.eps)
+
+
 def _linear(call: Call, weight: str, bias: str | None) -> str:
     product = call.graph.add("MatMul", call.inputs[0], call.graph.add("Transpose", weight, perm=[1, 0]))
     return product if bias is None else call.graph.add("Add", product, bias)
@@ -189,6 +220,9 @@ MODULES: Mapping[type[nn.Module], Callable[[Call, Any], str]] = MappingProxyType
         nn.Linear: _write_linear,
         nn.BatchNorm1d: _write_norm,
         nn.BatchNorm2d: _write_norm,
+        nn.LayerNorm: _write_layer_norm,
+        nn.Hardswish: lambda call, _: call.graph.add("HardSwish", call.inputs[0]),
+        nn.Hardsigmoid: lambda call, _: call.graph.add("HardSigmoid", call.inputs[0], alpha=1 / 6, beta=0.5),
         nn.ReLU: lambda call, _: call.graph.add("Relu", call.inputs[0]),
         nn.ReLU6: lambda call, _: _clip(call, 0.0, 6.0),
         nn.Hardtanh: lambda call, m: _clip(call, m.min_val, m.max_val),
@@ -222,6 +256,13 @@ def _average_pool_function(call: Call) -> str:
     return _average_pool(call, kernel, stride, padding, ceil, count, call.value(6, "divisor_override"))
 
 
+def _clamp_function(call: Call) -> str:
+    low, high = call.value(1, "min"), call.value(2, "max")
+    if isinstance(low, str) or isinstance(high, str):
+        raise refuse(call.graph, "a clamp whose bounds are tensors is not supported")
+    return _clip(call, low, high)
+
+
 def _dropout_function(call: Call) -> str:
     if call.value(2, "training", True):
         raise refuse(call.graph, "it applies dropout in evaluation mode")
@@ -241,6 +282,11 @@ FUNCTIONS: Mapping[Any, Callable[[Call], str]] = MappingProxyType(
         **dict.fromkeys((torch.flatten, torch.reshape, "flatten", "view", "reshape", "squeeze"), _reshape),
         **dict.fromkeys((torch.mean, "mean"), _mean),
         **dict.fromkeys(("contiguous", "float", "detach"), _same),
+        **dict.fromkeys((torch.permute, "permute"), _permute),
+        **dict.fromkeys((torch.transpose, "transpose"), _transpose),
+        F.batch_norm: _batch_norm_function,
+        F.hardswish: _unary("HardSwish"),
+        F.hardsigmoid: _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
         F.silu: _silu,
         F.gelu: lambda call: _write_gelu(call, call.named.get("approximate", "none")),
         F.hardtanh: lambda call: _clip(call, call.value(1, "min_val", -1.0), call.value(2, "max_val", 1.0)),
@@ -255,7 +301,7 @@ FUNCTIONS: Mapping[Any, Callable[[Call], str]] = MappingProxyType(
         F.pad: lambda call: _pad(call, call.value(1, "pad"), call.value(2, "mode", "constant"), call.value(3, "value")),
         F.linear: lambda call: _linear(call, call.value(1, "weight"), call.value(2, "bias")),
         torch.cat: _concatenate,
-        torch.clamp: lambda call: _clip(call, call.value(1, "min", -math.inf), call.value(2, "max", math.inf)),
+        **dict.fromkeys((torch.clamp, torch.clip, "clamp", "clip"), _clamp_function),
     }
 )
 """How each function, and each method by its name, is written."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import empir_plugin.export.network as export_network
@@ -74,6 +75,29 @@ def test_every_quantizer_gives_the_same_logits(quantizers: tuple, form: Format, 
     model, x = network(), 3 * images() - 1
     for layer in (model[3], model[6]):
         layer.use_quantizers_(*quantizers)
+    torch.testing.assert_close(exported(model, x, form, tmp_path), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+class _Functions(nn.Module):
+    """Functions of PyTorch that networks call in their own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm2d(3), nn.LayerNorm(3)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm
+        x = F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False, 0.1, 1e-3)
+        x = torch.cat([F.hardswish(4 * x) - x, F.hardsigmoid(x), 2 / (F.silu(x) + 3)], 2)
+        x = F.pad(x, (1, 0, 2, 1), value=0.5).permute(0, 2, 3, 1).transpose(1, -2)
+        x = self.last(x.clamp(-1, 2)).mean((1, 2))
+        return F.hardtanh(F.gelu(x), -0.1, 0.7) * x.view(x.size(0), -1)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_functions_in_a_network_give_the_same_outputs(form: Format, tmp_path: Path) -> None:
+    model, x = _Functions().eval(), images() - 0.3
     torch.testing.assert_close(exported(model, x, form, tmp_path), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 

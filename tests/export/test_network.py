@@ -102,7 +102,7 @@ def _hooked() -> nn.Module:
     [
         (network(last=nn.PReLU()), ("5", "PReLU")),
         (network(last=_Twice()), ("Sequential", "cannot be traced")),
-        (network(last=_Median()), ("cumsum",)),
+        (network(last=_Median()), ("5", "cumsum")),
         (_hooked(), ("2", "forward hooks")),
         (Ensemble([network(), _hooked()]), ("members.1.2", "forward hooks")),
         (Ensemble([network()], _Rule()), ("_Rule", "MaxVote")),
