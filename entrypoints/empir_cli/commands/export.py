@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from empir_cli.console import console
-from empir_cli.evaluated_model import NamedModel
-from empir_cli.options import CHECKPOINT, DATA_DIR, EMA, THREADS, set_threads
+from empir_cli.model_options import ModelArguments, model_arguments
+from empir_cli.options import DATA_DIR, THREADS, set_threads
 
 if TYPE_CHECKING:
     from empir_plugin.export.export import ExportReport
 
 
 @click.command()
-@click.argument("model")
+@model_arguments
 @click.option(
     "--format",
     "form",
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     help="onnx: standard operators, for onnxruntime; qonnx: Quant nodes, for FINN and hls4ml.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
-@CHECKPOINT
-@EMA
 @DATA_DIR
 @click.option(
     "--images",
@@ -39,11 +37,9 @@ if TYPE_CHECKING:
 )
 @THREADS
 def export(
-    model: str,
+    source: ModelArguments,
     form: str,
     out: Path,
-    checkpoint: Path | None,
-    ema: bool | None,
     data_dir: Path | None,
     n_images: int,
     threads: int | None,
@@ -55,16 +51,16 @@ def export(
     pip install 'empir-plugin[export]'.
     """
     from empir_plugin._files.atomic import check_output_file
-    from empir_plugin.attacks.threat import Threat
     from empir_plugin.data.image_set import load_images
+    from empir_plugin.evaluation.prepare import require_weights
     from empir_plugin.export.export import export_model
-    from empir_plugin.zoo.show import default_threat
 
     set_threads(threads)
     check_output_file("--out", out)
-    named = NamedModel(model, checkpoint, ema)
-    images = load_images(named.dataset, data_dir=data_dir, n_examples=n_images)
-    network = named.load(str(Threat.parse(default_threat(model)).norm), images)
+    model = source.find()
+    images = load_images(model.dataset, data_dir=data_dir, n_examples=n_images)
+    network = model.load()
+    require_weights(network, model.name)
     _print(export_model(network, out, images.as_float(), format=form))
 
 
@@ -74,4 +70,6 @@ def _print(report: ExportReport) -> None:
     out.print(f"{report.path}: {report.bytes:,} bytes ({version})", markup=False, soft_wrap=True)
     same = found.images - found.differing_decisions
     gaps = f"logits differ by {found.median_logit_difference:.2g} (median) to {found.max_logit_difference:.2g}"
-    out.print(f"same decisions as the model on {same:,} of {found.images:,} images; {gaps}", markup=False)
+    out.print(
+        f"same decisions as the model on {same:,} of {found.images:,} images; {gaps}", markup=False, soft_wrap=True
+    )
