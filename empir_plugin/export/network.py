@@ -58,13 +58,25 @@ def write_model(graph: Graph, model: nn.Module, shape: tuple[int, ...], form: Fo
     return _Writer(form).module(graph, model, INPUT, x)
 
 
+class _Called(nn.Module):
+    """A network, called with its hooks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
 class _Writer:
     def __init__(self, form: Format) -> None:
         self.form = form
 
     def module(self, graph: Graph, module: nn.Module, x: str, example: Tensor) -> tuple[str, tuple[int, ...]]:
         """Add a module with one input; the name and the shape of its output."""
-        if has_hooks(module):
+        one_operation = isinstance(module, (Ensemble, Discretized, QuantizedLayer)) or type(module) in MODULES
+        if has_hooks(module) and one_operation:
             raise refuse(graph, "it has forward hooks, which a file cannot hold")
         if "forward" in vars(module):
             raise refuse(graph, "its forward was replaced by another function")
@@ -78,7 +90,8 @@ class _Writer:
             output = tuple(module(example).shape)
             call = Call(graph, (x,), tuple(example.shape), output, {})
             return MODULES[type(module)](call, module), output
-        return self._network(graph, module, x, example)
+        # Such as the normalization of images, which a hook applies.
+        return self._network(graph, _Called(module) if has_hooks(module) else module, x, example)
 
     def _ensemble(self, graph: Graph, ensemble: Ensemble, x: str, example: Tensor) -> tuple[str, tuple[int, ...]]:
         written: list[tuple[str, tuple[int, ...]]] = []
@@ -96,7 +109,8 @@ class _Writer:
 
     def _network(self, graph: Graph, network: nn.Module, x: str, example: Tensor) -> tuple[str, tuple[int, ...]]:
         try:
-            traced = fx.GraphModule(network, _ModuleTracer().trace(network))
+            inside = network.network if isinstance(network, _Called) else None
+            traced = fx.GraphModule(network, _ModuleTracer(inside).trace(network))
             ShapeProp(traced).propagate(example)
         except Exception as error:  # Third-party code on stand-ins may fail in any way.
             raise refuse(

@@ -21,6 +21,7 @@ from empir_plugin.models.ensemble import Ensemble, MaxVote, MeanLogits, MeanProb
 from empir_plugin.models.layers import QuantConv2d, QuantLinear
 from empir_plugin.models.quantize import ActivationQuantizer, Precision, WeightQuantizer
 from empir_plugin.models.weight_quantizers import SignWeightQuantizer, UniformWeightQuantizer
+from empir_plugin.zoo.quantized.build import normalize_images_
 from empir_plugin.zoo.registry import load_model
 
 NEEDS = {Format.ONNX: ("onnx", "onnxruntime"), Format.QONNX: ("onnx", "onnxruntime", "qonnx")}
@@ -99,6 +100,15 @@ class _Functions(nn.Module):
 def test_functions_in_a_network_give_the_same_outputs(form: Format, tmp_path: Path) -> None:
     model, x = _Functions().eval(), images() - 0.3
     torch.testing.assert_close(exported(model, x, form, tmp_path), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+def test_the_normalization_of_images_is_part_of_the_file(tmp_path: Path) -> None:
+    model, x = _Functions().eval(), images()
+    before = model(x).detach()
+    normalize_images_(model, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+    assert (model(x) - before).abs().max() > 0.01
+    torch.testing.assert_close(exported(model, x, Format.ONNX, tmp_path), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 class _Led(Ensemble):
