@@ -52,6 +52,13 @@ def contracts(session: nox.Session) -> None:
     _test(session, *CONTRACTS)
 
 
+@nox.session(python=PYTHONS[2])
+def export(session: nox.Session) -> None:
+    """Exported files in onnxruntime and in qonnx, the included ensembles on 1,000 images among them."""
+    session.install("-e", ".[test,export]")
+    _pytest(session, "tests/export", "-m", "not gpu")
+
+
 @nox.session(python=PYTHONS[0])
 def oldest(session: nox.Session) -> None:
     """All tests on the oldest interpreter, with the oldest torch and timm allowed."""

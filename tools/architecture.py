@@ -59,6 +59,7 @@ ROOMS = (
     Room("models", "How does a network become low precision, and several networks one?", "a model is built", 2),
     Room("attacks", "What does an adversary do?", "attacked", 4),
     Room("zoo", "Which models have a name?", "named", 0),
+    Room("export", "How does a model reach hardware?", "exported", 0),
     Room("evaluation", "How robust is a model, at what cost, and can the numbers be trusted?", "judged", 4),
     Room("training", "How are members trained?", "trained", 0),
     Room("leaderboard", "How is a result published?", "published", 2),

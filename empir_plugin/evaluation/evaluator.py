@@ -38,9 +38,9 @@ class Settings:
         seed: Seed of every random number in the attacks.
         batch_size: Images per forward pass of an attack.
         shard_size: Images per shard. A shard is stored as a whole, belongs to one process, and is given to AutoAttack
-            at once, whose random numbers belong to a batch. By default 50 on a CPU, so that a short run has several,
-            and 500 on another device, which larger batches use better; or the next multiple of the batch size of an
-            attack that has its own.
+            at once, whose random numbers belong to a batch and whose last images cost as many passes as all. By default
+            250 on a CPU and 500 on another device, which larger batches use better; or the next multiple of the batch
+            size of an attack that has its own.
         device: Where to compute.
         cascade: Attack only images that are robust under the attacks before. The worst case is the same wherever
             nothing of an attack depends on the images beside it; each attack's own accuracy is then that of all attacks

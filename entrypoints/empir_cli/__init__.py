@@ -11,6 +11,7 @@ from empir_cli.border import RootGroup, debug_option
 from empir_cli.commands.audit import audit
 from empir_cli.commands.compare import compare
 from empir_cli.commands.evaluate import evaluate
+from empir_cli.commands.export import export
 from empir_cli.commands.leaderboard import leaderboard
 from empir_cli.commands.list import list_models
 from empir_cli.commands.overhead import overhead
@@ -28,5 +29,5 @@ def main() -> None:
     show_log()
 
 
-for _command in (list_models, train, quantize, evaluate, compare, audit, overhead, leaderboard, reproduce):
+for _command in (list_models, train, quantize, evaluate, compare, audit, overhead, export, leaderboard, reproduce):
     main.add_command(_command)

@@ -86,7 +86,7 @@ def test_autoattack_reports_within_a_shard(toys: ModuleType) -> None:
     assert inside[0].done >= wrong, "what is misclassified is finished before the first step"
 
 
-def test_the_default_run_is_cut_into_shards(toys: ModuleType) -> None:
+def test_a_long_run_is_cut_into_shards(toys: ModuleType) -> None:
     plan = [AttackSpec("FGSM", fgsm())]
-    record = evaluate(toys.network(), toys.noise_images(100), toys.THREAT, plan, progress=False)
-    assert record.run["shard_size"] == 50
+    record = evaluate(toys.network(), toys.noise_images(300), toys.THREAT, plan, progress=False)
+    assert record.run["shard_size"] == 250

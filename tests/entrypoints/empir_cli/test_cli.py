@@ -26,7 +26,18 @@ def _run(*arguments: str) -> Result:
 
 def test_help_names_every_command() -> None:
     text = _run("--help").output
-    commands = ("audit", "compare", "evaluate", "leaderboard", "list", "overhead", "quantize", "reproduce", "train")
+    commands = (
+        "audit",
+        "compare",
+        "evaluate",
+        "export",
+        "leaderboard",
+        "list",
+        "overhead",
+        "quantize",
+        "reproduce",
+        "train",
+    )
     assert all(command in text for command in commands)
 
 
