@@ -88,7 +88,7 @@ def export_model(
 
 
 _BATCH = 125
-_LARGEST_SHARE, _LARGEST_MEDIAN = 0.005, 1e-3
+LARGEST_SHARE, _LARGEST_MEDIAN = 0.005, 1e-3
 """What rounding explains: the share of decisions and the median difference of logits at which a file is refused."""
 
 
@@ -99,7 +99,7 @@ def _require_agreement(agreement: Agreement) -> None:
     an activation in a thousand images so far that a close decision changes, as other hardware or threads do.
     """
     share = agreement.differing_decisions / agreement.images
-    if share <= _LARGEST_SHARE and agreement.median_logit_difference <= _LARGEST_MEDIAN:
+    if share <= LARGEST_SHARE and agreement.median_logit_difference <= _LARGEST_MEDIAN:
         return
     raise EvaluationError(
         f"the exported file decides otherwise than the model on {agreement.differing_decisions:,} of "
