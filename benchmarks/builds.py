@@ -29,7 +29,7 @@ TARGETS = {"step, float32 gradients": 0.75, "step, bf16 gradients": 0.55, "AutoA
 
 
 @click.command()
-@click.argument("checkout", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("checkout", type=click.Path(path_type=Path))
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of the steps.")
 @click.option("--model", default="empir-cifar-at", show_default=True, help="Model for AutoAttack.")
 @click.option("--n-images", type=click.IntRange(1), default=64, show_default=True, help="Images for AutoAttack.")
@@ -41,6 +41,8 @@ def main(checkout: Path, rounds: int, model: str, n_images: int, out: Path | Non
     from empir_plugin._files.atomic import write_atomically
     from empir_plugin.evaluation.identity import code_sha256, now, versions
 
+    if not (checkout / "empir_plugin").is_dir():
+        raise click.ClickException(f"{checkout} is no checkout of this repository: clone it and check out a commit")
     if out is not None and not out.parent.is_dir():
         raise click.ClickException(f"no folder {out.parent} for --out: make it first")
     before = {"before": checkout.resolve()}

@@ -76,6 +76,8 @@ BLOCKS: Mapping[str, Mapping[str, Callable[[], str]]] = MappingProxyType(
             "agreement": benchmark_tables.agreement_table,
             "definition": integer_tables.definition_table,
             "gradients": integer_tables.gradients_table,
+            "builds": integer_tables.builds_table,
+            "builds record": partial(benchmark_tables.machine_line, "builds"),
             "faults": benchmark_tables.faults_table,
         },
         "docs/models.md": {"models": accuracy_tables.models_table},
