@@ -44,7 +44,7 @@ def with_shard_size(settings: Settings, specs: Sequence[AttackSpec]) -> Settings
     Example:
         >>> from empir_plugin.attacks import fgsm
         >>> with_shard_size(Settings(), [AttackSpec("FGSM", fgsm(), batch_size=40)]).shard_size
-        80
+        280
     """
     if settings.shard_size is not None:
         return settings
