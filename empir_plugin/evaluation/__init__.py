@@ -4,7 +4,7 @@ from empir_plugin.data.image_set import ImageSet as ImageSet
 from empir_plugin.data.image_set import check_images as check_images
 from empir_plugin.data.image_set import load_images as load_images
 from empir_plugin.evaluation.attack_spec import AttackSpec as AttackSpec
-from empir_plugin.evaluation.comparison import Comparison as Comparison
+from empir_plugin.evaluation.comparison import RecordComparison as RecordComparison
 from empir_plugin.evaluation.comparison import compare as compare
 from empir_plugin.evaluation.curve import Curve as Curve
 from empir_plugin.evaluation.curve import evaluate_curve as evaluate_curve

@@ -9,7 +9,7 @@ from typing import Any
 
 from empir_plugin._files.strict_json import JsonKind
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.comparison import Comparison, compare
+from empir_plugin.evaluation.comparison import RecordComparison, compare
 from empir_plugin.evaluation.record import Record, parse_record
 
 _KIND = JsonKind("a run record or a session's report", EvaluationError, cure="--rb-save writes one")
@@ -28,7 +28,7 @@ def read_records(path: Path) -> tuple[Record, ...]:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class BaselineRecords:
     """Records to compare with.
 
     Args:
@@ -46,7 +46,7 @@ class Baseline:
         wanted = _subject(record)
         return next((each for each in self.records if _subject(each) == wanted), None)
 
-    def compare(self, record: Record) -> Comparison | None:
+    def compare(self, record: Record) -> RecordComparison | None:
         """The comparison with the baseline's record; None if it has none with an attack in common."""
         found = self.of(record)
         names = set() if found is None else {attack.name for attack in found.attacks}
@@ -54,11 +54,11 @@ class Baseline:
             return None
         return compare(found, record)
 
-    def shortfalls(self, record: Record, comparison: Comparison | None) -> tuple[str, ...]:
+    def shortfalls(self, record: Record, comparison: RecordComparison | None) -> tuple[str, ...]:
         """One sentence for each accuracy that fell too far, or that the baseline has no number for."""
         return () if self.largest_drop is None else tuple(self._shortfalls(record, comparison, self.largest_drop))
 
-    def _shortfalls(self, record: Record, comparison: Comparison | None, points: float) -> Iterator[str]:
+    def _shortfalls(self, record: Record, comparison: RecordComparison | None, points: float) -> Iterator[str]:
         known = () if comparison is None else comparison.baseline.attacks
         missing = [attack.name for attack in record.attacks if attack.name not in {each.name for each in known}]
         if missing:
@@ -80,7 +80,7 @@ def pair_records(baseline: Sequence[Record], candidates: Sequence[Record]) -> li
     """
     if len(baseline) == len(candidates) == 1:
         return [(baseline[0], candidates[0])]
-    first = Baseline(Path(), tuple(baseline))
+    first = BaselineRecords(Path(), tuple(baseline))
     pairs = [(found, each) for each in candidates if (found := first.of(each)) is not None]
     if not pairs:
         raise EvaluationError("the files share no model on the same images under the same threat: nothing to compare")

@@ -80,7 +80,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RecordComparison:
     """Two records compared.
 
     Args:
@@ -118,7 +118,7 @@ class Comparison:
         return {**models, **subject, "changes": [each.to_table() for each in self.changes], "notes": list(self.notes)}
 
 
-def compare(baseline: Record, candidate: Record) -> Comparison:
+def compare(baseline: Record, candidate: Record) -> RecordComparison:
     """Compare two records of the same images under the same threat; the models may differ.
 
     Attacks are matched by name. The worst case is that over the attacks that both records have.
@@ -149,7 +149,7 @@ def compare(baseline: Record, candidate: Record) -> Comparison:
         *(Change(one.name, one.robust, other.robust) for one, other in pairs),
         Change(WORST_CASE, before, after),
     )
-    return Comparison(baseline, candidate, changes, tuple(_notes(baseline, candidate, pairs)))
+    return RecordComparison(baseline, candidate, changes, tuple(_notes(baseline, candidate, pairs)))
 
 
 def _check(baseline: Record, candidate: Record) -> None:

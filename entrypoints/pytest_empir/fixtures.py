@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from empir_plugin.data.image_set import ImageSet
-    from empir_plugin.evaluation.baseline import Baseline
+    from empir_plugin.evaluation.baseline import BaselineRecords
     from empir_plugin.evaluation.record import Record
     from empir_plugin.suite.case import Case
     from empir_plugin.suite.session import EvaluationSession
@@ -29,7 +29,7 @@ CASE, RECORD, NOT_EVALUATED, CHANGES = "rb_case", "rb_record", "rb_not_evaluated
 
 _VERDICT: pytest.StashKey[str] = pytest.StashKey()
 _SESSION: pytest.StashKey[EvaluationSession] = pytest.StashKey()
-_BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
+_BASELINE: pytest.StashKey[BaselineRecords | None] = pytest.StashKey()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,14 +65,14 @@ def _evaluation_session(config: pytest.Config) -> EvaluationSession:
     return config.stash.setdefault(_SESSION, EvaluationSession())
 
 
-def _baseline(config: pytest.Config) -> Baseline | None:
+def _baseline(config: pytest.Config) -> BaselineRecords | None:
     """What the records of this session are compared with; None without ``--rb-compare``."""
     if _BASELINE not in config.stash:
-        from empir_plugin.evaluation.baseline import Baseline, read_records
+        from empir_plugin.evaluation.baseline import BaselineRecords, read_records
 
         path = option_path(config, "compare")
         drop = config.getoption("rb_compare_fail")
-        config.stash[_BASELINE] = None if path is None else Baseline(path, read_records(path), drop)
+        config.stash[_BASELINE] = None if path is None else BaselineRecords(path, read_records(path), drop)
     return config.stash[_BASELINE]
 
 
@@ -123,7 +123,7 @@ def rb_record(request: pytest.FixtureRequest, rb_case: Case, rb_model: nn.Module
     return record
 
 
-def _compare(request: pytest.FixtureRequest, baseline: Baseline | None, record: Record) -> tuple[str, ...]:
+def _compare(request: pytest.FixtureRequest, baseline: BaselineRecords | None, record: Record) -> tuple[str, ...]:
     """The accuracies that fell too far below the baseline's; the comparison goes to the process that reports."""
     if baseline is None:
         return ()

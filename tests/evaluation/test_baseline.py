@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from empir_plugin.errors import EvaluationError
-from empir_plugin.evaluation.baseline import Baseline, pair_records, read_records
+from empir_plugin.evaluation.baseline import BaselineRecords, pair_records, read_records
 from empir_plugin.evaluation.record import AttackRecord, Record, percent, worst_case
 from empir_plugin.suite.session import session_report
 
@@ -56,7 +56,7 @@ def test_other_files_are_refused_by_name(content: str, tmp_path: Path) -> None:
 
 
 def test_the_record_of_the_same_model_images_and_threat_is_found() -> None:
-    baseline = Baseline(Path("base.json"), (ONE, OTHER), 1.0)
+    baseline = BaselineRecords(Path("base.json"), (ONE, OTHER), 1.0)
     assert baseline.of(record("other", FGSM="1111")) is OTHER
     assert baseline.of(record("third", PGD="1111")) is None
     assert baseline.of(replace(OTHER, threat="L2:0.5")) is None
@@ -66,12 +66,12 @@ def test_the_record_of_the_same_model_images_and_threat_is_found() -> None:
 def test_a_drop_beyond_the_limit_falls_short() -> None:
     worse = record("one", PGD="1000")
     for drop, count in ((None, 0), (49.0, 1), (50.0, 0)):
-        baseline = Baseline(Path("base.json"), (ONE,), drop)
+        baseline = BaselineRecords(Path("base.json"), (ONE,), drop)
         assert len(baseline.shortfalls(worse, baseline.compare(worse))) == count
 
 
 def test_what_the_baseline_has_no_number_for_falls_short() -> None:
-    baseline = Baseline(Path("base.json"), (ONE,), 1.0)
+    baseline = BaselineRecords(Path("base.json"), (ONE,), 1.0)
     more = record("one", PGD="1110", AutoAttack="0000")
     (sentence,) = baseline.shortfalls(more, baseline.compare(more))
     assert all(text in sentence for text in ("base.json", "AutoAttack", "one", "Linf:8/255", "--rb-save"))

@@ -11,7 +11,7 @@ import click
 from empir_cli.console import console, table
 
 if TYPE_CHECKING:
-    from empir_plugin.evaluation.comparison import Comparison
+    from empir_plugin.evaluation.comparison import RecordComparison
 
 
 @click.command()
@@ -48,7 +48,7 @@ def compare(baseline: Path, candidate: Path, fail_on_drop: float | None, as_json
         raise click.exceptions.Exit(1)
 
 
-def _print(comparison: Comparison) -> None:
+def _print(comparison: RecordComparison) -> None:
     from empir_plugin.evaluation.comparison import ranges
     from empir_plugin.evaluation.intervals import interval_text
     from empir_plugin.evaluation.record import percent
