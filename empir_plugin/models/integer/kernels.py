@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from empir_plugin.models.integer.codes import Grid
+from empir_plugin.models.layers import EXACT_IN_FLOAT32
 
-_LARGEST_SUM = 2**24
 _FAR_BELOW_INFINITY = 1e30
 
 Program = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ class IntegerOp:
     @property
     def is_bounded(self) -> bool:
         """Whether outputs stay far below infinity for all inputs, so that neither they nor sums of them are NaN."""
-        largest = _LARGEST_SUM * self.scale.abs() + (0 if self.bias is None else self.bias.abs())
+        largest = EXACT_IN_FLOAT32 * self.scale.abs() + (0 if self.bias is None else self.bias.abs())
         return bool((largest < _FAR_BELOW_INFINITY).all())
 
 
